@@ -1,0 +1,83 @@
+"""Our own file format: one safetensors file that says by itself how to build and run its network.
+
+Metadata key `onestep_sr` holds JSON: `network` (SwinUNetConfig), `schedule` (ResShiftSchedule),
+`evaluations` (1 for a student, T for a teacher), and `card` (free text: data, licence, command).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ..errors import UserError
+from ..networks.swin_unet import SwinUNet, SwinUNetConfig
+from ..recipe import Recipe
+from ..schedule import ResShiftSchedule
+from ..step import ResShiftStep
+from .weights_file import WeightsFile
+
+METADATA_KEY = "onestep_sr"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the metadata says."""
+
+    network: SwinUNetConfig
+    schedule: ResShiftSchedule
+    evaluations: int = 1
+    card: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Description:
+        """Raises KeyError, TypeError or ValueError where the text is not such a description."""
+        fields = json.loads(text)
+        network = fields["network"]
+        network["multipliers"] = tuple(network["multipliers"])
+        schedule = ResShiftSchedule(**fields["schedule"])
+        return cls(SwinUNetConfig(**network), schedule, int(fields["evaluations"]), str(fields.get("card", "")))
+
+
+def save(path: Path, network: nn.Module, description: Description, dtype: torch.dtype = torch.float16) -> None:
+    """Write weights and description; under a temporary name first, so a file is whole or absent."""
+    learned = {name: p.detach().to("cpu", dtype).contiguous() for name, p in network.named_parameters()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(learned, temporary, metadata={METADATA_KEY: description.to_json()})
+    os.replace(temporary, path)
+
+
+def build(description: Description) -> SwinUNet:
+    """The network on the meta device: shapes and names, no memory."""
+    with torch.device("meta"):
+        return SwinUNet(description.network)
+
+
+def recipe(description: Description, name: str) -> Recipe:
+    """How such a file runs: its own schedule, on tiles four times as wide as it was trained on."""
+    network = description.network
+    return Recipe(
+        name=name,
+        title=name,
+        citation="arXiv 2408.07476 (the method)",
+        step=ResShiftStep(description.schedule, description.evaluations),
+        scale=network.bicubic_skip,
+        tile=4 * network.native_size,
+        multiple=network.multiple,
+    )
+
+
+def describe(file: WeightsFile) -> Description:
+    """Raises UserError where the file's metadata is broken."""
+    try:
+        return Description.from_json(file.metadata[METADATA_KEY])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file.name} has a broken description ({error}): download it again.") from error

@@ -1,0 +1,121 @@
+"""Reading weights files that nobody vouches for: safetensors, or torch files without any code in them."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+WRAPPER_KEYS = ("state_dict", "params_ema", "params", "model")
+PREFIXES = ("module.", "_orig_mod.")
+SHOWN_KEYS = 5
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Names and tensors of one file, on the CPU and mapped from disk where the format allows."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """Open a `.safetensors`, `.pth`, `.pt` or `.ckpt` file.
+
+    A dictionary under `state_dict` and the like is unpacked; `module.` and `_orig_mod.` before every name
+    are dropped. Raises UserError for a file that is missing, empty, cut short or no weights file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not there: check the name, or copy the weights file to that place.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path.name} is empty (0 bytes): download it again.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return WeightsFile(path, _without_prefixes(_read_torch(path)), {})
+
+
+def _read_safetensors(path: Path) -> WeightsFile:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+            return WeightsFile(path, _without_prefixes(tensors), file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path.name} is cut short or no safetensors file ({error}): download it again.") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path.name} is no weights file, or holds more than weights, which could run code: get it as safetensors."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path.name} is cut short or no torch file: download it again.") from error
+    for key in WRAPPER_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path.name} holds no table of weights: choose a checkpoint file.")
+    return content
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in PREFIXES * 2:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def mismatches(file: WeightsFile, network: nn.Module) -> list[str]:
+    """Why the file does not fit the network, a phrase per kind; empty where it does. Buffers may be absent."""
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    optional = {name for name, _ in network.named_buffers()}
+    found = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
+    kinds = {
+        "lacks": sorted(expected.keys() - found.keys() - optional),
+        "has unknown": sorted(found.keys() - expected.keys()),
+        "has another shape for": sorted(
+            f"{name} {found[name]} for {expected[name]}"
+            for name in expected.keys() & found.keys()
+            if found[name] != expected[name]
+        ),
+    }
+    return [f"{kind} {len(names)} weights ({_shortened(names)})" for kind, names in kinds.items() if names]
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN_KEYS]) + (", ..." if len(names) > SHOWN_KEYS else "")
+
+
+def fill(network: nn.Module, file: WeightsFile, title: str, dtype: torch.dtype) -> nn.Module:
+    """Give a network built on the meta device the file's weights in `dtype`, without a second copy.
+
+    Raises UserError for names or shapes that differ, or weights that are not finite.
+    """
+    reasons = mismatches(file, network)
+    if reasons:
+        raise UserError(f"{file.name} is not a complete {title} checkpoint: it {'; it '.join(reasons)}.")
+    broken = [n for n, t in file.tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if broken:
+        raise UserError(f"{file.name} holds values that are not finite in {_shortened(broken)}: download it again.")
+    weights = {name for name, _ in network.named_parameters()}
+    learned = {name: file.tensors[name].to(dtype) for name in weights}
+    network.load_state_dict(learned, strict=False, assign=True)
+    return network.requires_grad_(False).eval()

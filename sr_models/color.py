@@ -1,0 +1,59 @@
+"""Giving a result the colours of the picture it was made from."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import UserError
+
+ColorMatch = Literal["none", "wavelet", "adain"]
+COLOR_MATCHES: tuple[ColorMatch, ...] = get_args(ColorMatch)
+WAVELET_LEVELS = 5
+
+
+def match(image: Tensor, reference: Tensor, method: ColorMatch) -> Tensor:
+    """`image` with the colours of `reference`, both (B, 3, H, W) about [0, 1]; not clamped.
+
+    Raises UserError for an unknown method.
+    """
+    if method == "none":
+        return image
+    if method == "wavelet":
+        return wavelet(image, reference)
+    if method == "adain":
+        return adain(image, reference)
+    raise UserError(f"Colour match {method!r} is unknown: choose one of {', '.join(COLOR_MATCHES)}.")
+
+
+def wavelet(image: Tensor, reference: Tensor) -> Tensor:
+    """The image's five high bands on the reference's low band: image + low(reference - image).
+
+    The blur is linear, so one pass over the difference does (StableSR, arXiv 2305.07015, section 3.3).
+    """
+    return image + low_band(reference - image)
+
+
+def low_band(image: Tensor, levels: int = WAVELET_LEVELS) -> Tensor:
+    """What is left after `levels` binomial blurs, the k-th with its taps 2^k px apart; borders replicated."""
+    for level in range(levels):
+        image = _blur(_blur(image, 2**level, dim=-1), 2**level, dim=-2)
+    return image
+
+
+def _blur(image: Tensor, distance: int, dim: int) -> Tensor:
+    """(1, 2, 1) / 4 along one dimension, taps `distance` px apart."""
+    length = image.shape[dim]
+    padding = (distance, distance, 0, 0) if dim == -1 else (0, 0, distance, distance)
+    padded = F.pad(image, padding, mode="replicate")
+    before, after = padded.narrow(dim, 0, length), padded.narrow(dim, 2 * distance, length)
+    return (before + after).mul_(0.25).add_(image, alpha=0.5)
+
+
+def adain(image: Tensor, reference: Tensor) -> Tensor:
+    """The image with each channel's mean and standard deviation made the reference's (arXiv 1703.06868)."""
+    dims = (-2, -1)
+    normal = (image - image.mean(dims, keepdim=True)) / (image.std(dims, keepdim=True) + 1e-5)
+    return normal * (reference.std(dims, keepdim=True) + 1e-5) + reference.mean(dims, keepdim=True)

@@ -1,0 +1,69 @@
+"""Training pairs from any folder of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import UserError
+from .degradation import Degradation
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Every picture below `folder`, sorted. Raises UserError where there is none."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}): name a folder that does.")
+    return files
+
+
+class CropPairs(Dataset[dict[str, Tensor]]):
+    """Pair number i is a pure function of (seed, i): resuming needs nothing but the next number.
+
+    Each item: `hr` (3, crop, crop) and `lr` (3, crop/scale, crop/scale), uint8.
+    """
+
+    def __init__(self, folder: Path, crop: int, degradation: Degradation, seed: int, start: int, length: int):
+        self.files = list_images(folder)
+        self.crop, self.degradation = crop, degradation
+        self.seed, self.start, self.length = seed, start, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, self.start + index))
+        hr = random_crop(self._open(rng), self.crop, rng)
+        lr = self.degradation(hr, rng)
+        return {"hr": _to_tensor(hr), "lr": _to_tensor(lr)}
+
+    def _open(self, rng: Generator) -> Image.Image:
+        file = self.files[rng.integers(len(self.files))]
+        try:
+            return Image.open(file).convert("RGB")
+        except OSError as error:
+            raise UserError(f"{file} cannot be read as a picture ({error}): repair or remove it.") from error
+
+
+def random_crop(image: Image.Image, size: int, rng: Generator) -> Image.Image:
+    """A square of `size` px at a random place, flipped and turned at random; small pictures are enlarged first."""
+    short = min(image.size)
+    if short < size:
+        image = image.resize([max(size, round(side * size / short)) for side in image.size], Image.Resampling.BICUBIC)
+    left, top = rng.integers(image.width - size + 1), rng.integers(image.height - size + 1)
+    image = image.crop((left, top, left + size, top + size))
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.transpose(Image.Transpose.ROTATE_90) if rng.random() < 0.5 else image
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

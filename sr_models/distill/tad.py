@@ -1,0 +1,97 @@
+"""Time-aware distillation (TAD-SR, arXiv 2408.07476): a T-step ResShift teacher into a one-step student.
+
+Shapes: latents (B, c, h, w); `condition` (B, 3, h, w), the LR picture in [-1, 1] on the latent grid;
+timesteps (B,) integers. `y` is the latent of the bicubically enlarged LR, `z_s` the student's result,
+`z_t` the teacher's, `z_h` the HR's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..schedule import ResShiftSchedule
+from ..step import Network, predict
+
+
+def regression_loss(z_s: Tensor, z_t: Tensor) -> Tensor:
+    """mean (z_s - z_t)^2: the student's result against the teacher's from the same start."""
+    return F.mse_loss(z_s, z_t)
+
+
+@torch.no_grad()
+def score_difference(
+    teacher: Network,
+    schedule: ResShiftSchedule,
+    z_s: Tensor,
+    z_t: Tensor,
+    y: Tensor,
+    condition: Tensor,
+    t: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """g = e(z_s) - e(z_t), the difference of the noise that the teacher sees in both at timestep t.
+
+    e(z) = [x(z) - (1 - eta_t) x_0(z) - eta_t y] / (kappa sqrt(eta_t)), with x(z) = noised(z, y, t, noise)
+    and x_0(z) the teacher's prediction from it. The same noise in both cancels its own variance; plain
+    score distillation would have `noise` in place of e(z_t), which adds the teacher's own bias.
+    """
+
+    def seen_noise(z: Tensor) -> Tensor:
+        x_t = schedule.noised(z, y, t, noise)
+        return schedule.noise_of(x_t, predict(teacher, schedule, x_t, condition, t), y, t)
+
+    return seen_noise(z_s) - seen_noise(z_t)
+
+
+def high_frequency_score_loss(z_s: Tensor, gradient: Tensor) -> Tensor:
+    """mean(g z_s) with g held constant, so that its gradient in z_s is g / N, N the number of values."""
+    return (gradient.detach() * z_s).mean()
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge: mean relu(1 - D(hr)) + mean relu(1 + D(z_s))."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """-mean D(z_s)."""
+    return -fake.mean()
+
+
+class DiscriminatorHead(nn.Module):
+    """One map of the frozen encoder -> a logit per position, conditioned on the timestep."""
+
+    def __init__(self, channels: int, time_channels: int):
+        super().__init__()
+        spectral_norm = nn.utils.parametrizations.spectral_norm
+        self.norm = nn.GroupNorm(32, channels)
+        self.time = nn.Linear(time_channels, 2 * channels)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.mix.weight)
+        self.enter = spectral_norm(nn.Conv1d(channels, channels, 1))
+        self.residual = spectral_norm(nn.Conv1d(channels, channels, 9, padding=4))
+        self.logit = spectral_norm(nn.Conv1d(channels, 1, 1))
+
+    def forward(self, features: Tensor, time: Tensor) -> Tensor:
+        """features (B, C, h, w), time (B, time_channels) -> logits (B, h w)."""
+        scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
+        hidden = features + self.mix(F.silu(self.norm(features) * (1 + scale) + shift))
+        hidden = F.leaky_relu(self.enter(hidden.flatten(2)), 0.2)
+        hidden = hidden + F.leaky_relu(self.residual(hidden), 0.2)
+        return self.logit(hidden)[:, 0]
+
+
+class TimeAwareDiscriminator(nn.Module):
+    """Heads on the frozen teacher's encoder: one at the end of each level and one after the middle."""
+
+    def __init__(self, channels: list[int], time_channels: int = 128):
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(1, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels))
+        self.heads = nn.ModuleList(DiscriminatorHead(c, time_channels) for c in channels)
+
+    def forward(self, features: list[Tensor], t: Tensor, steps: int) -> Tensor:
+        """features: the encoder's maps; t (B,) of `steps` timesteps -> all heads' logits, (B, positions)."""
+        time = F.silu(self.time(t[:, None].float() / steps))
+        return torch.cat([head(f, time) for head, f in zip(self.heads, features, strict=True)], dim=1)

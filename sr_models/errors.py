@@ -1,0 +1,12 @@
+"""Failures that a person can act on."""
+
+
+class UserError(Exception):
+    """Its message is one sentence for the user: what was wrong, with which value, and what to do.
+
+    Front ends (command line, nodes) show it as it is, without a traceback.
+    """
+
+
+class Cancelled(Exception):
+    """Raised by a progress callback to stop a run; nothing is written."""

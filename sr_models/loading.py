@@ -1,0 +1,90 @@
+"""From weights files to SR models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .checkpoints import own, resshift
+from .checkpoints.weights_file import WeightsFile, fill, read_weights
+from .errors import UserError
+from .networks.pixel_shuffle import PixelShuffleCodec
+from .recipe import Recipe
+from .sr_model import AutoencoderCodec, Codec, NetworkDenoiser, SRModel
+
+BUNDLED = Path(__file__).parent / "weights" / "onestep-sr-x4.safetensors"
+AUTOENCODER_NAME = "autoencoder_vq_f4.pth"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An SR model and the torch modules in it, for a host that moves them between devices itself."""
+
+    model: SRModel
+    modules: tuple[nn.Module, ...]
+
+
+def load(
+    path: Path = BUNDLED,
+    *,
+    autoencoder: Path | None = None,
+    recipe: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """Read an SR model onto the CPU.
+
+    Args:
+        path: our own safetensors file (the bundled model by default), or a published TAD-SR, SinSR or
+            ResShift x4 file.
+        autoencoder: the VQ-f4 autoencoder of a published file; None looks for `autoencoder_vq_f4.pth`
+            beside it. Our own files need none.
+        recipe: for published files, in place of the recipe that the file's name stands for.
+        dtype: of the weights and the computation.
+
+    Raises:
+        UserError: for a file that is missing, broken, of an unknown kind or incomplete.
+    """
+    file = read_weights(path)
+    if own.METADATA_KEY in file.metadata:
+        return _load_own(file, dtype)
+    if resshift.is_network(file):
+        chosen = resshift.recipe_for(file.name, recipe)
+        return _load_published(file, chosen, autoencoder or path.with_name(AUTOENCODER_NAME), dtype)
+    if resshift.is_autoencoder(file):
+        raise UserError(f"{file.name} is an autoencoder, which cannot upscale by itself: choose a TAD-SR, SinSR or "
+                        "ResShift file, and this one as its autoencoder.")
+    raise UserError(f"{file.name} is no model that this pack knows: choose a TAD-SR, SinSR or ResShift x4 file.")
+
+
+def _load_own(file: WeightsFile, dtype: torch.dtype) -> LoadedModel:
+    description = own.describe(file)
+    network = fill(own.build(description), file, "One-Step SR", dtype)
+    return _assemble(own.recipe(description, file.path.stem), network, PixelShuffleCodec(description.network.bicubic_skip))
+
+
+def _load_published(file: WeightsFile, recipe: Recipe, autoencoder: Path, dtype: torch.dtype) -> LoadedModel:
+    if not autoencoder.is_file():
+        raise UserError(f"{file.name} needs its autoencoder, and {autoencoder} is not there: "
+                        f"copy {AUTOENCODER_NAME} beside it or choose it.")
+    network = resshift.load_network(file, dtype)
+    vq = resshift.load_autoencoder(read_weights(autoencoder), dtype)
+    codec = AutoencoderCodec(vq, vq.config.factor, vq.config.latent_channels)
+    loaded = _assemble(replace(recipe, multiple=network.config.multiple), network, codec)
+    return replace(loaded, modules=(network, vq))
+
+
+def _assemble(recipe: Recipe, network: nn.Module, codec: Codec) -> LoadedModel:
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return LoadedModel(SRModel(recipe, NetworkDenoiser(network), codec), (network,))
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """The fastest precision that does not show: float16 on CUDA, bfloat16 on CPUs with matrix units for it."""
+    if device.type == "cuda":
+        return torch.float16
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    return torch.float32

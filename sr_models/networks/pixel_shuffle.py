@@ -1,0 +1,26 @@
+"""The codec without weights: a pixel-shuffled picture is its own latent."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class PixelShuffleCodec:
+    """Picture (B, 3, H, W) in [0, 1] <-> latent (B, 3 f^2, H/f, W/f) in [-1, 1], without loss."""
+
+    def __init__(self, factor: int = 4):
+        self.factor = factor
+        self.latent_channels = 3 * factor**2
+
+    def encode(self, image: Tensor) -> Tensor:
+        """H and W must be multiples of the factor."""
+        return F.pixel_unshuffle(image * 2 - 1, self.factor)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Not clamped: the caller does that last."""
+        return F.pixel_shuffle(latent, self.factor).add_(1).div_(2)
+
+    def preview(self, latent: Tensor) -> Tensor:
+        """A rough picture on the latent grid, (B, 3, h, w) in [0, 1]: each pixel's mean."""
+        return latent.unflatten(1, (3, -1)).mean(dim=2).add(1).div(2).clamp(0, 1)

@@ -1,0 +1,337 @@
+"""The Swin U-Net of ResShift, SinSR and TAD-SR, at any size.
+
+Module names follow the published checkpoints, so their files load without renaming.
+Sources: ResShift (arXiv 2307.12348), Swin Transformer (arXiv 2103.14030).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+GROUPS = 32
+MASKED = -100.0
+
+
+@dataclass(frozen=True)
+class SwinUNetConfig:
+    """Sizes of a Swin U-Net; the defaults are the published x4 network's (118,593,583 parameters).
+
+    `native_size` is the side of the latent grid that the network was made for: a level whose grid is
+    no larger than one attention window there does not shift its windows.
+    `bicubic_skip`: the network predicts what to add to the bicubically enlarged condition, as a
+    pixel-shuffled latent; the value is the factor (0: no such skip).
+    """
+
+    latent_channels: int = 3
+    condition_channels: int = 3
+    channels: int = 160
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    blocks_per_level: int = 2
+    swin_channels: int = 192
+    head_channels: int = 32
+    swin_depth: int = 2
+    window: int = 8
+    mlp_ratio: int = 4
+    native_size: int = 64
+    bicubic_skip: int = 0
+
+    @property
+    def multiple(self) -> int:
+        """Each side of the latent must be a multiple of this many pixels."""
+        return self.window * 2 ** (len(self.multipliers) - 1)
+
+
+def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
+    """Cosines, then sines of `timestep` (B,) at `channels // 2` frequencies from 1 to 1/10,000: (B, channels)."""
+    half = channels // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    angle = timestep[:, None].float() * torch.exp(-math.log(10_000) * exponent)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """32 groups, statistics in float32: safe in half precision, and faster there on CPUs."""
+
+    def __init__(self, channels: int):
+        super().__init__(GROUPS, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.float(), self.bias.float()
+            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+class TimedSequential(nn.Sequential):
+    """A sequence that hands the time embedding to the residual blocks in it."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, time) if isinstance(layer, ResidualBlock) else layer(x)
+        return x
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            GroupNorm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, 2 * out_channels))
+        self.out_layers = nn.Sequential(
+            GroupNorm(out_channels),
+            nn.SiLU(),
+            nn.Identity(),  # the published layout counts a dropout here
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        same = in_channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        hidden = self.in_layers(x)
+        scale, shift = self.emb_layers(time)[:, :, None, None].chunk(2, dim=1)
+        hidden = self.out_layers[0](hidden) * (1 + scale) + shift
+        return self.skip_connection(x) + self.out_layers[1:](hidden)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def relative_position_index(window: int) -> Tensor:
+    """For each pair of pixels of a window, the row of the bias table: (window^2, window^2)."""
+    pixels = torch.arange(window, device="cpu")  # real even where the network is built on the meta device
+    rows, columns = torch.meshgrid(pixels, pixels, indexing="ij")
+    down = rows.flatten()[:, None] - rows.flatten()[None, :] + window - 1
+    right = columns.flatten()[:, None] - columns.flatten()[None, :] + window - 1
+    return down * (2 * window - 1) + right
+
+
+def shifted_window_mask(height: int, width: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
+    """Additive mask that keeps pixels brought together by the cyclic shift apart: (windows, window^2, window^2)."""
+
+    def region(length: int) -> Tensor:
+        index = torch.arange(length, device=device)
+        return (index >= length - window).int() + (index >= length - shift).int()
+
+    regions = region(height)[:, None] * 3 + region(width)[None, :]
+    regions = rearrange(regions, "(h p) (w q) -> (h w) (p q)", p=window, q=window)
+    apart = regions[:, :, None] != regions[:, None, :]
+    return torch.zeros(apart.shape, device=device).masked_fill(apart, MASKED)
+
+
+def _native_mask(grid: int, window: int, shift: int) -> Tensor | None:
+    return shifted_window_mask(grid, grid, window, shift, torch.device("cpu")) if shift else None
+
+
+class WindowAttention(nn.Module):
+    relative_position_index: Tensor
+
+    def __init__(self, channels: int, window: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", relative_position_index(window))
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (B, windows, pixels, channels); mask: (windows, pixels, pixels) or None."""
+        query, key, value = rearrange(self.qkv(x), "b n p (t h c) -> t b n h p c", t=3, h=self.heads)
+        bias = rearrange(self.relative_position_bias_table[self.relative_position_index], "p q h -> h p q")
+        if mask is not None:
+            bias = bias + mask[:, None]
+        # Spelt out: with a learned bias torch's fused attention takes this path too, with more copies.
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias.to(query.dtype)
+        out = scores.softmax(dim=-1).to(value.dtype) @ value
+        return self.proj(rearrange(out, "b n h p c -> b n p (h c)"))
+
+
+class PointwiseMLP(nn.Module):
+    def __init__(self, channels: int, ratio: int):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, ratio * channels, 1)
+        self.fc2 = nn.Conv2d(ratio * channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinBlock(nn.Module):
+    attn_mask: Tensor | None
+
+    def __init__(self, config: SwinUNetConfig, grid: int, shift: int):
+        super().__init__()
+        channels = config.swin_channels
+        self.window, self.shift = config.window, shift
+        self.norm1 = GroupNorm(channels)
+        self.attn = WindowAttention(channels, config.window, channels // config.head_channels)
+        self.norm2 = GroupNorm(channels)
+        self.mlp = PointwiseMLP(channels, config.mlp_ratio)
+        # Kept because the published files hold it; it serves the native grid, other sizes compute theirs.
+        self.register_buffer("attn_mask", _native_mask(grid, self.window, shift))
+
+    def _mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        if self.attn_mask is None:
+            return None
+        windows = (height // self.window) * (width // self.window)
+        if height == width and windows == len(self.attn_mask):
+            return self.attn_mask
+        return shifted_window_mask(height, width, self.window, self.shift, device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        hidden = torch.roll(self.norm1(x), (-self.shift, -self.shift), dims=(2, 3))
+        size = {"p": self.window, "q": self.window}
+        hidden = rearrange(hidden, "b c (h p) (w q) -> b (h w) (p q) c", **size)
+        hidden = self.attn(hidden, self._mask(height, width, x.device))
+        hidden = rearrange(hidden, "b (h w) (p q) c -> b c (h p) (w q)", h=height // self.window, **size)
+        x = x + torch.roll(hidden, (self.shift, self.shift), dims=(2, 3))
+        return x + self.mlp(self.norm2(x))
+
+
+class PointwiseProjection(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+class SwinLayer(nn.Module):
+    """Swin blocks at their own width between two 1x1 convolutions; every second one shifts its windows."""
+
+    def __init__(self, channels: int, config: SwinUNetConfig, grid: int):
+        super().__init__()
+        shift = config.window // 2 if grid > config.window else 0
+        self.patch_embed = PointwiseProjection(channels, config.swin_channels)
+        self.blocks = nn.ModuleList(SwinBlock(config, grid, shift * (i % 2)) for i in range(config.swin_depth))
+        self.patch_unembed = PointwiseProjection(config.swin_channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.patch_unembed(x)
+
+
+class SwinUNet(nn.Module):
+    """Predicts the clean latent from a noisy one, the LR picture on the same grid, and the timestep."""
+
+    def __init__(self, config: SwinUNetConfig | None = None):
+        super().__init__()
+        self.config = config = config or SwinUNetConfig()
+        time_channels = 4 * config.channels
+        widths = [config.channels * m for m in config.multipliers]
+        grids = [config.native_size // 2**level for level in range(len(widths))]
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(config.channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+        )
+        stem = nn.Conv2d(config.latent_channels + config.condition_channels, widths[0], 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimedSequential(stem)])
+        channels, skips = widths[0], [widths[0]]
+        for level, (width, grid) in enumerate(zip(widths, grids, strict=True)):
+            for index in range(config.blocks_per_level):
+                block = TimedSequential(ResidualBlock(channels, width, time_channels))
+                if index == 0:
+                    block.append(SwinLayer(width, config, grid))
+                self.input_blocks.append(block)
+                channels = width
+                skips.append(channels)
+            if level < len(widths) - 1:
+                self.input_blocks.append(TimedSequential(Downsample(channels)))
+                skips.append(channels)
+
+        self.middle_block = TimedSequential(
+            ResidualBlock(channels, channels, time_channels),
+            SwinLayer(channels, config, grids[-1]),
+            ResidualBlock(channels, channels, time_channels),
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            for index in range(config.blocks_per_level + 1):
+                block = TimedSequential(ResidualBlock(channels + skips.pop(), widths[level], time_channels))
+                channels = widths[level]
+                if index == 0:
+                    block.append(SwinLayer(channels, config, grids[level]))
+                if level > 0 and index == config.blocks_per_level:
+                    block.append(Upsample(channels))
+                self.output_blocks.append(block)
+
+        self.out = nn.Sequential(
+            GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+        )
+        if config.bicubic_skip:
+            nn.init.zeros_(self.out[2].weight)
+
+    def _stem(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = timestep_embedding(timestep, self.config.channels)
+        time = self.time_embed(embedding.to(self.time_embed[0].weight.dtype))
+        return torch.cat([latent, condition], dim=1).to(self.input_blocks[0][0].weight.dtype), time
+
+    def features(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> list[Tensor]:
+        """The encoder's map at the end of each level, finest first, then the middle block's."""
+        x, time = self._stem(latent, condition, timestep)
+        maps = []
+        for block in self.input_blocks:
+            if isinstance(block[0], Downsample):
+                maps.append(x)
+            x = block(x, time)
+        return [*maps, x, self.middle_block(x, time)]
+
+    def forward(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
+        """Predict the clean latent.
+
+        Args:
+            latent: (B, latent_channels, h, w), already divided by sqrt(1 + kappa^2 eta_t);
+                h and w are multiples of `config.multiple`.
+            condition: (B, condition_channels, h, w), the LR picture in [-1, 1].
+            timestep: (B,), the raw index 0 .. T-1.
+
+        Returns:
+            (B, latent_channels, h, w) in float32.
+        """
+        x, time = self._stem(latent, condition, timestep)
+        skips = []
+        for block in self.input_blocks:
+            x = block(x, time)
+            skips.append(x)
+        x = self.middle_block(x, time)
+        for block in self.output_blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), time)
+        prediction = self._head(x)
+        if self.config.bicubic_skip:
+            factor = self.config.bicubic_skip
+            enlarged = F.interpolate(condition.float(), scale_factor=factor, mode="bicubic", align_corners=False)
+            prediction = prediction + F.pixel_unshuffle(enlarged, factor)
+        return prediction
+
+    def _head(self, x: Tensor) -> Tensor:
+        """The last layer in float32: half precision there shows as bands in smooth skies."""
+        norm, activation, convolution = self.out
+        with torch.autocast(x.device.type, enabled=False):
+            x = activation(norm(x.to(norm.weight.dtype))).float()
+            return F.conv2d(x, convolution.weight.float(), convolution.bias.float(), padding=1)

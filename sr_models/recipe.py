@@ -1,0 +1,46 @@
+"""How each published method takes its step, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .color import ColorMatch
+from .schedule import ResShiftSchedule
+from .step import ResShiftStep, Step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a method needs besides its weights.
+
+    Attributes:
+        scale: the network's own enlargement; 1 where it works on a picture enlarged beforehand.
+        tile: side of its native window on the latent canvas, in latent pixels.
+        overlap: what neighbouring windows share by default, in latent pixels.
+        multiple: the latent canvas's sides are padded to multiples of this.
+        color: the colour match that suits it.
+    """
+
+    name: str
+    title: str
+    citation: str
+    step: Step
+    scale: int = 4
+    tile: int = 64
+    overlap: int = 16
+    multiple: int = 64
+    color: ColorMatch = "none"
+
+
+T15 = ResShiftSchedule()
+T4 = ResShiftSchedule(steps=4, min_noise=0.2)
+
+RESSHIFT_FAMILY = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("tad-sr", "TAD-SR, one step", "arXiv 2408.07476", ResShiftStep(T15)),
+        Recipe("sinsr", "SinSR, one step", "arXiv 2311.14760", ResShiftStep(T15)),
+        Recipe("resshift", "ResShift, 15 steps", "arXiv 2307.12348", ResShiftStep(T15, evaluations=15)),
+        Recipe("resshift-s4", "ResShift, 4 steps", "arXiv 2307.12348", ResShiftStep(T4, evaluations=4)),
+    )
+}

@@ -1,0 +1,87 @@
+"""Windows on a large canvas, and weights that blend them without seams.
+
+Geometry is a value: a plan is two axes, each a list of window starts. Windows have one size, are spread
+evenly, and share at least the asked overlap. Weights are separable and sum to 1 at every pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Windows [start, start + size) for each start; together they cover [0, length)."""
+
+    length: int
+    size: int
+    starts: tuple[int, ...]
+
+    def weight(self, index: int) -> Tensor:
+        """Blend weight of a window along the axis, (size,): the rise into it less the rise into the next.
+
+        Each rise goes smoothly from 0 to 1 over what two neighbours share, so the sum telescopes to 1.
+        """
+        rise = self._rise(index, index) if index > 0 else torch.ones(self.size)
+        return rise - self._rise(index + 1, index) if index + 1 < len(self.starts) else rise
+
+    def _rise(self, into: int, seen_from: int) -> Tensor:
+        begin, end = self.starts[into], self.starts[into - 1] + self.size
+        pixels = torch.arange(self.size) + self.starts[seen_from] + 0.5
+        share = ((pixels - begin) / (end - begin)).clamp(0, 1)
+        return share * share * (3 - 2 * share)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One window of a plan: rows [top, bottom), columns [left, right), and its weight (height, width)."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    weight: Tensor
+
+    def cut(self, canvas: Tensor, factor: int = 1) -> Tensor:
+        """The window's part of a (..., H, W) canvas that is `factor` times as fine as the plan's."""
+        rows = slice(self.top * factor, self.bottom * factor)
+        return canvas[..., rows, self.left * factor : self.right * factor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    rows: Axis
+    columns: Axis
+
+    def __len__(self) -> int:
+        return len(self.rows.starts) * len(self.columns.starts)
+
+    def __iter__(self) -> Iterator[Tile]:
+        for i, top in enumerate(self.rows.starts):
+            for j, left in enumerate(self.columns.starts):
+                weight = self.rows.weight(i)[:, None] * self.columns.weight(j)[None, :]
+                yield Tile(top, top + self.rows.size, left, left + self.columns.size, weight)
+
+
+def plan(height: int, width: int, tile: int, overlap: int) -> Plan:
+    """Windows of `tile` (or the canvas's side where that is smaller), sharing at least `overlap`.
+
+    Raises UserError unless 0 <= overlap <= tile / 2.
+    """
+    if not 0 <= overlap <= tile // 2:
+        raise UserError(f"Overlap {overlap} does not fit tile {tile}: choose one from 0 to {tile // 2}.")
+    return Plan(plan_axis(height, tile, overlap), plan_axis(width, tile, overlap))
+
+
+def plan_axis(length: int, tile: int, overlap: int) -> Axis:
+    """The fewest windows that share at least `overlap`, their starts spread evenly over [0, length - size]."""
+    if length <= tile:
+        return Axis(length, length, (0,))
+    last = -(-(length - tile) // (tile - overlap))
+    return Axis(length, tile, tuple(i * (length - tile) // last for i in range(last + 1)))

@@ -1,0 +1,138 @@
+"""A photo's way: fit, encode, step tile by tile, decode, restore the size, match colours, alpha back on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import color as colors
+from .errors import UserError
+from .image import pad_to_multiple, resize, target_size
+from .sr_model import SRModel
+from .tiling import Plan, Tile, plan
+
+Progress = Callable[[int, int, Tensor], None]
+
+
+def upscale(
+    model: SRModel,
+    image: Tensor,
+    scale: float = 4.0,
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    color: colors.ColorMatch | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Enlarge pictures with one network evaluation a tile.
+
+    A network with an own scale n (4 for ResShift's family) serves every other one too. For a scale s
+    above n the picture is enlarged bicubically by s/n first; below n the network runs on the picture
+    as it is and its result is shrunk: a picture shrunk before would lose what it has.
+
+    Args:
+        image: (B, 3 or 4, H, W) float32 in [0, 1], at least 8 px a side; a fourth channel is alpha,
+            which is enlarged bicubically on its own.
+        scale: 1 to 8; the result has exactly round(scale * side) px.
+        tile, overlap: in latent pixels; None takes the recipe's.
+        color: None takes the recipe's.
+        seed: of the noise, for methods that start from noise. Every picture of a batch gets the same,
+            so that a picture's result does not depend on its place.
+        progress: called after each tile with (tiles done, tiles in all, a rough picture (3, h, w) in
+            [0, 1] that grows). Whatever it raises ends the run.
+
+    Returns:
+        (B, 3 or 4, round(scale H), round(scale W)) float32 in [0, 1], on the image's device.
+
+    Raises:
+        UserError: for a size, scale, tile or overlap out of bounds, values that are not finite in the
+            picture or from the network, or too little memory.
+    """
+    size = target_size(*image.shape[-2:], scale)
+    if not torch.isfinite(image).all():
+        raise UserError("The picture holds values that are not finite numbers (NaN or infinite): repair it first.")
+    rgb, alpha = image[:, :3], image[:, 3:]
+    run = _Run(model, size, tile, overlap, color or model.recipe.color, seed)
+    try:
+        results = []
+        for index in range(len(rgb)):
+            results.append(run(rgb[index : index + 1], _for_picture(progress, index, len(rgb))))
+        result = torch.cat(results) if len(results) > 1 else results[0]
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise UserError("There is not enough memory for this: choose a smaller tile or a smaller scale.") from error
+    return torch.cat([result, resize(alpha, size).clamp(0, 1)], dim=1) if alpha.shape[1] else result
+
+
+class _Run:
+    """One call's settings, applied to one picture at a time."""
+
+    def __init__(
+        self,
+        model: SRModel,
+        size: tuple[int, int],
+        tile: int | None,
+        overlap: int | None,
+        color: colors.ColorMatch,
+        seed: int,
+    ):
+        self.model, self.size, self.color, self.seed = model, size, color, seed
+        self.tile = tile if tile is not None else model.recipe.tile
+        self.overlap = overlap if overlap is not None else min(model.recipe.overlap, self.tile // 2)
+        if self.tile < model.recipe.multiple or self.tile % model.recipe.multiple:
+            unit = model.recipe.multiple
+            raise UserError(f"Tile {self.tile} does not suit {model.recipe.title}: choose a multiple of {unit}.")
+
+    def __call__(self, image: Tensor, progress: Progress | None) -> Tensor:
+        recipe, codec = self.model.recipe, self.model.codec
+        lr = fit(image, self.size, recipe.scale)
+        pixels = codec.factor // recipe.scale  # LR pixels a latent pixel
+        padded = pad_to_multiple(lr, recipe.multiple * pixels)
+        height, width = padded.shape[-2:]
+        latent = codec.encode(resize(padded, (height * recipe.scale, width * recipe.scale)))
+        latent = self._step_tiles(latent, padded * 2 - 1, pixels, progress)
+        result = codec.decode(latent)[..., : lr.shape[-2] * recipe.scale, : lr.shape[-1] * recipe.scale]
+        result = resize(result, self.size)
+        return colors.match(result, resize(image, self.size), self.color).clamp_(0, 1)
+
+    def _step_tiles(self, latent: Tensor, condition: Tensor, pixels: int, progress: Progress | None) -> Tensor:
+        tiles = plan(*latent.shape[-2:], self.tile, self.overlap)
+        noise = canvas_noise(latent, self.seed)
+        result = torch.zeros_like(latent)
+        preview = self.model.codec.preview(latent)
+        for done, tile in enumerate(tiles, start=1):
+            step = self.model.recipe.step
+            piece = step(self.model.denoiser, tile.cut(latent), tile.cut(noise), tile.cut(condition, pixels))
+            if not torch.isfinite(piece).all():
+                raise UserError(f"{self.model.recipe.title} gave values that are not finite: run it in float32.")
+            tile.cut(result).add_(piece * tile.weight.to(piece.device))
+            if progress is not None:
+                tile.cut(preview).copy_(self.model.codec.preview(piece))
+                progress(done, len(tiles), preview[0])
+        return result
+
+
+def fit(image: Tensor, size: tuple[int, int], network_scale: int) -> Tensor:
+    """The network's input for a result of `size`: enlarged where the network alone would not reach it."""
+    wanted = (round(size[0] / network_scale), round(size[1] / network_scale))
+    return resize(image, wanted) if wanted[0] > image.shape[-2] or wanted[1] > image.shape[-1] else image
+
+
+def canvas_noise(latent: Tensor, seed: int) -> Tensor:
+    """Normal noise like the whole canvas's latent; drawn on the CPU, so every device gets the same."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(latent.shape[1:], generator=generator).to(latent.device).expand_as(latent)
+
+
+def _for_picture(progress: Progress | None, index: int, count: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total, preview: progress(index * total + done, count * total, preview)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -1,0 +1,16 @@
+"""ComfyUI's nodes: each a schema and a call into the core."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import host
+from .upscaling import LoadModel, UpscaleImage
+
+
+class OneStepSRExtension(ComfyExtension):
+    """The pack, as ComfyUI sees it."""
+
+    def __init__(self) -> None:
+        host.register_model_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadModel, UpscaleImage]

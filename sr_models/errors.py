@@ -6,7 +6,3 @@ class UserError(Exception):
 
     Front ends (command line, nodes) show it as it is, without a traceback.
     """
-
-
-class Cancelled(Exception):
-    """Raised by a progress callback to stop a run; nothing is written."""

@@ -54,21 +54,27 @@ def load(
         chosen = resshift.recipe_for(file.name, recipe)
         return _load_published(file, chosen, autoencoder or path.with_name(AUTOENCODER_NAME), dtype)
     if resshift.is_autoencoder(file):
-        raise UserError(f"{file.name} is an autoencoder, which cannot upscale by itself: choose a TAD-SR, SinSR or "
-                        "ResShift file, and this one as its autoencoder.")
+        raise UserError(
+            f"{file.name} is an autoencoder, which cannot upscale by itself: choose a TAD-SR, SinSR or "
+            "ResShift file, and this one as its autoencoder."
+        )
     raise UserError(f"{file.name} is no model that this pack knows: choose a TAD-SR, SinSR or ResShift x4 file.")
 
 
 def _load_own(file: WeightsFile, dtype: torch.dtype) -> LoadedModel:
     description = own.describe(file)
     network = fill(own.build(description), file, "One-Step SR", dtype)
-    return _assemble(own.recipe(description, file.path.stem), network, PixelShuffleCodec(description.network.bicubic_skip))
+    return _assemble(
+        own.recipe(description, file.path.stem), network, PixelShuffleCodec(description.network.bicubic_skip)
+    )
 
 
 def _load_published(file: WeightsFile, recipe: Recipe, autoencoder: Path, dtype: torch.dtype) -> LoadedModel:
     if not autoencoder.is_file():
-        raise UserError(f"{file.name} needs its autoencoder, and {autoencoder} is not there: "
-                        f"copy {AUTOENCODER_NAME} beside it or choose it.")
+        raise UserError(
+            f"{file.name} needs its autoencoder, and {autoencoder} is not there: "
+            f"copy {AUTOENCODER_NAME} beside it or choose it."
+        )
     network = resshift.load_network(file, dtype)
     vq = resshift.load_autoencoder(read_weights(autoencoder), dtype)
     codec = AutoencoderCodec(vq, vq.config.factor, vq.config.latent_channels)
@@ -88,3 +94,17 @@ def default_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return torch.bfloat16
     return torch.float32
+
+
+def identify(path: Path) -> str:
+    """What a weights file is, or why it cannot run, in a few words."""
+    try:
+        file = read_weights(path)
+        if own.METADATA_KEY in file.metadata:
+            description = own.describe(file)
+            return f"One-Step SR model, x{description.network.bicubic_skip}, {description.evaluations} evaluation(s)"
+    except UserError as error:
+        return str(error)
+    if resshift.is_network(file):
+        return f"{resshift.recipe_for(file.name).title}, x4"
+    return "VQ-f4 autoencoder" if resshift.is_autoencoder(file) else "no file that this pack can run"

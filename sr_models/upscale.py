@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from . import color as colors
 from .errors import UserError
 from .image import pad_to_multiple, resize, target_size
 from .sr_model import SRModel
-from .tiling import Plan, Tile, plan
+from .tiling import plan
 
 Progress = Callable[[int, int, Tensor], None]
 
@@ -37,7 +38,8 @@ def upscale(
         image: (B, 3 or 4, H, W) float32 in [0, 1], at least 8 px a side; a fourth channel is alpha,
             which is enlarged bicubically on its own.
         scale: 1 to 8; the result has exactly round(scale * side) px.
-        tile, overlap: in latent pixels; None takes the recipe's.
+        tile, overlap: in pixels of the network's result; None takes the recipe's. The tile is rounded up
+            to what the network takes; the overlap is at most half a tile.
         color: None takes the recipe's.
         seed: of the noise, for methods that start from noise. Every picture of a batch gets the same,
             so that a picture's result does not depend on its place.
@@ -51,11 +53,11 @@ def upscale(
         UserError: for a size, scale, tile or overlap out of bounds, values that are not finite in the
             picture or from the network, or too little memory.
     """
-    size = target_size(*image.shape[-2:], scale)
+    size = target_size(image.shape[-2], image.shape[-1], scale)
     if not torch.isfinite(image).all():
         raise UserError("The picture holds values that are not finite numbers (NaN or infinite): repair it first.")
     rgb, alpha = image[:, :3], image[:, 3:]
-    run = _Run(model, size, tile, overlap, color or model.recipe.color, seed)
+    run = _Run(model, size, *latent_tile(model, tile, overlap), color or model.recipe.color, seed)
     try:
         results = []
         for index in range(len(rgb)):
@@ -68,24 +70,16 @@ def upscale(
     return torch.cat([result, resize(alpha, size).clamp(0, 1)], dim=1) if alpha.shape[1] else result
 
 
+@dataclass(frozen=True)
 class _Run:
-    """One call's settings, applied to one picture at a time."""
+    """One call's settings, applied to one picture at a time. Tile and overlap are in latent pixels."""
 
-    def __init__(
-        self,
-        model: SRModel,
-        size: tuple[int, int],
-        tile: int | None,
-        overlap: int | None,
-        color: colors.ColorMatch,
-        seed: int,
-    ):
-        self.model, self.size, self.color, self.seed = model, size, color, seed
-        self.tile = tile if tile is not None else model.recipe.tile
-        self.overlap = overlap if overlap is not None else min(model.recipe.overlap, self.tile // 2)
-        if self.tile < model.recipe.multiple or self.tile % model.recipe.multiple:
-            unit = model.recipe.multiple
-            raise UserError(f"Tile {self.tile} does not suit {model.recipe.title}: choose a multiple of {unit}.")
+    model: SRModel
+    size: tuple[int, int]
+    tile: int
+    overlap: int
+    color: colors.ColorMatch
+    seed: int
 
     def __call__(self, image: Tensor, progress: Progress | None) -> Tensor:
         recipe, codec = self.model.recipe, self.model.codec
@@ -100,7 +94,7 @@ class _Run:
         return colors.match(result, resize(image, self.size), self.color).clamp_(0, 1)
 
     def _step_tiles(self, latent: Tensor, condition: Tensor, pixels: int, progress: Progress | None) -> Tensor:
-        tiles = plan(*latent.shape[-2:], self.tile, self.overlap)
+        tiles = plan(latent.shape[-2], latent.shape[-1], self.tile, self.overlap)
         noise = canvas_noise(latent, self.seed)
         result = torch.zeros_like(latent)
         preview = self.model.codec.preview(latent)
@@ -114,6 +108,20 @@ class _Run:
                 tile.cut(preview).copy_(self.model.codec.preview(piece))
                 progress(done, len(tiles), preview[0])
         return result
+
+
+def latent_tile(model: SRModel, tile: int | None, overlap: int | None) -> tuple[int, int]:
+    """Tile and overlap in latent pixels, from result pixels or the recipe. Raises UserError for misfits."""
+    recipe, factor = model.recipe, model.codec.factor
+    if tile is not None and tile < 1:
+        raise UserError(f"Tile {tile} is too small: choose {recipe.multiple * factor} px or more.")
+    unit = recipe.multiple
+    side = recipe.tile if tile is None else -(-tile // (unit * factor)) * unit
+    if overlap is None:
+        return side, min(recipe.overlap, side // 2)
+    if not 0 <= overlap <= side * factor // 2:
+        raise UserError(f"Overlap {overlap} does not fit a tile of {side * factor}: choose 0 to {side * factor // 2}.")
+    return side, -(-overlap // factor)
 
 
 def fit(image: Tensor, size: tuple[int, int], network_scale: int) -> Tensor:

@@ -58,7 +58,7 @@ def random_crop(image: Image.Image, size: int, rng: Generator) -> Image.Image:
     short = min(image.size)
     if short < size:
         image = image.resize([max(size, round(side * size / short)) for side in image.size], Image.Resampling.BICUBIC)
-    left, top = rng.integers(image.width - size + 1), rng.integers(image.height - size + 1)
+    left, top = int(rng.integers(image.width - size + 1)), int(rng.integers(image.height - size + 1))
     image = image.crop((left, top, left + size, top + size))
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

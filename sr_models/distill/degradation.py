@@ -94,7 +94,7 @@ def add_noise(image: Image.Image, level: float, rng: Generator) -> Image.Image:
     return _to_image(pixels + level * rng.standard_normal((*pixels.shape[:2], channels), dtype=np.float32))
 
 
-def jpeg(image: Image.Image, quality: int) -> Image.Image:
+def jpeg(image: Image.Image, quality: int | np.integer) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=int(quality))
     return Image.open(buffer).convert("RGB")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ class TrainConfig:
     save_every: int = 500
     log_every: int = 20
     validation: Path | None = None
-    degradation: Degradation = Degradation()
+    degradation: Degradation = field(default_factory=Degradation)
 
 
 def train(config: TrainConfig, objective: Objective, codec: PixelShuffleCodec, description: own.Description) -> Path:
@@ -105,6 +104,7 @@ def train(config: TrainConfig, objective: Objective, codec: PixelShuffleCodec, d
 def training_step(accelerator, prepared, optimizer, batches: Iterator, codec, config, step):
     """One update from `accumulate` batches: their mean losses and the gradient's norm before clipping."""
     total: dict[str, Tensor] = {}
+    norm: Tensor | float | None = 0.0
     for part in range(config.accumulate):
         pairs = next(batches)
         batch = Batch.from_pairs(pairs["hr"].to(accelerator.device), pairs["lr"].to(accelerator.device), codec)
@@ -116,7 +116,9 @@ def training_step(accelerator, prepared, optimizer, batches: Iterator, codec, co
             accelerator.backward(losses["loss"])
             if not torch.isfinite(losses["loss"]):
                 raise UserError(f"The loss of step {step} is not a finite number: lower the learning rate or use bf16.")
-            norm = accelerator.clip_grad_norm_(prepared.parameters(), config.clip) if accelerator.sync_gradients else 0.0
+            norm = (
+                accelerator.clip_grad_norm_(prepared.parameters(), config.clip) if accelerator.sync_gradients else 0.0
+            )
             optimizer.step()
             optimizer.zero_grad()
         for name, value in losses.items():
@@ -185,7 +187,9 @@ def validate(accelerator, config: TrainConfig, objective: Objective, network: nn
     for file in list_images(config.validation)[:VALIDATION_PICTURES]:
         hr_image = Image.open(file).convert("RGB").crop((0, 0, config.crop * 2, config.crop * 2))
         lr_image = hr_image.resize([side // codec.factor for side in hr_image.size], Image.Resampling.BICUBIC)
-        hr, lr = (torch.from_numpy(np.array(i)).permute(2, 0, 1)[None].to(accelerator.device) for i in (hr_image, lr_image))
+        hr, lr = (
+            torch.from_numpy(np.array(i)).permute(2, 0, 1)[None].to(accelerator.device) for i in (hr_image, lr_image)
+        )
         batch = Batch.from_pairs(hr, lr, codec)
         noise = torch.randn(batch.y.shape, generator=torch.Generator().manual_seed(config.seed)).to(accelerator.device)
         with accelerator.autocast():
@@ -202,8 +206,3 @@ def validate(accelerator, config: TrainConfig, objective: Objective, network: nn
 def progress_bar(shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), disable=not shown)
-
-
-def student_from(teacher: nn.Module) -> nn.Module:
-    """The student starts as a copy of its teacher."""
-    return deepcopy(teacher)

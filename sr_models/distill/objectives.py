@@ -121,9 +121,7 @@ class StudentObjective(nn.Module):
     def _score_loss(self, z_s: Tensor, z_t: Tensor, batch: Batch, generator: Generator) -> Tensor:
         t = _timesteps(0, self.score_timesteps, batch, generator)
         noise = _noise(batch, generator)
-        gradient = tad.score_difference(
-            self.teacher, self.schedule, z_s, z_t, batch.y, batch.condition, t, noise
-        )
+        gradient = tad.score_difference(self.teacher, self.schedule, z_s, z_t, batch.y, batch.condition, t, noise)
         return tad.high_frequency_score_loss(z_s, gradient)
 
     def _adversarial_losses(self, z_s: Tensor, batch: Batch, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -61,14 +61,14 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int):
         super().__init__(GROUPS, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
             weight, bias = self.weight.float(), self.bias.float()
-            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+            return F.group_norm(input.float(), self.num_groups, weight, bias, self.eps).to(input.dtype)
 
 
-class TimedSequential(nn.Sequential):
-    """A sequence that hands the time embedding to the residual blocks in it."""
+class TimedBlocks(nn.ModuleList):
+    """Layers in a row; the residual blocks among them get the time embedding."""
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         for layer in self:
@@ -250,30 +250,32 @@ class SwinUNet(nn.Module):
             nn.Linear(config.channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
         stem = nn.Conv2d(config.latent_channels + config.condition_channels, widths[0], 3, padding=1)
-        self.input_blocks = nn.ModuleList([TimedSequential(stem)])
+        self.input_blocks = nn.ModuleList([TimedBlocks([stem])])
         channels, skips = widths[0], [widths[0]]
         for level, (width, grid) in enumerate(zip(widths, grids, strict=True)):
             for index in range(config.blocks_per_level):
-                block = TimedSequential(ResidualBlock(channels, width, time_channels))
+                block = TimedBlocks([ResidualBlock(channels, width, time_channels)])
                 if index == 0:
                     block.append(SwinLayer(width, config, grid))
                 self.input_blocks.append(block)
                 channels = width
                 skips.append(channels)
             if level < len(widths) - 1:
-                self.input_blocks.append(TimedSequential(Downsample(channels)))
+                self.input_blocks.append(TimedBlocks([Downsample(channels)]))
                 skips.append(channels)
 
-        self.middle_block = TimedSequential(
-            ResidualBlock(channels, channels, time_channels),
-            SwinLayer(channels, config, grids[-1]),
-            ResidualBlock(channels, channels, time_channels),
+        self.middle_block = TimedBlocks(
+            [
+                ResidualBlock(channels, channels, time_channels),
+                SwinLayer(channels, config, grids[-1]),
+                ResidualBlock(channels, channels, time_channels),
+            ]
         )
 
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
             for index in range(config.blocks_per_level + 1):
-                block = TimedSequential(ResidualBlock(channels + skips.pop(), widths[level], time_channels))
+                block = TimedBlocks([ResidualBlock(channels + skips.pop(), widths[level], time_channels)])
                 channels = widths[level]
                 if index == 0:
                     block.append(SwinLayer(channels, config, grids[level]))
@@ -281,23 +283,23 @@ class SwinUNet(nn.Module):
                     block.append(Upsample(channels))
                 self.output_blocks.append(block)
 
-        self.out = nn.Sequential(
-            GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, config.latent_channels, 3, padding=1)
-        )
+        last = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
         if config.bicubic_skip:
-            nn.init.zeros_(self.out[2].weight)
+            nn.init.zeros_(last.weight)
+        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), last)
 
-    def _stem(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = timestep_embedding(timestep, self.config.channels)
-        time = self.time_embed(embedding.to(self.time_embed[0].weight.dtype))
-        return torch.cat([latent, condition], dim=1).to(self.input_blocks[0][0].weight.dtype), time
+    def _enter(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """The first block's input and the time embedding, in the weights' precision."""
+        dtype = next(self.time_embed.parameters()).dtype
+        time = self.time_embed(timestep_embedding(timestep, self.config.channels).to(dtype))
+        return torch.cat([latent, condition], dim=1).to(dtype), time
 
     def features(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> list[Tensor]:
         """The encoder's map at the end of each level, finest first, then the middle block's."""
-        x, time = self._stem(latent, condition, timestep)
+        x, time = self._enter(latent, condition, timestep)
         maps = []
-        for block in self.input_blocks:
-            if isinstance(block[0], Downsample):
+        for index, block in enumerate(self.input_blocks):
+            if index and index % (self.config.blocks_per_level + 1) == 0:  # it shrinks the map
                 maps.append(x)
             x = block(x, time)
         return [*maps, x, self.middle_block(x, time)]
@@ -314,7 +316,7 @@ class SwinUNet(nn.Module):
         Returns:
             (B, latent_channels, h, w) in float32.
         """
-        x, time = self._stem(latent, condition, timestep)
+        x, time = self._enter(latent, condition, timestep)
         skips = []
         for block in self.input_blocks:
             x = block(x, time)
@@ -332,6 +334,8 @@ class SwinUNet(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         """The last layer in float32: half precision there shows as bands in smooth skies."""
         norm, activation, convolution = self.out
+        assert isinstance(convolution, nn.Conv2d)  # noqa: S101 (for the type checker)
         with torch.autocast(x.device.type, enabled=False):
-            x = activation(norm(x.to(norm.weight.dtype))).float()
-            return F.conv2d(x, convolution.weight.float(), convolution.bias.float(), padding=1)
+            x = activation(norm(x.float()))
+            bias = None if convolution.bias is None else convolution.bias.float()
+            return F.conv2d(x, convolution.weight.float(), bias, padding=1)

@@ -1,0 +1,96 @@
+"""ComfyUI as the host: its folders, devices, model management and progress. The only file that knows them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy import model_management
+from comfy.model_patcher import ModelPatcher
+from PIL import Image
+from torch import Tensor
+
+from ..sr_models.loading import LoadedModel, default_dtype
+from ..sr_models.sr_model import SRModel
+from ..sr_models.upscale import Progress
+
+MODEL_FOLDER = "onestep_sr"
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+PREVIEW_SIDE = 512
+
+
+@dataclass(frozen=True)
+class HostedModel:
+    """What the SR_MODEL socket carries: an SR model whose modules ComfyUI moves and unloads like any other's."""
+
+    model: SRModel
+    patchers: tuple[ModelPatcher, ...]
+
+    def to_device(self) -> None:
+        """Make room for all modules and put them on the compute device."""
+        # Plain modules cannot stream their weights as comfy.ops' do, so each is loaded whole.
+        model_management.load_models_gpu(list(self.patchers), force_full_load=True)
+
+
+def register_model_folder() -> None:
+    """Add `models/onestep_sr`; folders of that name in extra_model_paths.yaml stay."""
+    folder_paths.add_model_folder_path(MODEL_FOLDER, os.path.join(folder_paths.models_dir, MODEL_FOLDER))
+
+
+def weights_files(*folders: str) -> list[str]:
+    """Names of the weights files in the host's model folders of these kinds."""
+    names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
+    return sorted({name for name in names if name.endswith(WEIGHTS_SUFFIXES)})
+
+
+def weights_path(name: str, *folders: str) -> Path:
+    """Where the host finds a file of `weights_files`; a name it does not know is returned as a path."""
+    found = (folder_paths.get_full_path(folder, name) for folder in folders)
+    return Path(next((path for path in found if path), name))
+
+
+def compute_dtype() -> torch.dtype:
+    """The precision that the host wants on its compute device; on a CPU the core's own choice."""
+    device = model_management.get_torch_device()
+    if device.type == "cpu":
+        return default_dtype(device)
+    if model_management.should_use_fp16(device):
+        return torch.float16
+    return torch.bfloat16 if model_management.should_use_bf16(device) else torch.float32
+
+
+def adopt(loaded: LoadedModel) -> HostedModel:
+    """Hand the modules of a loaded model to the host's model management."""
+    devices = model_management.get_torch_device(), model_management.unet_offload_device()
+    return HostedModel(loaded.model, tuple(ModelPatcher(module, *devices) for module in loaded.modules))
+
+
+def from_host(image: Tensor) -> Tensor:
+    """ComfyUI's (B, H, W, C) -> the core's (B, C, H, W), float32."""
+    return image.movedim(-1, 1).float()
+
+
+def to_host(image: Tensor) -> Tensor:
+    """The core's (B, C, H, W) -> ComfyUI's (B, H, W, C), where it keeps pictures between nodes."""
+    return image.movedim(1, -1).contiguous().to(model_management.intermediate_device())
+
+
+def progress() -> Progress:
+    """A progress callback that feeds the host's bar and preview, and ends the run when the user cancels."""
+    bar: list[comfy.utils.ProgressBar] = []
+
+    def update(done: int, total: int, preview: Tensor) -> None:
+        if not bar:
+            bar.append(comfy.utils.ProgressBar(total))
+        bar[0].update_absolute(done, total, ("JPEG", _picture(preview), PREVIEW_SIDE))
+        model_management.throw_exception_if_processing_interrupted()
+
+    return update
+
+
+def _picture(preview: Tensor) -> Image.Image:
+    return Image.fromarray((preview.movedim(0, -1) * 255).round().byte().cpu().numpy())

@@ -1,0 +1,171 @@
+"""Menu group `image/upscaling/One-Step SR`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from comfy_api.latest import io
+
+from ..sr_models.color import COLOR_MATCHES, ColorMatch
+from ..sr_models.image import MAX_SCALE, MIN_SCALE, resize
+from ..sr_models.loading import AUTOENCODER_NAME, BUNDLED, load
+from ..sr_models.recipe import RESSHIFT_FAMILY
+from ..sr_models.upscale import upscale
+from . import host
+
+SRModelSocket = io.Custom("SR_MODEL")
+CATEGORY = "image/upscaling/One-Step SR"
+BUNDLED_NAME = "bundled"
+AUTO = "auto"
+
+
+class LoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = host.weights_files(host.MODEL_FOLDER)
+        autoencoders = host.weights_files(host.MODEL_FOLDER, "vae")
+        return io.Schema(
+            node_id="OneStepSRLoadModel",
+            display_name="Load One-Step SR Model",
+            category=CATEGORY,
+            description="A model for Upscale Image (One-Step SR): the bundled one, or a TAD-SR, SinSR or ResShift x4 "
+            "file from models/onestep_sr.",
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=[BUNDLED_NAME, *files],
+                    default=BUNDLED_NAME,
+                    tooltip="'bundled' needs no download. Put published files into models/onestep_sr.",
+                ),
+                io.Combo.Input(
+                    "autoencoder",
+                    options=[AUTO, *autoencoders],
+                    default=AUTO,
+                    tooltip=f"Published files need the VQ-f4 autoencoder. auto: {AUTOENCODER_NAME} beside the model.",
+                ),
+                io.Combo.Input(
+                    "recipe",
+                    options=[AUTO, *RESSHIFT_FAMILY],
+                    default=AUTO,
+                    tooltip="How a published file takes its step. auto: by the file's name. Unused by 'bundled'.",
+                ),
+            ],
+            outputs=[SRModelSocket.Output(display_name="SR_MODEL")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, autoencoder: str, recipe: str) -> tuple[float, ...]:
+        """Files that were replaced on disk are read again."""
+        paths = (BUNDLED if model == BUNDLED_NAME else host.weights_path(model, host.MODEL_FOLDER),)
+        if autoencoder != AUTO:
+            paths += (host.weights_path(autoencoder, host.MODEL_FOLDER, "vae"),)
+        return tuple(path.stat().st_mtime if path.is_file() else 0.0 for path in paths)
+
+    @classmethod
+    def execute(cls, model: str, autoencoder: str, recipe: str) -> io.NodeOutput:
+        loaded = load(
+            BUNDLED if model == BUNDLED_NAME else host.weights_path(model, host.MODEL_FOLDER),
+            autoencoder=None if autoencoder == AUTO else host.weights_path(autoencoder, host.MODEL_FOLDER, "vae"),
+            recipe=None if recipe == AUTO else recipe,
+            dtype=host.compute_dtype(),
+        )
+        return io.NodeOutput(host.adopt(loaded))
+
+
+class UpscaleImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStepSRUpscaleImage",
+            display_name="Upscale Image (One-Step SR)",
+            category=CATEGORY,
+            description="Enlarge images with one network evaluation a tile, to exactly upscale_by times their size.",
+            inputs=[
+                SRModelSocket.Input("sr_model", display_name="sr_model"),
+                io.Image.Input("image"),
+                io.Float.Input(
+                    "upscale_by",
+                    default=4.0,
+                    min=MIN_SCALE,
+                    max=MAX_SCALE,
+                    step=0.05,
+                    tooltip="Result side over image side. Over 4 the image is enlarged before the network, "
+                    "under 4 the network's result is shrunk.",
+                ),
+                io.Int.Input(
+                    "tile",
+                    default=0,
+                    min=0,
+                    max=8192,
+                    step=64,
+                    tooltip="Tile side in pixels of the network's result. 0: the model's own. "
+                    "Smaller tiles need less memory.",
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=64,
+                    min=0,
+                    max=1024,
+                    step=8,
+                    tooltip="Pixels that neighbouring tiles share and blend over; at most half a tile.",
+                ),
+                io.Combo.Input(
+                    "color",
+                    options=[AUTO, *COLOR_MATCHES],
+                    default=AUTO,
+                    tooltip="Match the result's colours to the image's. auto: what suits the model.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="Of the noise that the model starts from: the same seed gives the same picture.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="The MASK of Load Image, to keep transparency: white is transparent. "
+                    "The result then has an alpha channel.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="IMAGE")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        sr_model: host.HostedModel,
+        image: torch.Tensor,
+        upscale_by: float,
+        tile: int,
+        overlap: int,
+        color: ColorMatch | Literal["auto"],
+        seed: int,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        sr_model.to_device()
+        result = upscale(
+            sr_model.model,
+            with_alpha(host.from_host(image), mask),
+            upscale_by,
+            tile=tile or None,
+            overlap=overlap,
+            color=None if color == AUTO else color,
+            seed=seed,
+            progress=host.progress(),
+        )
+        return io.NodeOutput(host.to_host(result))
+
+
+def with_alpha(image: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The image (B, C, H, W) with a ComfyUI mask (B or 1, h, w; 1 is transparent) as its fourth channel.
+
+    An empty mask, which Load Image gives for pictures without transparency, changes nothing.
+    """
+    if mask is None or not mask.any():
+        return image
+    alpha = resize(1 - mask.reshape(-1, 1, *mask.shape[-2:]).float(), (image.shape[-2], image.shape[-1])).clamp(0, 1)
+    return torch.cat([image[:, :3], alpha.to(image.device).expand(len(image), -1, -1, -1)], dim=1)

@@ -1,0 +1,73 @@
+"""The bundled model's training runs: which networks, which schedule, from which start."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import own
+from ..checkpoints.weights_file import fill, read_weights
+from ..errors import UserError
+from ..networks.pixel_shuffle import PixelShuffleCodec
+from ..networks.swin_unet import SwinUNet, SwinUNetConfig
+from ..schedule import ResShiftSchedule
+from .loop import TrainConfig, train
+from .objectives import StudentObjective, StudentWeights, TeacherObjective
+
+NETWORK = SwinUNetConfig(
+    latent_channels=48,
+    channels=64,
+    multipliers=(1, 2, 2),
+    blocks_per_level=1,
+    swin_channels=64,
+    mlp_ratio=2,
+    native_size=32,
+    bicubic_skip=4,
+)
+# A pixel-shuffled picture differs from its enlarged LR by about 0.1: kappa 0.5 already drowns that.
+SCHEDULE = ResShiftSchedule(steps=4, kappa=0.5, power=0.3, min_noise=0.2)
+
+
+def train_teacher(config: TrainConfig, init: Path | None, regression: bool) -> Path:
+    """Train a teacher, or the one-step regression control; `init` is a model to start from."""
+    _check(config)
+    torch.manual_seed(config.seed)
+    network = SwinUNet(NETWORK) if init is None else _read(init)[0]
+    description = own.Description(network.config, SCHEDULE, 1 if regression else SCHEDULE.steps)
+    return train(config, TeacherObjective(network, SCHEDULE, regression), _codec(network), description)
+
+
+def train_student(config: TrainConfig, teacher: Path, weights: StudentWeights) -> Path:
+    """Distil a teacher that `train_teacher` made; the student starts as its copy."""
+    _check(config)
+    torch.manual_seed(config.seed)
+    network, description = _read(teacher)
+    schedule = description.schedule
+    objective = StudentObjective(deepcopy(network).requires_grad_(True), network, schedule, weights)
+    return train(config, objective, _codec(network), own.Description(network.config, schedule, 1))
+
+
+def _read(path: Path) -> tuple[SwinUNet, own.Description]:
+    file = read_weights(path)
+    if own.METADATA_KEY not in file.metadata:
+        raise UserError(f"{file.name} was not made by `onestep-sr train`: choose a model.safetensors that was.")
+    description = own.describe(file)
+    network = own.build(description)
+    fill(network, file, "One-Step SR", torch.float32)
+    return network.requires_grad_(True), description
+
+
+def _codec(network: SwinUNet) -> PixelShuffleCodec:
+    return PixelShuffleCodec(network.config.bicubic_skip)
+
+
+def _check(config: TrainConfig) -> None:
+    unit = NETWORK.multiple * NETWORK.bicubic_skip
+    if config.crop % unit or config.crop < unit:
+        raise UserError(f"Crop {config.crop} does not suit the network: choose a multiple of {unit}.")
+    if not config.data.is_dir():
+        raise UserError(f"{config.data} is no folder: name one with training pictures.")
+    if config.precision not in ("no", "bf16", "fp16"):
+        raise UserError(f"Precision {config.precision!r} is unknown: choose no, bf16 or fp16.")

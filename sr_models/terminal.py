@@ -1,0 +1,38 @@
+"""Progress in a terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from .batch import Job
+
+
+class FileAndTileBars:
+    """Two bars: files done, and tiles of the present file. A context manager."""
+
+    def __init__(self, files: int):
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bars = Progress(*columns, TimeRemainingColumn(), transient=True)
+        self.files = self.bars.add_task("files", total=files)
+        self.tiles = self.bars.add_task("tiles", total=None)
+        self.begun = 0
+
+    def start_file(self, job: Job) -> None:
+        self.bars.update(self.files, completed=self.begun)
+        self.bars.reset(self.tiles, description=job.source.name, total=None)
+        self.begun += 1
+
+    def tile_done(self, done: int, total: int, preview: Tensor) -> None:
+        self.bars.update(self.tiles, completed=done, total=total)
+
+    def __enter__(self) -> FileAndTileBars:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -24,6 +26,11 @@ class Job:
     source: Path
     target: Path
 
+    @property
+    def comparison(self) -> Path:
+        """Where `Options.compare` puts the before/after picture."""
+        return self.target.with_name(f"{self.target.stem}.compare.png")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -39,11 +46,14 @@ class Options:
     compare: bool = False
 
 
-@dataclass
-class Report:
-    done: list[Job] = field(default_factory=list)
-    skipped: list[Job] = field(default_factory=list)
-    failed: list[tuple[Job, str]] = field(default_factory=list)
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job: how long it took, and why it failed."""
+
+    job: Job
+    status: Literal["done", "skipped", "failed"]
+    seconds: float = 0.0
+    reason: str = ""
 
 
 def plan_jobs(inputs: Iterable[str], output: Path, suffix: str | None = None) -> list[Job]:
@@ -83,25 +93,20 @@ def _matches(text: str) -> list[tuple[Path, Path]]:
 
 
 def run_jobs(
-    model: SRModel,
-    jobs: list[Job],
-    options: Options,
-    started: Callable[[Job], None] = lambda job: None,
-    progress: Progress | None = None,
-) -> Report:
+    model: SRModel, jobs: Iterable[Job], options: Options, progress: Progress | None = None
+) -> Iterator[Outcome]:
     """Do the jobs in turn. A file that fails is reported and the rest goes on; a finished one is skipped."""
-    report = Report()
     for job in jobs:
-        started(job)
         if job.target.exists() and not options.overwrite:
-            report.skipped.append(job)
+            yield Outcome(job, "skipped")
             continue
+        begin = time.perf_counter()
         try:
             run_job(model, job, options, progress)
-            report.done.append(job)
         except UserError as error:
-            report.failed.append((job, str(error)))
-    return report
+            yield Outcome(job, "failed", reason=str(error))
+        else:
+            yield Outcome(job, "done", time.perf_counter() - begin)
 
 
 def run_job(model: SRModel, job: Job, options: Options, progress: Progress | None = None) -> None:
@@ -124,7 +129,7 @@ def run_job(model: SRModel, job: Job, options: Options, progress: Progress | Non
         raise UserError(f"{job.target.parent} cannot be made ({error.strerror}): choose another output.") from error
     large = replace(picture, pixels=result[:3], alpha=result[3:] if picture.alpha is not None else None)
     if options.compare:
-        write_picture(job.target.with_suffix(".compare.png"), before_after(picture, large))
+        write_picture(job.comparison, before_after(picture, large))
     write_picture(job.target, large, quality=options.quality)
 
 

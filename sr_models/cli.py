@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -98,12 +99,18 @@ def upscale_command(
     )
     jobs = plan_jobs(inputs, output, None if format is Format.same else f".{format.value}")
     loaded = _load(model, autoencoder, recipe, device, dtype)
-    with _file_and_tile_bars(len(jobs)) as bars:
-        report = run_jobs(loaded.model, jobs, options, bars.start_file, bars.tile_done)
-    _say(f"{len(report.done)} done, {len(report.skipped)} skipped (already there), {len(report.failed)} failed.")
-    for job, reason in report.failed:
-        typer.echo(f"{job.source}: {reason}", err=True)
-    if report.failed:
+    from .terminal import FileAndTileBars
+
+    with FileAndTileBars(len(jobs)) as bars:
+        outcomes = [bars.file_done(outcome) for outcome in run_jobs(loaded.model, jobs, options, bars.tile_done)]
+    counts = Counter(outcome.status for outcome in outcomes)
+    _say(f"{counts['done']} done, {counts['skipped']} skipped (already there), {counts['failed']} failed.")
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            typer.echo(f"{outcome.job.source}: {outcome.reason}", err=True)
+        elif outcome.status == "done" and compare:
+            _say(f"before and after: {outcome.job.comparison}")
+    if counts["failed"]:
         raise typer.Exit(1)
 
 
@@ -281,12 +288,6 @@ def _upscaler(loaded: LoadedModel):
     from .upscale import upscale
 
     return lambda image: upscale(loaded.model, image)
-
-
-def _file_and_tile_bars(files: int):
-    from .terminal import FileAndTileBars
-
-    return FileAndTileBars(files)
 
 
 def _say(line: str) -> None:

@@ -91,9 +91,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
     """The fastest precision that does not show: float16 on CUDA, bfloat16 on CPUs with matrix units for it."""
     if device.type == "cuda":
         return torch.float16
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16
-    return torch.float32
+    has_matrix_units = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # absent from older torch
+    return torch.bfloat16 if device.type == "cpu" and has_matrix_units() else torch.float32
 
 
 def identify(path: Path) -> str:

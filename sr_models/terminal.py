@@ -7,23 +7,25 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from .batch import Job
+from .batch import Outcome
 
 
 class FileAndTileBars:
-    """Two bars: files done, and tiles of the present file. A context manager."""
+    """Two bars, files done and tiles of the present file, and a line for every finished one. A context manager."""
 
     def __init__(self, files: int):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Progress(*columns, TimeRemainingColumn(), transient=True)
         self.files = self.bars.add_task("files", total=files)
         self.tiles = self.bars.add_task("tiles", total=None)
-        self.begun = 0
 
-    def start_file(self, job: Job) -> None:
-        self.bars.update(self.files, completed=self.begun)
-        self.bars.reset(self.tiles, description=job.source.name, total=None)
-        self.begun += 1
+    def file_done(self, outcome: Outcome) -> Outcome:
+        self.bars.advance(self.files)
+        self.bars.reset(self.tiles, total=None)
+        if outcome.status == "done":
+            line = f"{outcome.job.source} -> {outcome.job.target} ({outcome.seconds:.2f} s)"
+            self.bars.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        return outcome
 
     def tile_done(self, done: int, total: int, preview: Tensor) -> None:
         self.bars.update(self.tiles, completed=done, total=total)

@@ -94,4 +94,7 @@ class TimeAwareDiscriminator(nn.Module):
     def forward(self, features: list[Tensor], t: Tensor, steps: int) -> Tensor:
         """features: the encoder's maps; t (B,) of `steps` timesteps -> all heads' logits, (B, positions)."""
         time = F.silu(self.time(t[:, None].float() / steps))
-        return torch.cat([head(f, time) for head, f in zip(self.heads, features, strict=True)], dim=1)
+        # Contiguous: on CPUs torch 2.13's group norm crashes in the backward pass of a channels-last input
+        # that needs no gradient itself.
+        maps = zip(self.heads, features, strict=True)
+        return torch.cat([head(f.contiguous(), time) for head, f in maps], dim=1)

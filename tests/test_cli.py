@@ -1,0 +1,211 @@
+"""The command line as a person uses it: real processes, real files, the bundled model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PHOTOS = Path(__file__).parent / "photos"
+PHOTO = sorted(PHOTOS.glob("*.png"))[0]
+COMMAND = [sys.executable, "-m", "onestep_sr"]
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+
+
+def small(path: Path, mode: str = "RGB", size: tuple[int, int] = (24, 20)) -> Path:
+    """A small real picture in any mode."""
+    Image.open(PHOTO).convert("RGB").resize(size).convert(mode).save(path)
+    return path
+
+
+def assert_one_sentence(text: str) -> None:
+    assert "Traceback" not in text
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) == 1, text
+    assert lines[0].endswith(".")
+
+
+def test_enlarges_a_photo_and_compares(tmp_path: Path) -> None:
+    result = run("upscale", PHOTO, "-o", tmp_path, "--compare")
+    assert result.returncode == 0, result.stderr
+    width, height = Image.open(PHOTO).size
+    large = Image.open(tmp_path / PHOTO.name)
+    assert large.size == (4 * width, 4 * height)
+    strip = Image.open(tmp_path / f"{PHOTO.stem}.compare.png")
+    assert strip.size == (8 * width, 4 * height)
+    # The right half is the result itself, the left one plain enlargement: near it, but not it.
+    assert np.array_equal(np.asarray(strip)[:, 4 * width :], np.asarray(large))
+    shrunk = np.asarray(large.resize((width, height), Image.Resampling.BOX), dtype=float)
+    assert np.abs(shrunk - np.asarray(Image.open(PHOTO).convert("RGB"), dtype=float)).mean() < 6
+
+
+def test_one_input_to_a_named_file_at_another_scale(tmp_path: Path) -> None:
+    source = small(tmp_path / "in.png")
+    result = run("upscale", source, "-o", tmp_path / "out.webp", "--scale", "2.5", "--color", "adain", "--tile", "128")
+    assert result.returncode == 0, result.stderr
+    assert Image.open(tmp_path / "out.webp").size == (60, 50)
+
+
+def test_folders_keep_their_shape_and_equal_names_do_not_collide(tmp_path: Path) -> None:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    small(tmp_path / "in" / "a.png")
+    small(tmp_path / "in" / "a.jpg")
+    small(tmp_path / "in" / "sub" / "b.gif", "P")
+    result = run("upscale", tmp_path / "in", "-o", tmp_path / "out", "--format", "png")
+    assert result.returncode == 0, result.stderr
+    written = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
+    assert written == ["a.png", "a_png.png", "sub/b.png"]
+
+
+def test_goes_on_past_a_broken_file_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    small(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"")
+    small(tmp_path / "in" / "c.png")
+    result = run("upscale", tmp_path / "in", "-o", tmp_path / "out")
+    assert result.returncode == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert "2 done, 0 skipped" in result.stdout
+    assert "b.png" in result.stderr
+    assert_one_sentence(result.stderr)
+
+
+def test_a_second_run_skips_what_is_there(tmp_path: Path) -> None:
+    source = small(tmp_path / "a.png")
+    out = tmp_path / "out"
+    assert run("upscale", source, "-o", out).returncode == 0
+    before = (out / "a.png").stat().st_mtime_ns
+    again = run("upscale", source, "-o", out)
+    assert "1 skipped" in again.stdout
+    assert (out / "a.png").stat().st_mtime_ns == before
+    assert "1 done" in run("upscale", source, "-o", out, "--overwrite").stdout
+    assert (out / "a.png").stat().st_mtime_ns != before
+
+
+def test_the_same_seed_gives_the_same_picture(tmp_path: Path) -> None:
+    source = small(tmp_path / "a.png")
+    pixels = []
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        assert run("upscale", source, "-o", tmp_path / f"{name}.png", "--seed", str(seed)).returncode == 0
+        pixels.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    assert np.array_equal(pixels[0], pixels[1])
+    assert not np.array_equal(pixels[0], pixels[2])
+
+
+def test_alpha_is_kept(tmp_path: Path) -> None:
+    image = Image.open(PHOTO).convert("RGBA").resize((32, 32))
+    image.putalpha(Image.fromarray(np.tile(np.arange(32, dtype=np.uint8) * 8, (32, 1))))
+    image.save(tmp_path / "a.png")
+    assert run("upscale", tmp_path / "a.png", "-o", tmp_path / "b.png").returncode == 0
+    alpha = np.asarray(Image.open(tmp_path / "b.png").getchannel("A"), dtype=float)
+    expected = (np.arange(128) + 0.5) / 4 - 0.5
+    assert np.abs(alpha[64, 16:-16] - 8 * expected[16:-16]).max() < 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ")
+def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for index in range(30):
+        small(tmp_path / "in" / f"{index:02}.png", size=(160, 160))
+    out = tmp_path / "out"
+    process = subprocess.Popen([*COMMAND, "upscale", tmp_path / "in", "-o", out], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert_one_sentence(errors)
+    files = list(out.iterdir())
+    assert 0 < len(files) < 30
+    for file in files:
+        assert file.suffix == ".png"
+        assert not file.name.startswith(".")
+        Image.open(file).load()
+
+
+def test_models_lists_what_runs_and_what_does_not(tmp_path: Path) -> None:
+    shutil.copy(
+        Path(__file__).parents[1] / "sr_models/weights/onestep-sr-x4.safetensors", tmp_path / "mine.safetensors"
+    )
+    (tmp_path / "zero.pth").touch()
+    result = run("models", tmp_path)
+    assert result.returncode == 0
+    for text in ("bundled", "tad-sr", "sinsr", "mine.safetensors: One-Step SR model, x4", "zero.pth is empty"):
+        assert text in result.stdout
+
+
+def make_inputs(folder: Path) -> None:
+    small(folder / "good.png")
+    small(folder / "one.png", size=(1, 1))
+    small(folder / "seven.png", size=(7, 40))
+    (folder / "text.png").write_text("not a picture")
+    (folder / "empty.png").touch()
+    (folder / "cut.png").write_bytes(PHOTO.read_bytes()[:2000])
+    (folder / "zero.safetensors").touch()
+    (folder / "text.pth").write_text("not weights")
+    (folder / "a_file").touch()
+
+
+# Arguments in a folder with the inputs above, and what the sentence must name.
+BAD_INPUT = {
+    "no such file": (["upscale", "none.png", "-o", "out"], "none.png"),
+    "not a picture": (["upscale", "text.png", "-o", "out"], "text.png"),
+    "empty file": (["upscale", "empty.png", "-o", "out"], "empty.png"),
+    "cut picture": (["upscale", "cut.png", "-o", "out"], "cut.png"),
+    "1 x 1 px": (["upscale", "one.png", "-o", "out"], "1 x 1 px"),
+    "7 px": (["upscale", "seven.png", "-o", "out"], "7 x 40 px"),
+    "scale too small": (["upscale", "good.png", "-o", "out", "--scale", "0.5"], "0.5"),
+    "scale too large": (["upscale", "good.png", "-o", "out", "--scale", "9"], "9"),
+    "overlap too large": (["upscale", "good.png", "-o", "out", "--overlap", "4000"], "4000"),
+    "onto itself": (["upscale", "good.png", "-o", "good.png"], "good.png"),
+    "output under a file": (["upscale", "good.png", "-o", "a_file/out"], "a_file"),
+    "unknown output type": (["upscale", "good.png", "-o", "out.xyz/../out.bmp"], "out.bmp"),
+    "zero-byte checkpoint": (["upscale", "good.png", "-o", "out", "--model", "zero.safetensors"], "zero.safetensors"),
+    "no checkpoint": (["upscale", "good.png", "-o", "out", "--model", "none.pth"], "none.pth"),
+    "text as checkpoint": (["upscale", "good.png", "-o", "out", "--model", "text.pth"], "text.pth"),
+    "no such device": (["upscale", "good.png", "-o", "out", "--device", "mps"], "mps"),
+    "no such folder": (["models", "nowhere"], "nowhere"),
+    "training without pictures": (["train", "teacher", "nowhere", "-o", "run"], "nowhere"),
+    "crop that does not fit": (["train", "teacher", ".", "-o", "run", "--crop", "100"], "100"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_ends_in_one_sentence(case: str, tmp_path: Path) -> None:
+    make_inputs(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    arguments, named = BAD_INPUT[case]
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    assert named in result.stderr
+    assert_one_sentence(result.stderr)
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert after == before, "nothing is lost, nothing is left behind"
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir() or os.geteuid() != 0, reason="needs root to mount a tiny disk")
+def test_a_full_disk_ends_in_one_sentence(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        result = run("upscale", PHOTO, "-o", disk)
+        assert result.returncode == 1
+        assert_one_sentence(result.stderr)
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)

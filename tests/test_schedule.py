@@ -1,0 +1,198 @@
+"""ResShift's schedule and the steps, against the published numbers and float64 formulae."""
+
+import math
+
+import pytest
+import torch
+from onestep_sr.sr_models.recipe import RESSHIFT_FAMILY, T4, T15
+from onestep_sr.sr_models.schedule import ResShiftSchedule
+from onestep_sr.sr_models.step import FlowStep, ResShiftStep, one_step, sample
+
+# shared/DESIGN.md, section 4
+PUBLISHED_15 = (
+    *(0.02, 0.11717, 0.1763, 0.23363, 0.29157, 0.35101, 0.41236, 0.47586),
+    *(0.54167, 0.60991, 0.68066, 0.75399, 0.82995, 0.90861, 0.99),
+)
+PUBLISHED_4 = (0.03162, 0.37644, 0.66732, 0.99)
+SCHEDULES = pytest.mark.parametrize("schedule", [T15, T4], ids=["T15", "T4"])
+
+
+def latents(count, channels=3, size=6, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 2, channels, size, size + 2, generator=random, dtype=torch.float64)
+
+
+class Recorder:
+    """A network that answers with a formula and remembers what it was asked."""
+
+    def __init__(self, answer):
+        self.answer, self.calls = answer, []
+
+    def __call__(self, latent, condition, timestep):
+        self.calls.append((latent, condition, timestep))
+        return self.answer(latent, condition, timestep)
+
+
+@pytest.mark.parametrize(("schedule", "table"), [(T15, PUBLISHED_15), (T4, PUBLISHED_4)], ids=["T15", "T4"])
+def test_tables_are_the_published_ones(schedule, table):
+    assert schedule.steps == len(schedule.sqrt_eta) == len(table)
+    assert schedule.kappa == 2
+    for ours, theirs in zip(schedule.sqrt_eta, table, strict=True):
+        assert ours == pytest.approx(theirs, abs=5.1e-6)
+
+
+def test_a_schedule_of_other_sizes_starts_and_ends_where_it_should():
+    schedule = ResShiftSchedule(steps=7, kappa=0.5, min_noise=0.01, end=0.9)
+    assert schedule.sqrt_eta[0] == pytest.approx(0.01)
+    assert schedule.sqrt_eta[-1] == pytest.approx(0.9)
+    assert list(schedule.sqrt_eta) == sorted(schedule.sqrt_eta)
+
+
+@SCHEDULES
+def test_noised_pictures_have_the_mean_and_variance_of_the_forward_process(schedule):
+    noise = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x_0, y = torch.full_like(noise, 0.7), torch.full_like(noise, -0.4)
+    for t in range(schedule.steps):
+        eta = schedule.sqrt_eta[t] ** 2
+        x_t = schedule.noised(x_0, y, torch.full((20_000,), t), noise)
+        deviation = 2 * math.sqrt(eta)
+        assert x_t.mean().item() == pytest.approx(0.7 - 1.1 * eta, abs=4 * deviation / math.sqrt(20_000))
+        assert x_t.std().item() == pytest.approx(deviation, rel=0.03)
+
+
+@SCHEDULES
+def test_each_picture_of_a_batch_has_its_own_timestep(schedule):
+    x_0, y, noise = latents(3)
+    t = torch.tensor([0, schedule.steps - 1])
+    together = schedule.noised(x_0, y, t, noise)
+    for i in range(2):
+        root = schedule.sqrt_eta[t[i]]
+        expected = x_0[i] + root**2 * (y[i] - x_0[i]) + 2 * root * noise[i]
+        assert torch.allclose(together[i], expected, atol=1e-12)
+
+
+@SCHEDULES
+def test_noise_of_undoes_noised(schedule):
+    x_0, y, noise = latents(3)
+    for step in range(schedule.steps):
+        t = torch.full((2,), step)
+        x_t = schedule.noised(x_0, y, t, noise)
+        assert torch.allclose(schedule.noise_of(x_t, x_0, y, t), noise, atol=1e-10)
+
+
+def test_the_network_sees_the_picture_over_its_largest_deviation():
+    (x_t,) = latents(1)
+    seen = T15.network_input(x_t, torch.tensor([0, 14]))
+    assert torch.allclose(seen[0], x_t[0] / math.sqrt(1 + 4 * 0.02**2), atol=1e-9)
+    assert torch.allclose(seen[1], x_t[1] / math.sqrt(1 + 4 * 0.99**2), atol=1e-9)
+
+
+def test_the_start_is_the_enlarged_picture_with_all_the_noise():
+    y, noise = latents(2)
+    assert torch.allclose(T15.start(y, noise), y + 1.98 * noise, atol=1e-12)
+
+
+@SCHEDULES
+def test_ddim_coefficients(schedule):
+    """Each coefficient by itself: two of the three pictures are zero, the third is one."""
+    one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    for t in range(1, schedule.steps):
+        eta, previous = schedule.sqrt_eta[t] ** 2, schedule.sqrt_eta[t - 1] ** 2
+        m = math.sqrt(previous / eta)
+        j = previous - math.sqrt(previous * eta)
+        k = 1 - previous + math.sqrt(previous * eta) - m
+        assert schedule.ddim_step(zero, one, zero, t).item() == pytest.approx(k, abs=1e-12)
+        assert schedule.ddim_step(one, zero, zero, t).item() == pytest.approx(m, abs=1e-12)
+        assert schedule.ddim_step(zero, zero, one, t).item() == pytest.approx(j, abs=1e-12)
+
+
+@SCHEDULES
+def test_ddim_with_the_exact_picture_stays_on_the_forward_process_with_the_same_noise(schedule):
+    x_0, y, noise = latents(3)
+    x_t = schedule.noised(x_0, y, torch.full((2,), schedule.steps - 1), noise)
+    for t in range(schedule.steps - 1, 0, -1):
+        x_t = schedule.ddim_step(x_t, x_0, y, t)
+        assert torch.allclose(x_t, schedule.noised(x_0, y, torch.full((2,), t - 1), noise), atol=1e-10)
+
+
+@SCHEDULES
+def test_the_sampler_with_an_oracle_finds_its_picture_in_all_steps(schedule):
+    x_0, y, noise = latents(3)
+    condition = torch.rand(2, 3, 6, 8)
+    oracle = Recorder(lambda latent, condition, t: x_0)
+    result = sample(oracle, schedule, y, condition, noise)
+    assert torch.allclose(result, x_0, atol=1e-12)
+    assert [t.tolist() for _, _, t in oracle.calls] == [[t, t] for t in reversed(range(schedule.steps))]
+    assert all(seen is condition for _, seen, _ in oracle.calls)
+
+
+def test_the_sampler_feeds_each_result_into_the_next_step():
+    """The same loop in scalars, for a network that shrinks what it sees."""
+    y, noise, schedule = 0.3, -1.2, T4
+    x = y + 2 * schedule.sqrt_eta[-1] * noise
+    for t in (3, 2, 1, 0):
+        eta = schedule.sqrt_eta[t] ** 2
+        x_0 = 0.5 * x / math.sqrt(1 + 4 * eta)
+        if t == 0:
+            x = x_0
+            break
+        previous = schedule.sqrt_eta[t - 1] ** 2
+        # the noise that x implies, put onto the next mean
+        implied = (x - (1 - eta) * x_0 - eta * y) / (2 * math.sqrt(eta))
+        x = (1 - previous) * x_0 + previous * y + 2 * math.sqrt(previous) * implied
+    shape = (1, 1, 1, 1)
+    result = sample(
+        lambda latent, condition, t: 0.5 * latent,
+        schedule,
+        torch.full(shape, y, dtype=torch.float64),
+        torch.zeros(shape),
+        torch.full(shape, noise, dtype=torch.float64),
+    )
+    assert result.item() == pytest.approx(x, abs=1e-12)
+
+
+@SCHEDULES
+def test_one_step_asks_the_network_once_at_the_last_timestep(schedule):
+    y, noise = latents(2)
+    condition = torch.rand(2, 3, 6, 8)
+    network = Recorder(lambda latent, condition, t: 3 * latent)
+    result = one_step(network, schedule, y, condition, noise)
+    [(seen, passed_on, t)] = network.calls
+    expected = (y + 1.98 * noise) / math.sqrt(1 + 1.98**2)
+    assert torch.allclose(seen, expected, atol=1e-9)
+    assert torch.allclose(result, 3 * expected, atol=1e-9)
+    assert passed_on is condition
+    assert t.tolist() == [schedule.steps - 1] * 2
+    assert not t.is_floating_point()
+
+
+@pytest.mark.parametrize(("schedule", "evaluations"), [(T15, 1), (T15, 15), (T4, 1), (T4, 4)])
+def test_the_step_evaluates_as_often_as_it_says(schedule, evaluations):
+    y, noise = latents(2)
+    network = Recorder(lambda latent, condition, t: latent)
+    ResShiftStep(schedule, evaluations)(network, y, noise, torch.zeros(2, 3, 6, 8))
+    assert len(network.calls) == evaluations
+
+
+@pytest.mark.parametrize(("schedule", "evaluations"), [(T15, 2), (T15, 0), (T15, 14), (T15, 16), (T4, 15), (T4, -1)])
+def test_a_resshift_step_refuses_other_numbers_of_evaluations(schedule, evaluations):
+    with pytest.raises(ValueError, match=f"{evaluations} evaluations"):
+        ResShiftStep(schedule, evaluations)
+
+
+def test_the_flow_step_subtracts_the_velocity_at_timestep_1000_and_uses_no_noise():
+    z, noise = latents(2)
+    condition = torch.rand(2, 3, 6, 8)
+    network = Recorder(lambda latent, condition, t: 0.25 * latent + 1)
+    result = FlowStep()(network, z, noise * float("nan"), condition)
+    [(seen, passed_on, t)] = network.calls
+    assert torch.equal(seen, z)
+    assert passed_on is condition
+    assert t.tolist() == [1000, 1000]
+    assert torch.allclose(result, 0.75 * z - 1, atol=1e-12)
+
+
+def test_the_recipes_take_the_published_steps():
+    steps = {name: (recipe.step.schedule.steps, recipe.step.evaluations) for name, recipe in RESSHIFT_FAMILY.items()}
+    assert steps == {"tad-sr": (15, 1), "sinsr": (15, 1), "resshift": (15, 15), "resshift-s4": (4, 4)}
+    assert all((recipe.scale, recipe.tile) == (4, 64) for recipe in RESSHIFT_FAMILY.values())

@@ -14,7 +14,7 @@ import torch
 from .color import ColorMatch
 from .errors import UserError
 from .image import resize
-from .image_files import Picture, read_picture, write_picture
+from .image_files import WRITABLE, Picture, read_picture, write_picture
 from .sr_model import SRModel
 from .upscale import Progress, upscale
 
@@ -65,9 +65,11 @@ def plan_jobs(inputs: Iterable[str], output: Path, suffix: str | None = None) ->
     """
     found = [pair for text in inputs for pair in _matches(text)]
     single = len(found) == 1 and output.suffix.lower() in SUFFIXES and not output.is_dir()
+    if single and output.suffix.lower() not in WRITABLE:
+        raise UserError(f"{output} has an ending that cannot be written: choose one of {', '.join(WRITABLE)}.")
     jobs: dict[Path, Job] = {}
     for source, inside in found:
-        ending = suffix or (source.suffix if source.suffix.lower() not in (".gif", ".bmp") else ".png")
+        ending = suffix or (source.suffix if source.suffix.lower() in WRITABLE else ".png")
         target = output if single else (output / inside).with_suffix(ending)
         if target in jobs and jobs[target].source != source:
             target = target.with_name(f"{source.stem}_{source.suffix[1:]}{ending}")
@@ -104,7 +106,8 @@ def run_jobs(
         try:
             run_job(model, job, options, progress)
         except UserError as error:
-            yield Outcome(job, "failed", reason=str(error))
+            named = str(job.source) in str(error)
+            yield Outcome(job, "failed", reason=str(error) if named else f"{job.source}: {error}")
         else:
             yield Outcome(job, "done", time.perf_counter() - begin)
 

@@ -101,13 +101,17 @@ def upscale_command(
     loaded = _load(model, autoencoder, recipe, device, dtype)
     from .terminal import FileAndTileBars
 
-    with FileAndTileBars(len(jobs)) as bars:
-        outcomes = [bars.file_done(outcome) for outcome in run_jobs(loaded.model, jobs, options, bars.tile_done)]
+    try:
+        with FileAndTileBars(len(jobs)) as bars:
+            outcomes = [bars.file_done(outcome) for outcome in run_jobs(loaded.model, jobs, options, bars.tile_done)]
+    except KeyboardInterrupt:
+        typer.echo("Stopped: finished files are kept, nothing is half-written.", err=True)
+        raise typer.Exit(130) from None
     counts = Counter(outcome.status for outcome in outcomes)
     _say(f"{counts['done']} done, {counts['skipped']} skipped (already there), {counts['failed']} failed.")
     for outcome in outcomes:
         if outcome.status == "failed":
-            typer.echo(f"{outcome.job.source}: {outcome.reason}", err=True)
+            typer.echo(outcome.reason, err=True)
         elif outcome.status == "done" and compare:
             _say(f"before and after: {outcome.job.comparison}")
     if counts["failed"]:
@@ -303,6 +307,3 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"onestep-sr: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("onestep-sr: stopped; finished files are kept, nothing is half-written.", err=True)
-        sys.exit(130)

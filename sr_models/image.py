@@ -29,6 +29,8 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Both sides up to the next multiple by repeating the last row and column."""
+    """Right and bottom side up to the next multiple: mirrored, or the last pixels repeated where that is too short."""
     height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    down, right = -height % multiple, -width % multiple
+    mirrors = down < height and right < width
+    return F.pad(image, (0, right, 0, down), mode="reflect" if mirrors else "replicate")

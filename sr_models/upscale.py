@@ -88,12 +88,16 @@ class _Run:
         padded = pad_to_multiple(lr, recipe.multiple * pixels)
         height, width = padded.shape[-2:]
         latent = codec.encode(resize(padded, (height * recipe.scale, width * recipe.scale)))
-        latent = self._step_tiles(latent, padded * 2 - 1, pixels, progress)
+        shown = (-(-lr.shape[-2] // pixels), -(-lr.shape[-1] // pixels))
+        latent = self._step_tiles(latent, padded * 2 - 1, pixels, progress, shown)
         result = codec.decode(latent)[..., : lr.shape[-2] * recipe.scale, : lr.shape[-1] * recipe.scale]
         result = resize(result, self.size)
         return colors.match(result, resize(image, self.size), self.color).clamp_(0, 1)
 
-    def _step_tiles(self, latent: Tensor, condition: Tensor, pixels: int, progress: Progress | None) -> Tensor:
+    def _step_tiles(
+        self, latent: Tensor, condition: Tensor, pixels: int, progress: Progress | None, shown: tuple[int, int]
+    ) -> Tensor:
+        """`shown` is what of the latent canvas is picture and not padding: all that previews hold."""
         tiles = plan(latent.shape[-2], latent.shape[-1], self.tile, self.overlap)
         noise = canvas_noise(latent, self.seed)
         result = torch.zeros_like(latent)
@@ -106,7 +110,7 @@ class _Run:
             tile.cut(result).add_(piece * tile.weight.to(piece.device))
             if progress is not None:
                 tile.cut(preview).copy_(self.model.codec.preview(piece))
-                progress(done, len(tiles), preview[0])
+                progress(done, len(tiles), preview[0, :, : shown[0], : shown[1]])
         return result
 
 
@@ -143,4 +147,6 @@ def _for_picture(progress: Progress | None, index: int, count: int) -> Progress 
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+    """CUDA has its own error; CPUs (Linux and Windows word it differently), MPS and drivers only a message."""
+    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(p in str(error).lower() for p in phrases)

@@ -172,7 +172,7 @@ BAD_INPUT = {
     "overlap too large": (["upscale", "good.png", "-o", "out", "--overlap", "4000"], "4000"),
     "onto itself": (["upscale", "good.png", "-o", "good.png"], "good.png"),
     "output under a file": (["upscale", "good.png", "-o", "a_file/out"], "a_file"),
-    "unknown output type": (["upscale", "good.png", "-o", "out.xyz/../out.bmp"], "out.bmp"),
+    "unknown output type": (["upscale", "good.png", "-o", "out.bmp"], "out.bmp"),
     "zero-byte checkpoint": (["upscale", "good.png", "-o", "out", "--model", "zero.safetensors"], "zero.safetensors"),
     "no checkpoint": (["upscale", "good.png", "-o", "out", "--model", "none.pth"], "none.pth"),
     "text as checkpoint": (["upscale", "good.png", "-o", "out", "--model", "text.pth"], "text.pth"),

@@ -39,12 +39,17 @@ class Description:
 
     @classmethod
     def from_json(cls, text: str) -> Description:
-        """Raises KeyError, TypeError or ValueError where the text is not such a description."""
+        """Raises KeyError, TypeError, ValueError or ArithmeticError where the text is no such description."""
         fields = json.loads(text)
         network = fields["network"]
         network["multipliers"] = tuple(network["multipliers"])
-        schedule = ResShiftSchedule(**fields["schedule"])
-        return cls(SwinUNetConfig(**network), schedule, int(fields["evaluations"]), str(fields.get("card", "")))
+        schedule, evaluations = ResShiftSchedule(**fields["schedule"]), int(fields["evaluations"])
+        if len(schedule.sqrt_eta) != schedule.steps or evaluations not in (1, schedule.steps):
+            raise ValueError(f"{evaluations} evaluations of {schedule.steps} steps")
+        config = SwinUNetConfig(**network)
+        if config.bicubic_skip < 1:
+            raise ValueError(f"bicubic_skip {config.bicubic_skip}")
+        return cls(config, schedule, evaluations, str(fields.get("card", "")))
 
 
 def save(path: Path, network: nn.Module, description: Description, dtype: torch.dtype = torch.float16) -> None:
@@ -79,5 +84,5 @@ def describe(file: WeightsFile) -> Description:
     """Raises UserError where the file's metadata is broken."""
     try:
         return Description.from_json(file.metadata[METADATA_KEY])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{file.name} has a broken description ({error}): download it again.") from error

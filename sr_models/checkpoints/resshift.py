@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import UserError
-from ..networks.swin_unet import SwinUNet
+from ..networks.swin_unet import SwinUNet, SwinUNetConfig
 from ..networks.vq_autoencoder import VQAutoencoder
 from ..recipe import RESSHIFT_FAMILY, Recipe
 from .weights_file import WeightsFile, fill
@@ -44,7 +44,7 @@ def recipe_for(file_name: str, chosen: str | None = None) -> Recipe:
 
 def load_network(file: WeightsFile, dtype: torch.dtype) -> SwinUNet:
     with torch.device("meta"):
-        network = SwinUNet()
+        network = SwinUNet(SwinUNetConfig(published_mask=True))
     fill(network, file, "TAD-SR, SinSR or ResShift x4", dtype)
     return network
 

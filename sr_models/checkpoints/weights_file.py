@@ -61,7 +61,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path.name} is no weights file, or holds more than weights, which could run code: get it as safetensors."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # on broken bytes torch.load raises what its parser trips over, of any kind
         raise UserError(f"{path.name} is cut short or no torch file: download it again.") from error
     for key in WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -111,7 +111,10 @@ def fill(network: nn.Module, file: WeightsFile, title: str, dtype: torch.dtype) 
     """
     reasons = mismatches(file, network)
     if reasons:
-        raise UserError(f"{file.name} is not a complete {title} checkpoint: it {'; it '.join(reasons)}.")
+        raise UserError(
+            f"{file.name} is not a complete {title} checkpoint (it {'; it '.join(reasons)}): "
+            "download it again or choose another file."
+        )
     broken = [n for n, t in file.tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if broken:
         raise UserError(f"{file.name} holds values that are not finite in {_shortened(broken)}: download it again.")

@@ -26,6 +26,7 @@ class SwinUNetConfig:
     no larger than one attention window there does not shift its windows.
     `bicubic_skip`: the network predicts what to add to the bicubically enlarged condition, as a
     pixel-shuffled latent; the value is the factor (0: no such skip).
+    `published_mask`: mask shifted windows as the published weights were trained, see `published_window_mask`.
     """
 
     latent_channels: int = 3
@@ -40,6 +41,7 @@ class SwinUNetConfig:
     mlp_ratio: int = 4
     native_size: int = 64
     bicubic_skip: int = 0
+    published_mask: bool = False
 
     @property
     def multiple(self) -> int:
@@ -139,8 +141,18 @@ def shifted_window_mask(height: int, width: int, window: int, shift: int, device
     return torch.zeros(apart.shape, device=device).masked_fill(apart, MASKED)
 
 
-def _native_mask(grid: int, window: int, shift: int) -> Tensor | None:
-    return shifted_window_mask(grid, grid, window, shift, torch.device("cpu")) if shift else None
+def published_window_mask(
+    height: int, width: int, window: int, shift: int, device: torch.device | None = None
+) -> Tensor:
+    """The mask that ResShift's and SinSR's weights were trained with, shaped like `shifted_window_mask`'s.
+
+    Only in the bottom row of windows, and there only across the left and right part; elsewhere pixels
+    brought together by the shift do see each other.
+    """
+    right = (torch.arange(window, device=device) >= window - shift).repeat(window)
+    mask = torch.zeros(height // window, width // window, window**2, window**2, device=device)
+    mask[-1].masked_fill_(right[:, None] != right[None, :], MASKED)
+    return mask.flatten(0, 1)
 
 
 class WindowAttention(nn.Module):
@@ -189,7 +201,9 @@ class SwinBlock(nn.Module):
         self.norm2 = GroupNorm(channels)
         self.mlp = PointwiseMLP(channels, config.mlp_ratio)
         # Kept because the published files hold it; it serves the native grid, other sizes compute theirs.
-        self.register_buffer("attn_mask", _native_mask(grid, self.window, shift))
+        self.window_mask = published_window_mask if config.published_mask else shifted_window_mask
+        native = self.window_mask(grid, grid, self.window, shift, torch.device("cpu")) if shift else None
+        self.register_buffer("attn_mask", native)
 
     def _mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
         if self.attn_mask is None:
@@ -197,7 +211,7 @@ class SwinBlock(nn.Module):
         windows = (height // self.window) * (width // self.window)
         if height == width and windows == len(self.attn_mask):
             return self.attn_mask
-        return shifted_window_mask(height, width, self.window, self.shift, device)
+        return self.window_mask(height, width, self.window, self.shift, device)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -1,0 +1,113 @@
+"""Upscalers side by side on a folder of HR pictures."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+
+from . import niqe
+from .distill.data import list_images
+from .distill.degradation import Degradation
+from .image import resize
+from .metrics import high_frequency_power, psnr, ssim
+
+SCALE = 4
+Upscaler = Callable[[Tensor], Tensor]
+Degrade = Callable[[Image.Image, int], Image.Image]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means over the pictures; `detail` and `seconds` are medians.
+
+    `psnr` in dB over RGB and `ssim`, 8 px of border cut; `niqe` lower is better; `detail`: power above a
+    quarter of Nyquist, relative to HR's.
+    """
+
+    upscaler: str
+    degradation: str
+    psnr: float
+    ssim: float
+    niqe: float
+    detail: float
+    seconds: float
+
+
+def bicubic(image: Tensor) -> Tensor:
+    return resize(image, (image.shape[-2] * SCALE, image.shape[-1] * SCALE)).clamp(0, 1)
+
+
+def lanczos(image: Tensor) -> Tensor:
+    small = Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy())
+    return _to_tensor(small.resize((small.width * SCALE, small.height * SCALE), Image.Resampling.LANCZOS))
+
+
+def shrink(hr: Image.Image, index: int) -> Image.Image:
+    return hr.resize((hr.width // SCALE, hr.height // SCALE), Image.Resampling.BICUBIC)
+
+
+def mixed(hr: Image.Image, index: int) -> Image.Image:
+    """The training degradation without its clean share; the same for a picture's place in the folder every time."""
+    return Degradation(scale=SCALE, clean=0.0)(hr, np.random.default_rng((0, index)))
+
+
+BASELINES: dict[str, Upscaler] = {"bicubic": bicubic, "lanczos": lanczos}
+DEGRADATIONS: dict[str, Degrade] = {"bicubic": shrink, "mixed": mixed}
+
+
+def evaluate(upscalers: dict[str, Upscaler], folder: Path, degradations: dict[str, Degrade]) -> list[Row]:
+    """A row per upscaler and degradation. An upscaler maps (1, 3, h, w) in [0, 1] to (1, 3, 4h, 4w).
+
+    Raises UserError for a folder without pictures or pictures under 96 px a side.
+    """
+    model = niqe.NiqeModel.load()
+    return [
+        _row(name, kind, list(_measure(upscaler, folder, degrade, model)))
+        for kind, degrade in degradations.items()
+        for name, upscaler in upscalers.items()
+    ]
+
+
+def _measure(upscaler: Upscaler, folder: Path, degrade: Degrade, model: niqe.NiqeModel) -> Iterator[tuple[float, ...]]:
+    for index, file in enumerate(list_images(folder)):
+        hr = Image.open(file).convert("RGB")
+        hr = hr.crop((0, 0, hr.width // SCALE * SCALE, hr.height // SCALE * SCALE))
+        truth, lr = _to_tensor(hr)[0], _to_tensor(degrade(hr, index))
+        begin = time.perf_counter()
+        result = upscaler(lr)[0]
+        seconds = time.perf_counter() - begin
+        result = (result * 255).round() / 255  # as a file would hold it
+        detail = high_frequency_power(result) / high_frequency_power(truth)
+        yield psnr(result, truth), ssim(result, truth), niqe.score(result, model), detail, seconds
+
+
+def _row(upscaler: str, degradation: str, measures: list[tuple[float, ...]]) -> Row:
+    psnrs, ssims, niqes, details, seconds = zip(*measures, strict=True)
+    means = (statistics.fmean(values) for values in (psnrs, ssims, niqes))
+    return Row(upscaler, degradation, *means, statistics.median(details), statistics.median(seconds))
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def render(rows: list[Row]) -> Table:
+    table = Table("degradation", "upscaler", "PSNR dB", "SSIM", "NIQE", "detail", "seconds")
+    for row in rows:
+        numbers = f"{row.psnr:.2f} {row.ssim:.4f} {row.niqe:.2f} {row.detail:.3f} {row.seconds:.3f}"
+        table.add_row(row.degradation, row.upscaler, *numbers.split())
+    return table
+
+
+def to_json(rows: list[Row]) -> str:
+    return json.dumps([asdict(row) for row in rows], indent=1)

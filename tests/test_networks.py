@@ -1,0 +1,466 @@
+"""The networks: published names and sizes, and numbers against float64 code that shares nothing with them."""
+
+import math
+import re
+from itertools import pairwise, product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.networks.swin_unet import (
+    SwinUNet,
+    SwinUNetConfig,
+    WindowAttention,
+    shifted_window_mask,
+    timestep_embedding,
+)
+from onestep_sr.sr_models.networks.vq_autoencoder import Quantizer, VQAutoencoder, VQConfig
+from onestep_sr.sr_models.sr_model import AutoencoderCodec, NetworkDenoiser
+from torch import nn
+
+SMALL = SwinUNetConfig(
+    channels=32, multipliers=(1, 2), blocks_per_level=2, swin_channels=64, window=4, mlp_ratio=2, native_size=8
+)
+SMALL_VQ = VQConfig(channels=32, multipliers=(1, 2), blocks_per_level=1, codes=16)
+
+
+def randomised(network: nn.Module, seed=0) -> nn.Module:
+    """Every parameter, also those that start at zero or one, gets a size that shows in the result."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
+            noise = torch.randn(parameter.shape, generator=random)
+            if name.endswith("bias_table"):
+                parameter.copy_(noise)
+            elif parameter.ndim > 1:
+                parameter.copy_(noise / math.sqrt(fan_in))
+            else:
+                parameter.copy_(noise * 0.3 + (1 if name.endswith("weight") else 0))
+    return network.eval().requires_grad_(False)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# The published layout
+
+
+def named(prefix: str, *modules: str) -> set[str]:
+    return {f"{prefix}.{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+
+
+def residual_keys(prefix: str, widens: bool) -> set[str]:
+    modules = ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3"]
+    return named(prefix, *modules, *(["skip_connection"] if widens else []))
+
+
+def swin_keys(prefix: str, shifts: bool) -> set[str]:
+    keys = named(prefix, "patch_embed.proj", "patch_unembed.proj")
+    for n in (0, 1):
+        block = f"{prefix}.blocks.{n}"
+        keys |= named(block, "norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        keys |= {f"{block}.attn.relative_position_bias_table", f"{block}.attn.relative_position_index"}
+    return keys | ({f"{prefix}.blocks.1.attn_mask"} if shifts else set())
+
+
+def published_unet_keys() -> set[str]:
+    keys = named("time_embed", "0", "2") | named("out", "0", "2") | named("input_blocks.0", "0")
+    for index in (1, 2, 4, 5, 7, 8, 10, 11):
+        keys |= residual_keys(f"input_blocks.{index}.0", widens=index in (4, 10))
+    for index in (3, 6, 9):
+        keys |= named(f"input_blocks.{index}.0", "op")
+    for index in (1, 4, 7, 10):
+        keys |= swin_keys(f"input_blocks.{index}.1", shifts=index != 10)
+    keys |= residual_keys("middle_block.0", False) | residual_keys("middle_block.2", False)
+    keys |= swin_keys("middle_block.1", shifts=False)
+    for index in range(12):
+        keys |= residual_keys(f"output_blocks.{index}.0", widens=True)
+    for index in (0, 3, 6, 9):
+        keys |= swin_keys(f"output_blocks.{index}.1", shifts=index != 0)
+    for index in (2, 5, 8):
+        keys |= named(f"output_blocks.{index}.1", "conv")
+    return keys
+
+
+def published_vq_keys() -> set[str]:
+    keys = {"quantize.embedding.weight"} | named("quant_conv", "") | named("post_quant_conv", "")
+    keys = {key.replace("..", ".") for key in keys}
+    plain = ("norm1", "conv1", "norm2", "conv2")
+    for half in ("encoder", "decoder"):
+        keys |= named(half, "conv_in", "norm_out", "conv_out")
+        keys |= named(f"{half}.mid.block_1", *plain) | named(f"{half}.mid.block_2", *plain)
+        keys |= named(f"{half}.mid.attn_1", "norm", "q", "k", "v", "proj_out")
+    for i, j in product(range(3), range(2)):  # 128 -> 128, 128 -> 256, 256 -> 512
+        shortcut = ["nin_shortcut"] if j == 0 and i > 0 else []
+        keys |= named(f"encoder.down.{i}.block.{j}", *plain, *shortcut)
+    for i, j in product(range(3), range(3)):  # 512 -> 512 -> 256 -> 128
+        shortcut = ["nin_shortcut"] if j == 0 and i < 2 else []
+        keys |= named(f"decoder.up.{i}.block.{j}", *plain, *shortcut)
+    for i in (0, 1):
+        keys |= named(f"encoder.down.{i}.downsample", "conv") | named(f"decoder.up.{i + 1}.upsample", "conv")
+    return keys
+
+
+def on_meta(network_class):
+    with torch.device("meta"):
+        return network_class()
+
+
+@pytest.mark.parametrize(("network_class", "count"), [(SwinUNet, 118_593_583), (VQAutoencoder, 55_322_782)])
+def test_parameter_counts_are_the_published_ones(network_class, count):
+    network = on_meta(network_class)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+    assert all(parameter.is_meta for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network_class", "expected"), [(SwinUNet, published_unet_keys()), (VQAutoencoder, published_vq_keys())]
+)
+def test_names_are_the_published_ones(network_class, expected):
+    assert set(on_meta(network_class).state_dict()) == expected
+
+
+def test_shapes_for_non_square_pictures():
+    """The published geometry, four levels and windows of eight, at a fraction of the width."""
+    config = SwinUNetConfig(channels=32, multipliers=(1, 1, 1, 2), blocks_per_level=1, swin_channels=32)
+    latent = torch.rand(2, 3, config.multiple, 2 * config.multiple)
+    assert config.multiple == SwinUNetConfig().multiple == 64
+    assert SwinUNet(config)(latent, latent, torch.zeros(2)).shape == latent.shape
+    vq = VQAutoencoder(VQConfig(channels=32, blocks_per_level=1, codes=8))
+    assert vq.config.factor == VQConfig().factor == 4
+    assert vq.encode(torch.rand(1, 3, 64, 96)).shape == (1, 3, 16, 24)
+    assert vq.decode(torch.rand(1, 3, 16, 24)).shape == (1, 3, 64, 96)
+
+
+# The Swin U-Net
+
+
+def test_timestep_embedding():
+    result = timestep_embedding(torch.tensor([0, 3, 14]), 32).double()
+    for row, t in enumerate((0, 3, 14)):
+        angles = [t * 10_000 ** (-i / 16) for i in range(16)]
+        expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
+        assert (result[row] - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("height", "width", "window", "shift"), [(8, 12, 4, 2), (16, 8, 8, 4), (4, 8, 4, 2)])
+def test_mask_keeps_pixels_apart_that_only_the_wrap_made_neighbours(height, width, window, shift):
+    """A pair may attend if its place in the shifted picture differs by as much as in the true one."""
+    masks = shifted_window_mask(height, width, window, shift)
+    pixels = list(product(range(window), repeat=2))
+    assert masks.shape == (height // window * (width // window), window**2, window**2)
+    for index, (row, column) in enumerate(product(range(0, height, window), range(0, width, window))):
+        for (p, (i, j)), (q, (k, l)) in product(enumerate(pixels), repeat=2):  # noqa: E741
+            down = (row + i + shift) % height - (row + k + shift) % height
+            right = (column + j + shift) % width - (column + l + shift) % width
+            neighbours = (down, right) == (i - k, j - l)
+            assert (masks[index, p, q] == 0) == neighbours
+            assert masks[index, p, q] in (0, -100)
+
+
+def attend(x: torch.Tensor, places: list, weights: dict, prefix: str, window: int, heads: int) -> torch.Tensor:
+    """Attention among some pixels (n, c) at given (row, column) places, one score at a time, in float64."""
+    qkv = x @ weights[f"{prefix}.qkv.weight"].T + weights[f"{prefix}.qkv.bias"]
+    table = weights[f"{prefix}.relative_position_bias_table"]
+    channels = x.shape[1]
+    size = channels // heads
+    bias = torch.stack(
+        [
+            torch.stack([table[(a - c + window - 1) * (2 * window - 1) + b - d + window - 1] for c, d in places])
+            for a, b in places
+        ]
+    )
+    out = torch.empty_like(x)
+    for head in range(heads):
+        q, k, v = (qkv[:, part * channels + head * size :][:, :size] for part in range(3))
+        scores = torch.exp(q @ k.T / math.sqrt(size) + bias[..., head])
+        out[:, head * size : (head + 1) * size] = (scores / scores.sum(1, keepdim=True)) @ v
+    return out @ weights[f"{prefix}.proj.weight"].T + weights[f"{prefix}.proj.bias"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_window_attention(masked):
+    window, channels, heads = 4, 64, 2
+    attention = randomised(WindowAttention(channels, window, heads))
+    x = normal(2, 6, window**2, channels, seed=1)
+    mask = shifted_window_mask(8, 12, window, 2) if masked else None
+    result = attention(x, mask)
+    weights = {f"a.{name}": value.double() for name, value in attention.named_parameters()}
+    places = list(product(range(window), repeat=2))
+    for b, n in product(range(2), range(6)):
+        # With a mask, pixels of one window fall into groups that do not see one another.
+        seen = torch.ones(16, 16, dtype=torch.bool) if mask is None else mask[n] == 0
+        for group in {tuple(row.nonzero().flatten().tolist()) for row in seen}:
+            pixels = list(group)
+            expected = attend(x[b, n, pixels].double(), [places[p] for p in pixels], weights, "a", window, heads)
+            assert (result[b, n, pixels] - expected).abs().max() < 1e-4
+
+
+class ReferenceUNet:
+    """The published network read off its state dict, in float64. Windows that a shift cuts are small windows here."""
+
+    def __init__(self, weights: dict, config: SwinUNetConfig):
+        self.weights = {name: value.double() for name, value in weights.items()}
+        self.config = config
+
+    def conv(self, name, x, **options):
+        return F.conv2d(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], **options)
+
+    def linear(self, name, x):
+        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+
+    def norm(self, name, x):
+        groups = x.reshape(len(x), 32, -1)
+        centred = groups - groups.mean(2, keepdim=True)
+        x = (centred / torch.sqrt(centred.square().mean(2, keepdim=True) + 1e-5)).reshape(x.shape)
+        return x * self.weights[f"{name}.weight"][:, None, None] + self.weights[f"{name}.bias"][:, None, None]
+
+    @staticmethod
+    def silu(x):
+        return x / (1 + torch.exp(-x))
+
+    def residual(self, name, x, time):
+        hidden = self.conv(f"{name}.in_layers.2", self.silu(self.norm(f"{name}.in_layers.0", x)), padding=1)
+        scale, shift = self.linear(f"{name}.emb_layers.1", self.silu(time)).chunk(2, dim=1)
+        hidden = self.norm(f"{name}.out_layers.0", hidden) * (1 + scale[..., None, None]) + shift[..., None, None]
+        hidden = self.conv(f"{name}.out_layers.3", self.silu(hidden), padding=1)
+        widens = f"{name}.skip_connection.weight" in self.weights
+        return (self.conv(f"{name}.skip_connection", x) if widens else x) + hidden
+
+    def swin(self, name, x):
+        x = self.conv(f"{name}.patch_embed.proj", x)
+        for n in range(self.config.swin_depth):
+            block = f"{name}.blocks.{n}"
+            shift = self.config.window // 2 if f"{block}.attn_mask" in self.weights else 0
+            x = x + self.windows(f"{block}.attn", self.norm(f"{block}.norm1", x), shift)
+            hidden = self.conv(f"{block}.mlp.fc1", self.norm(f"{block}.norm2", x))
+            gelu = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
+            x = x + self.conv(f"{block}.mlp.fc2", gelu)
+        return self.conv(f"{name}.patch_unembed.proj", x)
+
+    def windows(self, name, x, shift):
+        out, window = torch.empty_like(x), self.config.window
+        heads = x.shape[1] // self.config.head_channels
+
+        def cuts(length):
+            return list(pairwise(sorted({0, *range(shift, length, window), length})))
+
+        for b, (top, bottom), (left, right) in product(range(len(x)), cuts(x.shape[2]), cuts(x.shape[3])):
+            pixels = x[b, :, top:bottom, left:right].flatten(1).T
+            places = list(product(range(top, bottom), range(left, right)))
+            attended = attend(pixels, places, self.weights, name, window, heads)
+            out[b, :, top:bottom, left:right] = attended.T.reshape(-1, bottom - top, right - left)
+        return out
+
+    def block(self, name, x, time):
+        inside = {key.removeprefix(f"{name}.").split(".")[0] for key in self.weights if key.startswith(f"{name}.")}
+        for part in (f"{name}.{index}" for index in sorted(inside)):
+            if f"{part}.in_layers.0.weight" in self.weights:
+                x = self.residual(part, x, time)
+            elif f"{part}.patch_embed.proj.weight" in self.weights:
+                x = self.swin(part, x)
+            elif f"{part}.op.weight" in self.weights:
+                x = self.conv(f"{part}.op", x, stride=2, padding=1)
+            elif f"{part}.conv.weight" in self.weights:
+                x = self.conv(f"{part}.conv", x.repeat_interleave(2, 2).repeat_interleave(2, 3), padding=1)
+            else:
+                x = self.conv(part, x, padding=1)
+        return x
+
+    def time(self, timestep):
+        half = self.config.channels // 2
+        angles = timestep[:, None].double() * 10_000 ** (-torch.arange(half).double() / half)
+        hidden = self.linear("time_embed.0", torch.cat([torch.cos(angles), torch.sin(angles)], 1))
+        return self.linear("time_embed.2", self.silu(hidden))
+
+    def encoder(self, latent, condition, time):
+        """What each input block gives, then what the middle gives."""
+        maps = [torch.cat([latent, condition], 1).double()]
+        for index in range(1 + max(int(key.split(".")[1]) for key in self.weights if key.startswith("input_blocks"))):
+            maps.append(self.block(f"input_blocks.{index}", maps[-1], time))
+        return [*maps[1:], self.block("middle_block", maps[-1], time)]
+
+    def __call__(self, latent, condition, timestep):
+        time = self.time(timestep)
+        *skips, x = self.encoder(latent, condition, time)
+        for index, skip in enumerate(reversed(skips)):
+            x = self.block(f"output_blocks.{index}", torch.cat([x, skip], 1), time)
+        return self.conv("out.2", self.silu(self.norm("out.0", x)), padding=1)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 16)])
+def test_the_network_is_the_published_one(size):
+    """Also at the native size (8, 8), where the stored masks serve, and at another, where they are made anew."""
+    network = randomised(SwinUNet(SMALL))
+    latent, condition, t = normal(2, 3, *size), normal(2, 3, *size, seed=1), torch.tensor([0, 14])
+    expected = ReferenceUNet(network.state_dict(), SMALL)(latent, condition, t)
+    result = network(latent, condition, t)
+    assert result.dtype == torch.float32
+    assert expected.std() > 0.1
+    assert (result - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_shifted_masks_are_only_where_the_native_grid_is_larger_than_a_window():
+    masked = {name for name, _ in SwinUNet(SMALL).named_buffers() if name.endswith("attn_mask")}
+    assert masked == {"input_blocks.1.1.blocks.1.attn_mask", "output_blocks.3.1.blocks.1.attn_mask"}
+
+
+def test_features_are_the_map_at_the_end_of_each_level_and_the_middle():
+    network = randomised(SwinUNet(SMALL))
+    latent, condition, t = normal(1, 3, 16, 24), normal(1, 3, 16, 24, seed=1), torch.tensor([2])
+    maps = network.features(latent, condition, t)
+    assert [tuple(m.shape) for m in maps] == [(1, 32, 16, 24), (1, 64, 8, 12), (1, 64, 8, 12)]
+    reference = ReferenceUNet(network.state_dict(), SMALL)
+    blocks = reference.encoder(latent, condition, reference.time(t))  # stem, two, shrinking, two, middle
+    for found, expected in zip(maps, (blocks[2], blocks[5], blocks[6]), strict=True):
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_network_with_a_bicubic_skip_and_a_zero_head_gives_the_bicubic_picture(factor):
+    config = SwinUNetConfig(3 * factor**2, 3, 32, (1, 1), 1, 32, window=4, native_size=8, bicubic_skip=factor)
+    network = SwinUNet(config)
+    nn.init.zeros_(network.out[2].bias)
+    condition = normal(2, 3, 8, 16)
+    result = network(normal(2, 3 * factor**2, 8, 16, seed=1), condition, torch.tensor([1, 3]))
+    bicubic = F.interpolate(condition, scale_factor=factor, mode="bicubic")
+    unshuffled = bicubic.reshape(2, 3, 8, factor, 16, factor).permute(0, 1, 3, 5, 2, 4).reshape(2, -1, 8, 16)
+    assert torch.equal(result, unshuffled)
+
+
+def test_the_denoiser_runs_in_the_networks_precision_and_answers_in_float32_without_gradients():
+    network = randomised(SwinUNet(SMALL)).requires_grad_(True)
+    latent, condition, t = normal(1, 3, 8, 16), normal(1, 3, 8, 16, seed=1), torch.tensor([5])
+    exact = NetworkDenoiser(network)(latent, condition, t)
+    rough = NetworkDenoiser(network.to(torch.bfloat16))(latent, condition, t)
+    assert exact.dtype == rough.dtype == torch.float32
+    assert not exact.requires_grad
+    assert not torch.equal(exact, rough)
+    assert (exact - rough).abs().mean() < 0.05 * exact.abs().mean()
+
+
+# The codecs
+
+
+def to_diffusers(key: str) -> str:
+    """The name that diffusers' VQModel of two levels gives a weight of the published layout."""
+    for pattern, replacement in (
+        (r"encoder\.down\.(\d)\.block", r"encoder.down_blocks.\1.resnets"),
+        (r"encoder\.down\.(\d)\.downsample", r"encoder.down_blocks.\1.downsamplers.0"),
+        (r"decoder\.up\.1\.", "decoder.up_blocks.0."),
+        (r"decoder\.up\.0\.", "decoder.up_blocks.1."),
+        (r"(up_blocks\.\d)\.block", r"\1.resnets"),
+        (r"\.upsample\.", ".upsamplers.0."),
+        (r"mid\.block_1", "mid_block.resnets.0"),
+        (r"mid\.block_2", "mid_block.resnets.1"),
+        (r"mid\.attn_1\.norm", "mid_block.attentions.0.group_norm"),
+        (r"mid\.attn_1\.proj_out", "mid_block.attentions.0.to_out.0"),
+        (r"mid\.attn_1\.([qkv])", r"mid_block.attentions.0.to_\1"),
+        ("nin_shortcut", "conv_shortcut"),
+        ("norm_out", "conv_norm_out"),
+    ):
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def test_the_vq_autoencoder_gives_what_the_one_of_diffusers_gives():
+    diffusers = pytest.importorskip("diffusers")
+    ours = randomised(VQAutoencoder(SMALL_VQ))
+    theirs = diffusers.VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=32,
+        num_vq_embeddings=16,
+        latent_channels=3,
+    ).eval()
+    weights = {}
+    for key, value in ours.state_dict().items():
+        name = to_diffusers(key)
+        weights[name] = value[..., 0, 0] if ".to_" in name and name.endswith("weight") else value
+    theirs.load_state_dict(weights)
+    image = normal(2, 3, 16, 24)
+    with torch.no_grad():
+        latent = theirs.encode(image).latents
+        decoded = theirs.decode(latent).sample
+    assert latent.std() > 0.1
+    assert (ours.encode(image) - latent).abs().max() < 1e-4 * latent.abs().max()
+    assert (ours.decode(latent) - decoded).abs().max() < 1e-4 * decoded.abs().max()
+
+
+def snapped(latent: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
+    """Each pixel's nearest code, by looking at all of them in float64."""
+    result = torch.empty_like(latent)
+    for b, i, j in product(range(latent.shape[0]), range(latent.shape[2]), range(latent.shape[3])):
+        distances = (book.double() - latent[b, :, i, j].double()).square().sum(1)
+        result[b, :, i, j] = book[distances.argmin()]
+    return result
+
+
+def test_vq_decode_snaps_every_pixel_to_the_nearest_code_and_encode_does_not():
+    vq = randomised(VQAutoencoder(SMALL_VQ))
+    book = vq.quantize.embedding.weight
+    latent = normal(2, 3, 6, 10)
+    nearest = snapped(latent, book)
+    assert len(nearest.permute(0, 2, 3, 1).reshape(-1, 3).unique(dim=0)) > 3
+    assert torch.allclose(vq.decode(latent), vq.decoder(vq.post_quant_conv(nearest)), atol=1e-5)
+    encoded = vq.encode(normal(1, 3, 16, 24))
+    assert (snapped(encoded, book) - encoded).abs().max() > 0.1
+    assert torch.allclose(encoded, vq.quant_conv(vq.encoder(normal(1, 3, 16, 24))))
+
+
+def test_the_quantizer_gives_the_same_in_chunks():
+    quantizer = randomised(Quantizer(SMALL_VQ))
+    latent = normal(2, 3, 5, 7)
+    quantizer.CHUNK = 11
+    assert torch.equal(quantizer(latent), snapped(latent, quantizer.embedding.weight))
+
+
+def test_an_autoencoder_as_a_codec_takes_and_gives_pictures_between_0_and_1():
+    class Doubling(nn.Module):
+        """Its latent is twice the picture in [-1, 1]."""
+
+        def __init__(self):
+            super().__init__()
+            self.two = nn.Parameter(torch.tensor(2.0))
+
+        def encode(self, image):
+            return image * self.two
+
+        def decode(self, latent):
+            return latent / self.two
+
+    codec = AutoencoderCodec(Doubling(), 1, 3)
+    image = torch.rand(1, 3, 4, 4)
+    latent = codec.encode(image)
+    assert torch.allclose(latent, 4 * image - 2, atol=1e-6)
+    assert torch.allclose(codec.decode(latent), image, atol=1e-6)
+    assert not latent.requires_grad
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_pixel_shuffle_loses_nothing_and_changes_neither_argument(factor):
+    codec = PixelShuffleCodec(factor)
+    image = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    before = image.clone()
+    latent = codec.encode(image)
+    assert latent.shape == (2, codec.latent_channels, 8 // factor, 12 // factor)
+    assert latent.min() >= -1
+    kept = latent.clone()
+    assert torch.allclose(codec.decode(latent), image, atol=1e-6)
+    assert torch.equal(latent, kept)
+    assert torch.equal(image, before)
+
+
+def test_pixel_shuffle_preview_is_each_block_of_pixels_averaged():
+    codec = PixelShuffleCodec(4)
+    image = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    preview = codec.preview(codec.encode(image))
+    assert preview.shape == (2, 3, 2, 3)
+    assert torch.allclose(preview, F.avg_pool2d(image, 4), atol=1e-6)
+    assert codec.preview(torch.full((1, 48, 2, 2), 3.0)).max() == 1
+    assert codec.preview(torch.full((1, 48, 2, 2), -3.0)).min() == 0

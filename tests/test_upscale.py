@@ -1,0 +1,399 @@
+"""The pipeline: sizes, tiles, noise, alpha, progress and failures, mostly with networks that are one formula."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
+from onestep_sr.sr_models.recipe import Recipe
+from onestep_sr.sr_models.schedule import ResShiftSchedule
+from onestep_sr.sr_models.sr_model import NetworkDenoiser, SRModel
+from onestep_sr.sr_models.step import FlowStep, ResShiftStep
+from onestep_sr.sr_models.upscale import upscale
+from PIL import Image
+
+PHOTO = Path(__file__).parent / "photos" / "houses.png"
+ONE_STEP = ResShiftStep(ResShiftSchedule(steps=4, kappa=0.5, min_noise=0.2))
+
+
+def nothing(latent, condition, timestep):
+    """With FlowStep the result is the bicubically enlarged picture."""
+    return torch.zeros_like(latent)
+
+
+def model(network=nothing, step=None, **recipe) -> SRModel:
+    """Windows of 16 latent pixels, 64 px of the result, by default."""
+    settings = {"tile": 16, "overlap": 4, "multiple": 8, **recipe}
+    return SRModel(Recipe("test", "Test model", "", step or FlowStep(), **settings), network, PixelShuffleCodec(4))
+
+
+def picture(height, width, channels=3, batch=1, seed=0):
+    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def bicubic(image, factor):
+    return F.interpolate(image, scale_factor=factor, mode="bicubic")
+
+
+class Recorder:
+    """A step that keeps the picture and remembers every window."""
+
+    evaluations = 1
+
+    def __init__(self):
+        self.windows = []
+
+    def __call__(self, network, latent, noise, condition):
+        self.windows.append((latent.clone(), noise.clone(), condition.clone()))
+        return latent
+
+
+def place_of(window, canvas):
+    """Where on the canvas (c, h, w) a window (c, h', w') was cut; its first pixel is found, the rest compared."""
+    [(row, column)] = (canvas[0] == window[0, 0, 0]).nonzero().tolist()
+    rows, columns = slice(row, row + window.shape[1]), slice(column, column + window.shape[2])
+    assert torch.equal(canvas[:, rows, columns], window)
+    return rows, columns
+
+
+# Size
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(8, 70), st.integers(8, 70), st.floats(1, 8) | st.sampled_from([1, 1.5, 2, 3, 4, 6, 8]))
+def test_the_result_has_exactly_the_asked_size(height, width, scale):
+    image = picture(height, width)
+    before = image.clone()
+    result = upscale(model(), image, scale)
+    assert result.shape == (1, 3, round(scale * height), round(scale * width))
+    assert result.dtype == torch.float32
+    assert 0 <= result.min() <= result.max() <= 1
+    assert torch.equal(image, before)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(8, 60), st.integers(8, 60), st.integers(1, 300), st.data())
+def test_a_network_that_adds_nothing_gives_bicubic_whatever_the_tiles(height, width, tile, data):
+    side = -(-tile // 32) * 32
+    overlap = data.draw(st.none() | st.integers(0, side // 2))
+    image = picture(height, width)
+    result = upscale(model(), image, 4, tile=tile, overlap=overlap)
+    assert torch.allclose(result, bicubic(image, 4).clamp(0, 1), atol=1e-5)
+
+
+def test_other_scales_go_through_the_networks_own():
+    image = picture(20, 30)
+    small = F.interpolate(bicubic(image, 4), size=(30, 45), mode="bicubic", antialias=True).clamp(0, 1)
+    assert torch.allclose(upscale(model(), image, 1.5), small, atol=1e-5)
+    large = bicubic(bicubic(image, 2), 4).clamp(0, 1)
+    assert torch.allclose(upscale(model(), image, 8), large, atol=1e-5)
+
+
+def test_a_network_on_the_enlarged_picture_sees_conditions_as_fine_as_its_codec():
+    """Scale 1 and factor 8, as TSD-SR: the picture is enlarged first, 8 px to a latent pixel."""
+    step = Recorder()
+    recipe = Recipe("test", "Test", "", step, scale=1, tile=8, overlap=2, multiple=1)
+    image = picture(21, 30)
+    result = upscale(SRModel(recipe, nothing, PixelShuffleCodec(8)), image, 4)
+    assert torch.allclose(result, bicubic(image, 4).clamp(0, 1), atol=1e-5)
+    assert {(tuple(z.shape[2:]), tuple(c.shape[2:])) for z, _, c in step.windows} == {((8, 8), (64, 64))}
+
+
+@pytest.mark.skipif(not PHOTO.exists(), reason="needs tests/photos")
+def test_twice_as_large_keeps_more_than_halving_first_would():
+    photo = np.asarray(Image.open(PHOTO).convert("RGB"))[:256, :256]
+    hr = torch.tensor(photo).permute(2, 0, 1)[None] / 255
+    lr = F.interpolate(hr, size=(128, 128), mode="bicubic", antialias=True).clamp(0, 1)
+    halved = F.interpolate(lr, size=(64, 64), mode="bicubic", antialias=True).clamp(0, 1)
+
+    def psnr(image):
+        return -10 * (image - hr).square().mean().log10()
+
+    assert psnr(upscale(model(), lr, 2)) > psnr(upscale(model(), halved, 4)) + 1
+
+
+# Tiles and noise
+
+
+@pytest.mark.parametrize("tile", [32, 64, 100, 128])
+def test_noise_condition_and_picture_are_cut_from_one_canvas(tile):
+    image = picture(37, 50)
+    whole, tiled = Recorder(), Recorder()
+    upscale(model(step=whole), image, 4, tile=512, seed=7)
+    upscale(model(step=tiled), image, 4, tile=tile, overlap=12, seed=7)
+    [canvas] = whole.windows
+    assert canvas[1].shape == (1, 48, 40, 56)  # padded to multiples of 8
+    assert canvas[1].mean().abs() < 0.01
+    assert canvas[1].std().item() == pytest.approx(1, abs=0.01)
+    assert torch.allclose(canvas[2][..., :37, :50], image * 2 - 1, atol=1e-6)
+    covered = torch.zeros(40, 56)
+    for latent, noise, condition in tiled.windows:
+        side = min(-(-tile // 32) * 8, 40)
+        assert noise.shape[-2] == side
+        rows, columns = place_of(noise[0], canvas[1][0])
+        covered[rows, columns] += 1
+        assert torch.equal(latent, canvas[0][..., rows, columns])
+        assert torch.equal(condition, canvas[2][..., rows, columns])
+    assert covered.min() >= 1
+    assert len(tiled.windows) > 1
+
+
+def test_the_seed_decides_the_noise():
+    image = torch.full((1, 3, 16, 16), 0.5)
+    noisy = model(lambda latent, condition, t: 0.2 * latent, ONE_STEP)
+    results = [upscale(noisy, image, 4, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(results[0], results[1])
+    assert (results[0] - results[2]).abs().mean() > 0.01
+
+
+def flat(height, width):
+    return torch.full((1, 3, height, width), 0.5)
+
+
+def gradient(height, width):
+    return torch.linspace(0.3, 0.7, width).expand(1, 3, height, width)
+
+
+@pytest.mark.parametrize("make", [flat, gradient])
+def test_flat_areas_show_no_blocks_for_a_network_that_looks_at_single_pixels(make):
+    """It lets much noise through: noise that a tile had for itself would be a block."""
+    noisy = model(lambda latent, condition, t: torch.tanh(0.4 * latent), ONE_STEP)
+    image = make(40, 72)
+    whole, tiled = (upscale(noisy, image, 4, tile=tile) for tile in (512, 64))
+    assert whole.std() > 0.05
+    assert torch.allclose(tiled, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [8, 16, 32])
+def test_windows_that_disagree_are_joined_as_smoothly_as_the_overlap_allows(overlap):
+    """Each window comes out flat, in its own mean grey: between them no step may exceed a smoothstep's."""
+
+    def flattened(latent, condition, timestep):
+        return latent - latent.mean()
+
+    image = gradient(16, 120)
+    result = upscale(model(flattened), image, 4, tile=64, overlap=overlap)
+    row = result[0, 0, 30, ::4]  # one column of each latent pixel
+    between_neighbours = 0.4 / 119 * 16  # no two window means differ by more than a window's worth of the ramp
+    assert row.diff().abs().max() <= 1.5 / (overlap // 4) * between_neighbours
+    assert row[-1] - row[0] > 0.3
+
+
+def random_network(**changes) -> SRModel:
+    """A small Swin U-Net whose last layer is not zero, on windows of twice its native size."""
+    config = SwinUNetConfig(48, 3, 32, (1, 1), 1, 32, window=4, native_size=16, bicubic_skip=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = SwinUNet(config).eval().requires_grad_(False)
+        torch.nn.init.normal_(network.out[2].weight, std=0.01)
+    return model(NetworkDenoiser(network), ONE_STEP, **{"tile": 32, "overlap": 12, "multiple": 8, **changes})
+
+
+@pytest.mark.parametrize("make", [flat, gradient])
+def test_a_real_network_shows_no_grid_at_tile_borders(make):
+    result = upscale(random_network(), make(32, 96), 4)
+    steps = result.diff(dim=-1).abs().mean(dim=(0, 1, 2))[3::4]  # between latent pixels; index i: i to i + 1
+    borders = [start + 32 * end - 1 for start in (0, 16, 32, 48, 64) for end in (0, 1)]
+    borders = [border for border in borders if 0 <= border < 95]
+    elsewhere = [i for i in range(4, 91) if i not in borders]
+    assert steps[borders].mean() < 1.15 * steps[elsewhere].mean()
+    assert steps[borders].max() < 1.5 * steps[elsewhere].median()
+
+
+@pytest.mark.parametrize(("height", "width", "scale"), [(8, 8, 4), (9, 31, 4), (33, 17, 2.5), (20, 11, 6)])
+def test_a_real_network_takes_any_size(height, width, scale):
+    result = upscale(random_network(), picture(height, width), scale)
+    assert result.shape == (1, 3, round(scale * height), round(scale * width))
+    assert torch.isfinite(result).all()
+
+
+# Colour, alpha, batches
+
+
+def test_the_recipes_colour_match_is_the_default():
+    def cast(latent, condition, timestep):
+        return torch.full_like(latent, -0.2)
+
+    image = picture(16, 24) * 0.4 + 0.3
+    plain = bicubic(image, 4)
+    corrected = upscale(model(cast, color="wavelet"), image, 4)
+    assert torch.allclose(corrected, plain, atol=1e-5)
+    kept = upscale(model(cast, color="wavelet"), image, 4, color="none")
+    assert torch.allclose(kept, plain + 0.1, atol=1e-5)
+    matched = upscale(model(cast), image, 4, color="adain")
+    assert torch.allclose(matched.mean((2, 3)), plain.mean((2, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 2.5, 4, 8])
+def test_alpha_is_kept_and_enlarged_on_its_own(scale):
+    image = picture(13, 22, channels=4)
+    noisy = model(lambda latent, condition, t: 0.5 * latent, ONE_STEP)
+    result = upscale(noisy, image, scale)
+    assert result.shape == (1, 4, round(scale * 13), round(scale * 22))
+    assert torch.equal(result[:, :3], upscale(noisy, image[:, :3], scale))
+    alone = F.interpolate(image[:, 3:], size=result.shape[2:], mode="bicubic").clamp(0, 1)
+    assert torch.allclose(result[:, 3:], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_picture_of_a_batch_comes_out_as_by_itself(channels):
+    images = picture(11, 18, channels, batch=3)
+    together = upscale(random_network(), images, 4, seed=3)
+    for index in range(3):
+        assert torch.equal(together[index : index + 1], upscale(random_network(), images[index : index + 1], 4, seed=3))
+
+
+# Progress
+
+
+def test_progress_counts_every_tile_and_its_preview_grows():
+    def inverting(latent, condition, timestep):
+        return 2 * latent  # latent - 2 latent
+
+    image, seen = picture(20, 45), []
+    upscale(model(inverting), image, 4, progress=lambda *report: seen.append((*report[:2], report[2].clone())))
+    # 24 x 48 padded, windows of 16 that share at least 4: 2 x 4
+    assert [(done, total) for done, total, _ in seen] == [(i, 8) for i in range(1, 9)]
+    plain = F.avg_pool2d(bicubic(image, 4), 4)[0]
+    before = 0
+    for _, _, preview in seen:
+        assert preview.shape == (3, 20, 45)
+        assert 0 <= preview.min() <= preview.max() <= 1
+        inverted = ((preview - (1 - plain).clamp(0, 1)).abs() < 1e-5).all(dim=0)
+        assert (inverted | ((preview - plain.clamp(0, 1)).abs() < 1e-5).all(dim=0)).all()
+        assert inverted.sum() > before
+        before = inverted.sum()
+    assert before == 20 * 45
+
+
+def test_progress_of_a_batch_counts_on():
+    counts = []
+    upscale(model(), picture(16, 28, batch=3), 4, progress=lambda done, total, preview: counts.append((done, total)))
+    assert counts == [(i, 6) for i in range(1, 7)]
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, InterruptedError, KeyboardInterrupt])
+def test_what_the_callback_raises_ends_the_run_as_it_is(kind):
+    calls = []
+
+    def stop(done, total, preview):
+        calls.append(done)
+        if done == 2:
+            raise kind("stopped by the user")
+
+    with pytest.raises(kind, match="stopped by the user"):
+        upscale(model(), picture(32, 64), 4, progress=stop)
+    assert calls == [1, 2]
+
+
+# Failures
+
+
+def refusal(*args, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        upscale(*args, **options)
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert ". " not in message
+    return message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("channel", [1, 3])
+def test_a_picture_that_is_not_finite_is_refused(value, channel):
+    image = picture(16, 16, channels=4)
+    image[0, channel, 3, 5] = value
+    assert "The picture holds values that are not finite numbers" in refusal(model(), image)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_single_tile_that_is_not_finite_ends_the_run(broken):
+    calls = []
+
+    def failing(latent, condition, timestep):
+        calls.append(1)
+        result = torch.zeros_like(latent)
+        if len(calls) == 3:
+            result[0, 5, 7, 7] = broken
+        return result
+
+    message = refusal(model(failing), picture(32, 64))
+    assert message == "Test model gave values that are not finite: run it in float32."
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 100), (100, 7), (1, 1)])
+def test_a_picture_under_8_px_is_refused(height, width):
+    expected = f"The picture is {width} x {height} px: it needs at least 8 px a side."
+    assert refusal(model(), picture(height, width)) == expected
+
+
+@pytest.mark.parametrize("scale", [0.5, 0, -4, 9, 8.01, float("nan"), float("inf")])
+def test_a_scale_out_of_range_is_refused(scale):
+    expected = f"Scale {scale:g} is out of range: choose one from 1 to 8."
+    assert refusal(model(), picture(16, 16), scale) == expected
+
+
+@pytest.mark.parametrize("overlap", [33, 64, 1000, -1])
+def test_an_overlap_over_half_a_tile_is_refused(overlap):
+    expected = f"Overlap {overlap} does not fit a tile of 64: choose 0 to 32."
+    assert refusal(model(), picture(16, 16), overlap=overlap) == expected
+    assert refusal(model(), picture(16, 16), tile=33, overlap=overlap) == expected
+
+
+@pytest.mark.parametrize("tile", [0, -64])
+def test_a_tile_that_is_no_size_is_refused(tile):
+    assert refusal(model(), picture(16, 16), tile=tile) == f"Tile {tile} is too small: choose 32 px or more."
+
+
+def test_an_unknown_colour_match_is_refused():
+    assert "Colour match 'sepia' is unknown" in refusal(model(), picture(16, 16), color="sepia")
+
+
+def allocate_the_impossible():
+    torch.empty(2**58, dtype=torch.uint8)  # 256 PiB
+
+
+def raising(error):
+    def run():
+        raise error
+
+    return run
+
+
+def failing_network(fail):
+    def network(latent, condition, timestep):
+        fail()
+        return latent
+
+    return network
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        allocate_the_impossible,
+        raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+        raising(MemoryError()),
+        raising(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")),
+        raising(RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)")),
+        raising(RuntimeError("CUDA error: out of memory")),
+    ],
+    ids=["real", "cuda", "python", "windows", "mps", "driver"],
+)
+def test_too_little_memory_says_what_to_change(fail):
+    message = refusal(model(failing_network(fail)), picture(16, 16))
+    assert message == "There is not enough memory for this: choose a smaller tile or a smaller scale."
+
+
+def test_other_errors_of_a_network_pass_as_they_are():
+    network = failing_network(raising(RuntimeError("expected scalar type Half")))
+    with pytest.raises(RuntimeError, match="expected scalar type Half"):
+        upscale(model(network), picture(16, 16))

@@ -18,7 +18,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 # Left, top, width, height in result pixels; the width is split between both halves.
 README_BOX = (200, 40, 440, 400)
-TEMPLATE_BOX = (240, 60, 256, 288)
+TEMPLATE_BOX = (336, 84, 256, 288)
 
 
 def halves(before: Tensor, after: Tensor, box: tuple[int, int, int, int]) -> Image.Image:

@@ -21,6 +21,8 @@ from ..sr_models.upscale import Progress
 MODEL_FOLDER = "onestep_sr"
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 PREVIEW_SIDE = 512
+# What VQ-f4 keeps at full size while it encodes or decodes: about six maps of 128 channels.
+AUTOENCODER_VALUES_PER_PIXEL = 6 * 128
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,16 @@ class HostedModel:
     model: SRModel
     patchers: tuple[ModelPatcher, ...]
 
-    def to_device(self) -> None:
-        """Make room for all modules and put them on the compute device."""
+    def to_device(self, pixels: int) -> None:
+        """Make room for all modules and a result of so many pixels, and put the modules on the compute device."""
         # Plain modules cannot stream their weights as comfy.ops' do, so each is loaded whole.
-        model_management.load_models_gpu(list(self.patchers), force_full_load=True)
+        model_management.load_models_gpu(list(self.patchers), self._workspace(pixels), force_full_load=True)
+
+    def _workspace(self, pixels: int) -> int:
+        """Bytes for a picture in the autoencoder, which runs on the whole of it; networks run on small tiles."""
+        if len(self.patchers) == 1:
+            return 0
+        return pixels * AUTOENCODER_VALUES_PER_PIXEL * next(self.patchers[1].model.parameters()).element_size()
 
 
 def register_model_folder() -> None:

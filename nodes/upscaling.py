@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 from comfy_api.latest import io
 
 from ..sr_models.color import COLOR_MATCHES, ColorMatch
+from ..sr_models.errors import UserError
 from ..sr_models.image import MAX_SCALE, MIN_SCALE, resize
 from ..sr_models.loading import AUTOENCODER_NAME, BUNDLED, load
 from ..sr_models.recipe import RESSHIFT_FAMILY
@@ -55,22 +57,30 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, autoencoder: str, recipe: str) -> tuple[float, ...]:
-        """Files that were replaced on disk are read again."""
-        paths = (BUNDLED if model == BUNDLED_NAME else host.weights_path(model, host.MODEL_FOLDER),)
-        if autoencoder != AUTO:
-            paths += (host.weights_path(autoencoder, host.MODEL_FOLDER, "vae"),)
+    def fingerprint_inputs(cls, model: str | None, autoencoder: str | None, recipe: str | None) -> tuple[float, ...]:
+        """Files that were replaced on disk are read again. Inputs that come over a link are None here."""
+        paths = [_model_path(model or BUNDLED_NAME)]
+        if model not in (None, BUNDLED_NAME):
+            paths.append(_autoencoder_path(autoencoder or AUTO) or paths[0].with_name(AUTOENCODER_NAME))
         return tuple(path.stat().st_mtime if path.is_file() else 0.0 for path in paths)
 
     @classmethod
     def execute(cls, model: str, autoencoder: str, recipe: str) -> io.NodeOutput:
         loaded = load(
-            BUNDLED if model == BUNDLED_NAME else host.weights_path(model, host.MODEL_FOLDER),
-            autoencoder=None if autoencoder == AUTO else host.weights_path(autoencoder, host.MODEL_FOLDER, "vae"),
+            _model_path(model),
+            autoencoder=_autoencoder_path(autoencoder),
             recipe=None if recipe == AUTO else recipe,
             dtype=host.compute_dtype(),
         )
         return io.NodeOutput(host.adopt(loaded))
+
+
+def _model_path(model: str) -> Path:
+    return BUNDLED if model == BUNDLED_NAME else host.weights_path(model, host.MODEL_FOLDER)
+
+
+def _autoencoder_path(autoencoder: str) -> Path | None:
+    return None if autoencoder == AUTO else host.weights_path(autoencoder, host.MODEL_FOLDER, "vae")
 
 
 class UpscaleImage(io.ComfyNode):
@@ -146,7 +156,8 @@ class UpscaleImage(io.ComfyNode):
         seed: int,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        sr_model.to_device()
+        height, width = image.shape[1:3]
+        sr_model.to_device(round(height * width * max(upscale_by, sr_model.model.recipe.scale) ** 2))
         result = upscale(
             sr_model.model,
             with_alpha(host.from_host(image), mask),
@@ -163,9 +174,12 @@ class UpscaleImage(io.ComfyNode):
 def with_alpha(image: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The image (B, C, H, W) with a ComfyUI mask (B or 1, h, w; 1 is transparent) as its fourth channel.
 
-    An empty mask, which Load Image gives for pictures without transparency, changes nothing.
+    An empty mask, which Load Image gives for pictures without transparency, changes nothing. Raises
+    UserError for another number of masks than one or one for each image.
     """
     if mask is None or not mask.any():
         return image
     alpha = resize(1 - mask.reshape(-1, 1, *mask.shape[-2:]).float(), (image.shape[-2], image.shape[-1])).clamp(0, 1)
+    if len(alpha) not in (1, len(image)):
+        raise UserError(f"There are {len(alpha)} masks for {len(image)} images: connect one, or one for each image.")
     return torch.cat([image[:, :3], alpha.to(image.device).expand(len(image), -1, -1, -1)], dim=1)

@@ -257,6 +257,19 @@ def train_student(
     _say(f"The model is in {runs.train_student(config, teacher, weights)}")
 
 
+@train_app.command("mix")
+def mix_command(
+    student: Annotated[Path, typer.Argument(help="The student's model.safetensors.")],
+    teacher: Annotated[Path, typer.Argument(help="The model that it was distilled from.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    share: Annotated[float, typer.Option(help="The student's share of the weights, 0 to 1.")] = 0.8,
+) -> None:
+    """Average a student with its teacher: less fine detail, nearer to the truth."""
+    from .distill import runs
+
+    _say(f"The model is in {runs.mix(student, teacher, share, output)}")
+
+
 def _load(model: str, autoencoder: Path | None, recipe: str, device: Device, dtype: Precision) -> LoadedModel:
     from .loading import BUNDLED, default_dtype, load
 

@@ -18,7 +18,9 @@ from torch import Tensor
 from . import niqe
 from .distill.data import list_images
 from .distill.degradation import Degradation
+from .errors import UserError
 from .image import resize
+from .image_files import read_picture
 from .metrics import high_frequency_power, psnr, ssim
 
 SCALE = 4
@@ -44,15 +46,18 @@ class Row:
 
 
 def bicubic(image: Tensor) -> Tensor:
+    """(1, 3, h, w) -> (1, 3, 4h, 4w), both in [0, 1]."""
     return resize(image, (image.shape[-2] * SCALE, image.shape[-1] * SCALE)).clamp(0, 1)
 
 
 def lanczos(image: Tensor) -> Tensor:
+    """(1, 3, h, w) -> (1, 3, 4h, 4w), both in [0, 1]; Pillow's filter on 8-bit values."""
     small = Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy())
     return _to_tensor(small.resize((small.width * SCALE, small.height * SCALE), Image.Resampling.LANCZOS))
 
 
 def shrink(hr: Image.Image, index: int) -> Image.Image:
+    """Pillow's bicubic to a quarter of each side: 8 bits, antialiased."""
     return hr.resize((hr.width // SCALE, hr.height // SCALE), Image.Resampling.BICUBIC)
 
 
@@ -66,9 +71,12 @@ DEGRADATIONS: dict[str, Degrade] = {"bicubic": shrink, "mixed": mixed}
 
 
 def evaluate(upscalers: dict[str, Upscaler], folder: Path, degradations: dict[str, Degrade]) -> list[Row]:
-    """A row per upscaler and degradation. An upscaler maps (1, 3, h, w) in [0, 1] to (1, 3, 4h, 4w).
+    """A row per degradation and upscaler, over all pictures of the folder.
 
-    Raises UserError for a folder without pictures or pictures under 96 px a side.
+    An upscaler maps (1, 3, h, w) to (1, 3, 4h, 4w), float32 in [0, 1]; the result may lie on any device. A
+    degradation makes the 8-bit LR picture of an 8-bit HR one and its place in the folder. HR is cut to
+    multiples of 4 px. Raises UserError for a folder without pictures, and for a picture that is broken or
+    under 96 px a side.
     """
     model = niqe.NiqeModel.load()
     return [
@@ -80,21 +88,37 @@ def evaluate(upscalers: dict[str, Upscaler], folder: Path, degradations: dict[st
 
 def _measure(upscaler: Upscaler, folder: Path, degrade: Degrade, model: niqe.NiqeModel) -> Iterator[tuple[float, ...]]:
     for index, file in enumerate(list_images(folder)):
-        hr = Image.open(file).convert("RGB")
-        hr = hr.crop((0, 0, hr.width // SCALE * SCALE, hr.height // SCALE * SCALE))
+        hr = _open(file)
         truth, lr = _to_tensor(hr)[0], _to_tensor(degrade(hr, index))
         begin = time.perf_counter()
-        result = upscaler(lr)[0]
+        result = upscaler(lr)[0].float().cpu()
         seconds = time.perf_counter() - begin
         result = (result * 255).round() / 255  # as a file would hold it
-        detail = high_frequency_power(result) / high_frequency_power(truth)
+        detail = high_frequency_power(result) / max(high_frequency_power(truth), 1e-12)
         yield psnr(result, truth), ssim(result, truth), niqe.score(result, model), detail, seconds
 
 
 def _row(upscaler: str, degradation: str, measures: list[tuple[float, ...]]) -> Row:
     psnrs, ssims, niqes, details, seconds = zip(*measures, strict=True)
-    means = (statistics.fmean(values) for values in (psnrs, ssims, niqes))
-    return Row(upscaler, degradation, *means, statistics.median(details), statistics.median(seconds))
+    return Row(
+        upscaler=upscaler,
+        degradation=degradation,
+        psnr=statistics.fmean(psnrs),
+        ssim=statistics.fmean(ssims),
+        niqe=statistics.fmean(niqes),
+        detail=statistics.median(details),
+        seconds=statistics.median(seconds),
+    )
+
+
+def _open(file: Path) -> Image.Image:
+    """The picture in 8-bit RGB, sides cut to multiples of the scale."""
+    pixels = read_picture(file).pixels
+    height, width = (side // SCALE * SCALE for side in pixels.shape[-2:])
+    if min(height, width) < niqe.PATCH:
+        raise UserError(f"{file} has {width} x {height} px: use pictures of at least {niqe.PATCH} px a side.")
+    values = (pixels[:, :height, :width] * 255).round().byte()
+    return Image.fromarray(values.permute(1, 2, 0).numpy())
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
@@ -102,6 +126,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def render(rows: list[Row]) -> Table:
+    """The rows as a table for a terminal."""
     table = Table("degradation", "upscaler", "PSNR dB", "SSIM", "NIQE", "detail", "seconds")
     for row in rows:
         numbers = f"{row.psnr:.2f} {row.ssim:.4f} {row.niqe:.2f} {row.detail:.3f} {row.seconds:.3f}"
@@ -110,4 +135,5 @@ def render(rows: list[Row]) -> Table:
 
 
 def to_json(rows: list[Row]) -> str:
+    """A list of objects with Row's fields."""
     return json.dumps([asdict(row) for row in rows], indent=1)

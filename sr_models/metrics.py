@@ -22,7 +22,11 @@ def grey(image: Tensor) -> Tensor:
 
 
 def ssim(image: Tensor, reference: Tensor, border: int = 8) -> float:
-    """Structural similarity of the grey pictures (Wang et al., 2004): Gaussian window of 11 px, sigma 1.5."""
+    """Structural similarity of the grey pictures, both (3, H, W) in [0, 1], `border` px cut on each side; at most 1.
+
+    Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity",
+    2004: Gaussian window of 11 px, sigma 1.5, only where it fits whole, so sides from 11 + 2 border px.
+    """
     inside = (..., slice(border, -border), slice(border, -border)) if border else (...,)
     x, y = (grey(picture[inside].double())[None, None] for picture in (image, reference))
     taps = torch.exp(-0.5 * (torch.arange(-5, 6, dtype=torch.float64) / 1.5) ** 2)

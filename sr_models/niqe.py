@@ -35,10 +35,12 @@ class NiqeModel:
 
     @classmethod
     def load(cls, path: Path = MODEL_FILE) -> NiqeModel:
+        """The shipped model, or another that `save` wrote."""
         tensors = load_file(path)
         return cls(tensors["mean"].double(), tensors["covariance"].double())
 
     def save(self, path: Path, fitted_on: str) -> None:
+        """Write a float32 safetensors file that says which pictures it was fitted on."""
         tensors = {"mean": self.mean.float(), "covariance": self.covariance.float()}
         save_file(tensors, path, metadata={"niqe": json.dumps({"fitted_on": fitted_on})})
 
@@ -70,7 +72,8 @@ def patch_features(image: Tensor) -> tuple[Tensor, Tensor]:
     """36 features of each 96 px patch, (patches, 36), and its sharpness, (patches,)."""
     height, width = (side // PATCH * PATCH for side in image.shape[-2:])
     if min(height, width) < PATCH:
-        raise UserError(f"The picture is {image.shape[-1]} x {image.shape[-2]} px: NIQE needs {PATCH} px a side.")
+        size = f"{image.shape[-1]} x {image.shape[-2]} px"
+        raise UserError(f"The picture is {size}, too small for NIQE: choose one of at least {PATCH} px a side.")
     luma = grey(image.double())[None, None, :height, :width] * 255
     half = F.interpolate(luma, scale_factor=0.5, mode="bicubic", antialias=True)
     fine, deviation = normalised(luma)

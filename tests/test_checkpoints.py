@@ -116,6 +116,7 @@ def test_a_published_file_loads_with_its_autoencoder(published):
     assert {p.dtype for module in loaded.modules for p in module.parameters()} == {torch.float16}
     assert not any(p.requires_grad or p.is_meta for module in loaded.modules for p in module.parameters())
     assert not unet.training
+    assert unet.config.published_mask
     model = loaded.model
     assert (model.codec.factor, model.codec.latent_channels) == (4, 3)
     recipe = model.recipe

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -12,6 +13,7 @@ from onestep_sr.sr_models.networks.swin_unet import (
     SwinUNet,
     SwinUNetConfig,
     WindowAttention,
+    published_window_mask,
     shifted_window_mask,
     timestep_embedding,
 )
@@ -109,7 +111,11 @@ def on_meta(network_class):
         return network_class()
 
 
-@pytest.mark.parametrize(("network_class", "count"), [(SwinUNet, 118_593_583), (VQAutoencoder, 55_322_782)])
+def published_unet():
+    return SwinUNet(SwinUNetConfig(published_mask=True))
+
+
+@pytest.mark.parametrize(("network_class", "count"), [(published_unet, 118_593_583), (VQAutoencoder, 55_322_782)])
 def test_parameter_counts_are_the_published_ones(network_class, count):
     network = on_meta(network_class)
     assert sum(parameter.numel() for parameter in network.parameters()) == count
@@ -117,7 +123,7 @@ def test_parameter_counts_are_the_published_ones(network_class, count):
 
 
 @pytest.mark.parametrize(
-    ("network_class", "expected"), [(SwinUNet, published_unet_keys()), (VQAutoencoder, published_vq_keys())]
+    ("network_class", "expected"), [(published_unet, published_unet_keys()), (VQAutoencoder, published_vq_keys())]
 )
 def test_names_are_the_published_ones(network_class, expected):
     assert set(on_meta(network_class).state_dict()) == expected
@@ -245,6 +251,9 @@ class ReferenceUNet:
         out, window = torch.empty_like(x), self.config.window
         heads = x.shape[1] // self.config.head_channels
 
+        if shift and self.config.published_mask:
+            return self.wrapped_windows(name, x, shift)
+
         def cuts(length):
             return list(pairwise(sorted({0, *range(shift, length, window), length})))
 
@@ -253,6 +262,20 @@ class ReferenceUNet:
             places = list(product(range(top, bottom), range(left, right)))
             attended = attend(pixels, places, self.weights, name, window, heads)
             out[b, :, top:bottom, left:right] = attended.T.reshape(-1, bottom - top, right - left)
+        return out
+
+    def wrapped_windows(self, name, x, shift):
+        """Windows that go on at the other side of the map; those of the last row fall into a left and a right part."""
+        out, window = torch.empty_like(x), self.config.window
+        (height, width), heads = x.shape[2:], x.shape[1] // self.config.head_channels
+        tops, lefts = range(0, height, window), range(0, width, window)
+        for b, top, left in product(range(len(x)), tops, lefts):
+            halves = (range(window - shift), range(window - shift, window))
+            for columns in halves if top == tops[-1] else (range(window),):
+                places = list(product(range(window), columns))
+                rows = [(top + shift + i) % height for i, _ in places]
+                seen = [(left + shift + j) % width for _, j in places]
+                out[b, :, rows, seen] = attend(x[b, :, rows, seen].T, places, self.weights, name, window, heads).T
         return out
 
     def block(self, name, x, time):
@@ -291,12 +314,13 @@ class ReferenceUNet:
         return self.conv("out.2", self.silu(self.norm("out.0", x)), padding=1)
 
 
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, published_mask=True)], ids=["own mask", "published mask"])
 @pytest.mark.parametrize("size", [(8, 8), (8, 16)])
-def test_the_network_is_the_published_one(size):
+def test_the_network_is_the_published_one(size, config):
     """Also at the native size (8, 8), where the stored masks serve, and at another, where they are made anew."""
-    network = randomised(SwinUNet(SMALL))
+    network = randomised(SwinUNet(config))
     latent, condition, t = normal(2, 3, *size), normal(2, 3, *size, seed=1), torch.tensor([0, 14])
-    expected = ReferenceUNet(network.state_dict(), SMALL)(latent, condition, t)
+    expected = ReferenceUNet(network.state_dict(), config)(latent, condition, t)
     result = network(latent, condition, t)
     assert result.dtype == torch.float32
     assert expected.std() > 0.1
@@ -464,3 +488,21 @@ def test_pixel_shuffle_preview_is_each_block_of_pixels_averaged():
     assert torch.allclose(preview, F.avg_pool2d(image, 4), atol=1e-6)
     assert codec.preview(torch.full((1, 48, 2, 2), 3.0)).max() == 1
     assert codec.preview(torch.full((1, 48, 2, 2), -3.0)).min() == 0
+
+
+def test_the_published_mask_parts_only_left_from_right_in_the_bottom_row_of_windows():
+    """Read off a run of SinSR's code on a 16 x 16 map: windows of 8, shifted by 4."""
+    masks = published_window_mask(16, 16, 8, 4)
+    assert masks.shape == (4, 64, 64)
+    assert not masks[:2].any()
+    column = torch.arange(64) % 8
+    apart = (column[:, None] < 4) != (column[None, :] < 4)
+    assert torch.equal(masks[2] == -100, apart)
+    assert torch.equal(masks[3], masks[2])
+
+
+def test_published_networks_use_the_published_mask():
+    network = SwinUNet(replace(SMALL, published_mask=True))
+    stored = dict(network.named_buffers())["input_blocks.1.1.blocks.1.attn_mask"]
+    assert torch.equal(stored, published_window_mask(8, 8, 4, 2))
+    assert not torch.equal(stored, shifted_window_mask(8, 8, 4, 2))

@@ -49,6 +49,23 @@ def train_student(config: TrainConfig, teacher: Path, weights: StudentWeights) -
     return train(config, objective, _codec(network), own.Description(network.config, schedule, 1))
 
 
+def mix(student: Path, teacher: Path, share: float, output: Path) -> Path:
+    """Write the model whose weights are share * student + (1 - share) * teacher: less of both gain and risk.
+
+    A student starts as its teacher's copy, so the line between them holds good models (network
+    interpolation, ESRGAN, arXiv 1809.00219, section 3.4). Raises UserError unless 0 <= share <= 1.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"Share {share:g} is out of range: choose one from 0 to 1.")
+    network, description = _read(student)
+    weights = dict(_read(teacher)[0].named_parameters())
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight.lerp_(weights[name], 1 - share)
+    own.save(output, network, description)
+    return output
+
+
 def _read(path: Path) -> tuple[SwinUNet, own.Description]:
     file = read_weights(path)
     if own.METADATA_KEY not in file.metadata:

@@ -1,0 +1,197 @@
+"""A real ComfyUI server in a process of its own, and the little of its protocol that tests need."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+HOME = Path.home() / "comfy"
+HOW_TO_GET_ONE = (
+    "no ComfyUI: clone github.com/comfyanonymous/ComfyUI into ~/comfy/ComfyUI, install its requirements into its "
+    ".venv, or name one with COMFYUI_PATH and COMFYUI_PYTHON"
+)
+START_SECONDS, RUN_SECONDS = 120, 120
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+NOTES = {"Note", "MarkdownNote"}
+
+Prompt = dict[str, dict[str, Any]]
+
+
+def installed_hosts() -> list[Path]:
+    """Checkouts that can be started: COMFYUI_PATH (a list like PATH), else those in ~/comfy."""
+    named = os.environ.get("COMFYUI_PATH")
+    folders = map(Path, named.split(os.pathsep)) if named else (HOME / "ComfyUI", HOME / "ComfyUI-0.3.64")
+    return [folder for folder in folders if (folder / "main.py").is_file() and interpreter(folder)]
+
+
+def interpreter(folder: Path) -> str | None:
+    if "COMFYUI_PYTHON" in os.environ:
+        return os.environ["COMFYUI_PYTHON"]
+    found = (folder / name / "bin" / "python" for name in (".venv", "venv"))
+    return next((str(path) for path in found if path.exists()), None)
+
+
+@dataclass
+class Host:
+    """A running server. `base` holds input/, output/, models/ and custom_nodes/ with a link to this repository."""
+
+    folder: Path
+    base: Path
+    port: int
+    process: subprocess.Popen[bytes]
+    object_info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def log(self) -> str:
+        return (self.base / "log.txt").read_text(errors="replace")
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            return answer.read()
+
+    def get_json(self, path: str) -> Any:
+        return json.loads(self.get(path))
+
+    def post(self, path: str, content: Any) -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", json.dumps(content).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read()
+            return json.loads(text) if text else None
+
+    def queue(self, prompt: Prompt, client: str = "") -> str:
+        return self.post("/prompt", {"prompt": prompt, "client_id": client or uuid.uuid4().hex})["prompt_id"]
+
+    def wait(self, prompt_id: str) -> dict[str, Any]:
+        """The history's entry of a prompt, once it has ended in whatever way."""
+        end = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < end:
+            entry = self.get_json(f"/history/{prompt_id}").get(prompt_id)
+            if entry:
+                return entry
+            time.sleep(0.03)
+        raise TimeoutError(f"prompt {prompt_id} did not end; the log: {self.log[-2000:]}")
+
+    def results(self, prompt: Prompt) -> list[Path]:
+        """Run a prompt that must succeed; the files that it saved."""
+        entry = self.wait(self.queue(prompt))
+        assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+        images = [image for output in entry["outputs"].values() for image in output["images"]]
+        return [self.base / image["type"] / image["subfolder"] / image["filename"] for image in images]
+
+    def error(self, prompt: Prompt) -> str:
+        """Run a prompt that must fail; the message that the user sees."""
+        messages = dict(self.wait(self.queue(prompt))["status"]["messages"])
+        return messages["execution_error"]["exception_message"]
+
+    def resident_bytes(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) * 1024
+
+
+def start(folder: Path, base: Path) -> Host:
+    """Start the server of a checkout on a base folder of its own and wait until it answers."""
+    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    (base / "custom_nodes" / "onestep_sr").symlink_to(ROOT, target_is_directory=True)
+    (base / "paths.yaml").write_text(f"elsewhere:\n  base_path: {base}/elsewhere\n  onestep_sr: models\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--cpu", "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch", "--disable-api-nodes"]
+    options += ["--base-directory", base, "--extra-model-paths-config", base / "paths.yaml"]
+    command = [interpreter(folder), "main.py", *map(str, options), "--database-url", "sqlite:///:memory:"]
+    with (base / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    host = Host(folder, base, port, process)
+    end = time.monotonic() + START_SECONDS
+    while not host.object_info:
+        try:
+            host.object_info = host.get_json("/object_info")
+        except OSError:
+            if process.poll() is not None or time.monotonic() > end:
+                stop(host)
+                raise RuntimeError(f"{folder} did not start; the log: {host.log[-3000:]}") from None
+            time.sleep(0.2)
+    return host
+
+
+def stop(host: Host) -> None:
+    host.process.terminate()
+    try:
+        host.process.wait(20)
+    except subprocess.TimeoutExpired:
+        host.process.kill()
+        host.process.wait()
+
+
+def events(host: Host, client: str) -> Iterator[dict[str, Any] | bytes]:
+    """What the server tells a browser: dictionaries, and the bytes of binary messages. Ends with the connection."""
+    with socket.create_connection(("127.0.0.1", host.port), timeout=RUN_SECONDS) as connection:
+        request = (
+            f"GET /ws?clientId={client} HTTP/1.1\r\nHost: 127.0.0.1:{host.port}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        connection.sendall(request.encode())
+        stream = connection.makefile("rb")
+        while stream.readline() not in (b"\r\n", b""):
+            pass
+        while len(head := stream.read(2)) == 2:
+            size = head[1]
+            if size >= 126:
+                size = struct.unpack(">H" if size == 126 else ">Q", stream.read(2 if size == 126 else 8))[0]
+            content = stream.read(size)
+            if head[0] & 15 == 1:
+                yield json.loads(content)
+            elif head[0] & 15 == 2:
+                yield content
+
+
+def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
+    """A saved workflow as the browser would queue it. Fails where widgets or sockets do not fit the nodes."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt: Prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        info = object_info[node["type"]]
+        inputs = widget_values(node, info)
+        for socket_ in node["inputs"]:
+            assert socket_["name"] in (name for group in info["input"].values() for name in group), socket_
+            inputs[socket_["name"]] = sources[socket_["link"]]
+        assert [output["type"] for output in node["outputs"]] == list(info["output"]), node["type"]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    """`widgets_values` by name: one for each widget in the schema's order, and one for what browsers add to it."""
+    values, result = list(node["widgets_values"]), {}
+    for group in ("required", "optional"):
+        for name in info["input_order"].get(group, ()):
+            kind, options = [*info["input"][group][name], {}][:2]
+            if not isinstance(kind, list) and kind not in WIDGETS:
+                continue
+            result[name] = values.pop(0)
+            seed = name in ("seed", "noise_seed")
+            if options.get("image_upload") or options.get("control_after_generate", seed):
+                values.pop(0)
+    assert not values, f"{node['type']} has no widgets for {values}"
+    return result
+
+
+def choices(spec: list[Any]) -> list[str]:
+    """What a combo of `object_info` offers."""
+    return spec[0] if isinstance(spec[0], list) else spec[1]["options"]

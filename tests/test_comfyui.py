@@ -1,0 +1,334 @@
+"""The nodes inside real ComfyUI servers, through their HTTP interface; and the workflow files that ship."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from comfyui_host import HOW_TO_GET_ONE, ROOT, Host, Prompt, choices, events, installed_hosts, start, stop, to_prompt
+from PIL import Image
+from safetensors.torch import save_file
+
+PHOTOS = Path(__file__).parent / "photos"
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+QUICK_START = ROOT / "workflows" / "onestep-sr-quick-start.json"
+BUNDLED = ROOT / "sr_models" / "weights" / "onestep-sr-x4.safetensors"
+HOSTS = installed_hosts()
+LOAD, UPSCALE = "OneStepSRLoadModel", "OneStepSRUpscaleImage"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small photos; `example.png`, which Load Image starts with, has sides that are multiples of nothing."""
+    folder = tmp_path_factory.mktemp("pictures")
+    shutil.copy(PHOTOS / "grass.png", folder / "example.png")
+    for name in ("houses", "sky"):
+        Image.open(PHOTOS / f"{name}.png").convert("RGB").crop((0, 0, 96, 80)).save(folder / f"{name}.png")
+    transparent = Image.open(folder / "houses.png")
+    transparent.putalpha(Image.linear_gradient("L").resize(transparent.size))
+    transparent.save(folder / "transparent.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command line makes of the pictures."""
+    folder = tmp_path_factory.mktemp("expected")
+    command = [sys.executable, "-m", "onestep_sr", "upscale", str(pictures), "-o", str(folder)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return folder
+
+
+@pytest.fixture(scope="module", params=HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
+def host(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    if request.param is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    base = tmp_path_factory.mktemp("base")
+    shutil.copytree(pictures, base / "input")
+    noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(base / "input" / "large.png")
+    for folder in (base / "models" / "onestep_sr", base / "elsewhere" / "models"):
+        folder.mkdir(parents=True)
+    (base / "models" / "onestep_sr" / "empty.safetensors").touch()
+    (base / "models" / "onestep_sr" / "readme.txt").write_text("No weights.")
+    save_file({"weight": torch.zeros(2)}, base / "models" / "onestep_sr" / "other.safetensors")
+    (base / "elsewhere" / "models" / "mine.safetensors").symlink_to(BUNDLED)
+    running = start(request.param, base)
+    yield running
+    stop(running)
+
+
+def quick_start(host: Host, image: str = "example.png", **settings: object) -> Prompt:
+    """The shipped workflow as a prompt, on another picture or with other settings."""
+    prompt = to_prompt(json.loads(QUICK_START.read_text()), host.object_info)
+    node(prompt, "LoadImage")["inputs"]["image"] = image
+    for name, value in settings.items():
+        node(prompt, LOAD if name in ("model", "autoencoder", "recipe") else UPSCALE)["inputs"][name] = value
+    return prompt
+
+
+def node(prompt: Prompt, kind: str) -> dict:
+    return next(entry for entry in prompt.values() if entry["class_type"] == kind)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def assert_same_picture(path: Path, reference: Path) -> None:
+    """Save Image cuts where the command line rounds: one level of 255 is no difference."""
+    result, wanted = pixels(path), pixels(reference)
+    assert result.shape == wanted.shape
+    assert np.abs(result - wanted).max() <= 1
+
+
+def assert_one_sentence(message: str) -> None:
+    text = message.rstrip("\n")
+    assert text.endswith(".") and "\n" not in text and "Error" not in text, message
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_file_is_sound(path: Path) -> None:
+    workflow = json.loads(path.read_text())
+    nodes = {entry["id"]: entry for entry in workflow["nodes"]}
+    assert len(nodes) == len(workflow["nodes"]) and workflow["last_node_id"] == max(nodes)
+    assert workflow["last_link_id"] == max(link[0] for link in workflow["links"])
+    for link, source, output, target, socket, kind in workflow["links"]:
+        start_of, end_of = nodes[source]["outputs"][output], nodes[target]["inputs"][socket]
+        assert link in start_of["links"] and end_of["link"] == link
+        assert start_of["type"] == end_of["type"] == kind
+    boxes = [(*entry["pos"], *entry["size"]) for entry in nodes.values()]
+    for i, (x, y, width, height) in enumerate(boxes):
+        for u, v, other_width, other_height in boxes[:i]:
+            title = 30
+            apart = x >= u + other_width or u >= x + width or y - title >= v + other_height or v - title >= y + height
+            assert apart, "nodes lie on each other"
+    with Image.open(path.with_suffix(".jpg")) as picture:
+        assert picture.width <= 640 and path.with_suffix(".jpg").stat().st_size < 60_000
+
+
+@pytest.mark.host
+def test_the_pack_loads_quickly_and_silently(host: Host) -> None:
+    assert "IMPORT FAILED" not in host.log
+    mentions = [line for line in host.log.splitlines() if re.search("one-?step", line, re.IGNORECASE)]
+    assert mentions[0].startswith("Adding extra search path") and len(mentions) == 2, mentions
+    seconds = re.fullmatch(r" *([\d.]+) seconds: .*/custom_nodes/onestep_sr", mentions[1])
+    assert seconds and float(seconds[1]) <= 0.3
+
+
+@pytest.mark.host
+def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
+    load, upscale = host.object_info[LOAD], host.object_info[UPSCALE]
+    assert load["display_name"] == "Load One-Step SR Model"
+    assert load["input_order"]["required"] == ["model", "autoencoder", "recipe"]
+    assert load["output"] == ["SR_MODEL"]
+    assert upscale["display_name"] == "Upscale Image (One-Step SR)"
+    assert upscale["input_order"] == {
+        "required": ["sr_model", "image", "upscale_by", "tile", "overlap", "color", "seed"],
+        "optional": ["mask"],
+    }
+    required = upscale["input"]["required"]
+    defaults = {name: required[name][1]["default"] for name in ("upscale_by", "tile", "overlap", "color", "seed")}
+    assert defaults == {"upscale_by": 4.0, "tile": 0, "overlap": 64, "color": "auto", "seed": 0}
+    assert required["seed"][1]["control_after_generate"] is False
+    assert (upscale["output"], upscale["output_name"]) == (["IMAGE"], ["IMAGE"])
+    for info in (load, upscale):
+        widgets = [spec[1] for name, spec in info["input"]["required"].items() if name not in ("sr_model", "image")]
+        assert all(options["tooltip"] for options in widgets)
+        assert info["description"] and info["category"] == "image/upscaling/One-Step SR"
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("kind", [LOAD, UPSCALE])
+def test_help_pages_are_served(host: Host, kind: str) -> None:
+    page = host.get(f"/extensions/onestep_sr/docs/{kind}.md").decode()
+    inputs = host.object_info[kind]["input_order"]
+    for name in (name for group in inputs.values() for name in group):
+        assert f"| `{name}` |" in page, f"{name} is not explained"
+
+
+@pytest.mark.host
+def test_workflows_are_templates_with_pictures(host: Host) -> None:
+    listed = host.get_json("/workflow_templates")["onestep_sr"]
+    assert sorted(listed) == [path.stem for path in WORKFLOWS]
+    for path in WORKFLOWS:
+        address = f"/api/workflow_templates/onestep_sr/{path.stem}"
+        assert host.get_json(f"{address}.json") == json.loads(path.read_text())
+        assert Image.open(io.BytesIO(host.get(f"{address}.jpg"))).format == "JPEG"
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_file_fits_the_nodes(host: Host, path: Path) -> None:
+    prompt = to_prompt(json.loads(path.read_text()), host.object_info)
+    for entry in prompt.values():
+        groups = host.object_info[entry["class_type"]]["input"]
+        assert groups.get("required", {}).keys() <= entry["inputs"].keys()
+        for name, spec in {**groups.get("required", {}), **groups.get("optional", {})}.items():
+            if isinstance(spec[0], list) or spec[0] == "COMBO":
+                assert entry["inputs"][name] in choices(spec)
+
+
+@pytest.mark.host
+def test_the_template_gives_the_command_lines_picture(host: Host, expected: Path) -> None:
+    (result,) = host.results(quick_start(host))
+    assert_same_picture(result, expected / "example.png")
+
+
+@pytest.mark.host
+def test_transparency_is_kept(host: Host, expected: Path) -> None:
+    (by_mask,) = host.results(quick_start(host, "transparent.png"))
+    assert Image.open(by_mask).mode == "RGBA"
+    assert_same_picture(by_mask, expected / "transparent.png")
+    prompt = quick_start(host, "transparent.png")
+    upscale = node(prompt, UPSCALE)["inputs"]
+    sources = {"image": upscale["image"], "alpha": upscale.pop("mask")}
+    prompt["rgba"] = {"class_type": "JoinImageWithAlpha", "inputs": sources}
+    upscale["image"] = ["rgba", 0]
+    (by_image,) = host.results(prompt)
+    assert_same_picture(by_image, expected / "transparent.png")
+
+
+@pytest.mark.host
+def test_a_batch_gives_each_picture_its_own_result(host: Host, expected: Path) -> None:
+    prompt = batch_of_two(host)
+    results = host.results(prompt)
+    assert len(results) == 2
+    for result, name in zip(results, ("houses.png", "sky.png"), strict=True):
+        assert_same_picture(result, expected / name)
+
+
+def batch_of_two(host: Host) -> Prompt:
+    prompt = quick_start(host, "houses.png")
+    upscale = node(prompt, UPSCALE)["inputs"]
+    prompt["second"] = {"class_type": "LoadImage", "inputs": {"image": "sky.png"}}
+    prompt["batch"] = {"class_type": "ImageBatch", "inputs": {"image1": upscale["image"], "image2": ["second", 0]}}
+    upscale["image"] = ["batch", 0]
+    return prompt
+
+
+@pytest.mark.host
+def test_one_mask_serves_a_batch_and_a_wrong_number_is_an_error(host: Host, expected: Path) -> None:
+    prompt = batch_of_two(host)
+    prompt["mask"] = {"class_type": "SolidMask", "inputs": {"value": 0.25, "width": 64, "height": 64}}
+    node(prompt, UPSCALE)["inputs"]["mask"] = ["mask", 0]
+    for result, name in zip(host.results(prompt), ("houses.png", "sky.png"), strict=True):
+        values = pixels(result)
+        assert np.abs(values[..., :3] - pixels(expected / name)).max() <= 1
+        assert set(np.unique(values[..., 3])) == {191}
+    prompt["masks"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["as_image", 0], "amount": 3}}
+    prompt["as_image"] = {"class_type": "MaskToImage", "inputs": {"mask": ["mask", 0]}}
+    prompt["back"] = {"class_type": "ImageToMask", "inputs": {"image": ["masks", 0], "channel": "red"}}
+    node(prompt, UPSCALE)["inputs"]["mask"] = ["back", 0]
+    message = host.error(prompt)
+    assert_one_sentence(message)
+    assert "3 masks for 2 images" in message
+
+
+@pytest.mark.host
+def test_previews_arrive_with_every_tile(host: Host) -> None:
+    client = uuid.uuid4().hex
+    told = events(host, client)
+    next(told)  # the greeting: from here on nothing is missed
+    prompt_id = host.queue(quick_start(host, tile=128, seed=1), client)
+    steps, previews = [], []
+    for event in told:
+        if isinstance(event, bytes) and event[:4] == b"\0\0\0\1":
+            previews.append(Image.open(io.BytesIO(event[8:])))
+        elif isinstance(event, dict) and event["type"] == "progress":
+            steps.append((event["data"]["value"], event["data"]["max"]))
+        elif isinstance(event, dict) and event["type"] in ("execution_success", "execution_error"):
+            assert (event["type"], event["data"]["prompt_id"]) == ("execution_success", prompt_id)
+            break
+    told.close()
+    total = steps[0][1]
+    assert total > 4 and steps == [(step, total) for step in range(1, total + 1)]
+    assert len(previews) == total
+    width, height = Image.open(host.base / "input" / "example.png").size
+    assert previews[-1].width / previews[-1].height == pytest.approx(width / height, rel=0.02)
+
+
+@pytest.mark.host
+def test_cancel_stops_within_a_few_tiles(host: Host) -> None:
+    client = uuid.uuid4().hex
+    told = events(host, client)
+    next(told)
+    prompt_id = host.queue(quick_start(host, "large.png", tile=128), client)
+    done, total = 0, 1
+    for event in told:
+        if not isinstance(event, dict):
+            continue
+        if event["type"] == "progress":
+            done, total = event["data"]["value"], event["data"]["max"]
+            if done == 3:
+                host.post("/interrupt", {})
+        if event["type"].startswith("execution_") and event["type"] not in ("execution_start", "execution_cached"):
+            assert event["type"] == "execution_interrupted"
+            break
+    told.close()
+    assert total > 200 and done < total / 4
+    assert "execution_interrupted" in dict(host.wait(prompt_id)["status"]["messages"])
+    assert len(host.results(quick_start(host, "sky.png", seed=2))) == 1
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"overlap": 1000}, "Overlap 1000 does not fit a tile"),
+        ({"tile": 128, "overlap": 72}, "Overlap 72 does not fit a tile of 128"),
+        ({"model": "empty.safetensors"}, "empty.safetensors is empty (0 bytes)"),
+        ({"model": "other.safetensors"}, "other.safetensors is no model that this pack knows"),
+    ],
+)
+def test_failures_are_one_sentence(host: Host, settings: dict[str, object], words: str) -> None:
+    message = host.error(quick_start(host, **settings))
+    assert_one_sentence(message)
+    assert message.startswith(words)
+
+
+@pytest.mark.host
+def test_models_come_from_both_folders_without_a_restart(host: Host, expected: Path) -> None:
+    def offered() -> list[str]:
+        return choices(host.get_json(f"/object_info/{LOAD}")[LOAD]["input"]["required"]["model"])
+
+    assert offered() == ["bundled", "empty.safetensors", "mine.safetensors", "other.safetensors"]
+    (result,) = host.results(quick_start(host, "sky.png", model="mine.safetensors"))
+    assert_same_picture(result, expected / "sky.png")
+    new = host.base / "models" / "onestep_sr" / "new" / "later.safetensors"
+    new.parent.mkdir()
+    shutil.copy(BUNDLED, new)
+    assert "new/later.safetensors" in offered()
+    (result,) = host.results(quick_start(host, "sky.png", model="new/later.safetensors"))
+    assert_same_picture(result, expected / "sky.png")
+    new.write_bytes(b"")  # the next run reads a replaced file again
+    assert "is empty" in host.error(quick_start(host, "sky.png", model="new/later.safetensors", seed=3))
+
+
+@pytest.mark.host
+def test_a_queue_does_not_grow_memory(host: Host) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("resident memory is read from /proc")
+    sizes = []
+    for run in range(10):
+        assert host.results(quick_start(host, "houses.png", seed=100 + run))
+        sizes.append(host.resident_bytes())
+    assert sizes[9] <= 1.03 * sizes[3], [size >> 20 for size in sizes]
+
+
+@pytest.mark.host
+def test_runs_after_the_host_has_unloaded_everything(host: Host, expected: Path) -> None:
+    host.post("/free", {"unload_models": True, "free_memory": True})
+    (result,) = host.results(copy.deepcopy(quick_start(host, "sky.png")))
+    assert_same_picture(result, expected / "sky.png")

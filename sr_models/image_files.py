@@ -62,7 +62,7 @@ def read_picture(path: Path) -> Picture:
 
 def _deep_picture(path: Path, image: Image.Image) -> Picture | None:
     """16-bit and float files, which Pillow would reduce to 8 bits or one channel; None for all others."""
-    if image.format == "PNG" and image.tile and "16" in str(image.tile[0][3]):
+    if image.format == "PNG" and _png_depth(path) == 16:
         import imagecodecs
 
         values = imagecodecs.png_decode(path.read_bytes())
@@ -81,6 +81,12 @@ def _deep_picture(path: Path, image: Image.Image) -> Picture | None:
     color = channels[: 3 if len(channels) >= 3 else 1].expand(3, -1, -1).contiguous()
     alpha = channels[-1:] if len(channels) in (2, 4) else None
     return Picture(color, alpha, 16, image.info.get("icc_profile"))
+
+
+def _png_depth(path: Path) -> int:
+    """Bits a channel, from the header: byte 24 of every PNG file."""
+    with path.open("rb") as file:
+        return file.read(25)[24]
 
 
 def _turned(channels: Tensor, orientation: int) -> Tensor:
@@ -163,12 +169,20 @@ def _encode(path: Path, suffix: str, picture: Picture, quality: int) -> None:
         import tifffile
 
         extra = ["unassalpha"] if has_alpha else None
-        tifffile.imwrite(path, values, photometric="rgb", extrasamples=extra, compression="zlib", predictor=True)
+        tifffile.imwrite(
+            path,
+            values,
+            photometric="rgb",
+            extrasamples=extra,
+            compression="zlib",
+            predictor=True,
+            iccprofile=picture.icc_profile,
+        )
     else:
-        options = {"quality": quality} if suffix in SIDE_LIMITS else {}
-        if suffix in (".tif", ".tiff"):
-            options = {"compression": "tiff_adobe_deflate"}
-        Image.fromarray(values).save(path, icc_profile=picture.icc_profile, **options)
+        # Each writer passes over what its format does not have.
+        compression = "tiff_adobe_deflate" if suffix in (".tif", ".tiff") else None
+        image = Image.fromarray(values)
+        image.save(path, icc_profile=picture.icc_profile, quality=quality, compression=compression)
 
 
 def _values(picture: Picture, has_alpha: bool, kind: type[np.unsignedinteger]) -> np.ndarray:
@@ -178,4 +192,4 @@ def _values(picture: Picture, has_alpha: bool, kind: type[np.unsignedinteger]) -
         pixels = pixels * picture.alpha + 1 - picture.alpha
     channels = torch.cat([pixels, picture.alpha]) if has_alpha and picture.alpha is not None else pixels
     scaled = (channels.clamp(0, 1) * np.iinfo(kind).max).round()
-    return scaled.permute(1, 2, 0).cpu().numpy().astype(kind)
+    return np.ascontiguousarray(scaled.permute(1, 2, 0).cpu().numpy().astype(kind))

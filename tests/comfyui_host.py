@@ -24,6 +24,8 @@ HOW_TO_GET_ONE = (
 START_SECONDS, RUN_SECONDS = 120, 120
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"Note", "MarkdownNote"}
+# Two threads that wait for each other starve on a busy machine; the pictures are small.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -114,7 +116,9 @@ def start(folder: Path, base: Path) -> Host:
     options += ["--base-directory", base, "--extra-model-paths-config", base / "paths.yaml"]
     command = [interpreter(folder), "main.py", *map(str, options), "--database-url", "sqlite:///:memory:"]
     with (base / "log.txt").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=os.environ | ONE_THREAD
+        )
     host = Host(folder, base, port, process)
     end = time.monotonic() + START_SECONDS
     while not host.object_info:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfyui_host import HOW_TO_GET_ONE, ROOT, Host, Prompt, choices, events, installed_hosts, start, stop, to_prompt
+from comfyui_host import (
+    HOW_TO_GET_ONE,
+    ONE_THREAD,
+    ROOT,
+    Host,
+    Prompt,
+    choices,
+    events,
+    installed_hosts,
+    start,
+    stop,
+    to_prompt,
+)
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -46,7 +59,7 @@ def expected(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command line makes of the pictures."""
     folder = tmp_path_factory.mktemp("expected")
     command = [sys.executable, "-m", "onestep_sr", "upscale", str(pictures), "-o", str(folder)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env=os.environ | ONE_THREAD)
     return folder
 
 

@@ -171,10 +171,11 @@ class WindowAttention(nn.Module):
         """x: (B, windows, pixels, channels); mask: (windows, pixels, pixels) or None."""
         query, key, value = rearrange(self.qkv(x), "b n p (t h c) -> t b n h p c", t=3, h=self.heads)
         bias = rearrange(self.relative_position_bias_table[self.relative_position_index], "p q h -> h p q")
-        if mask is not None:
-            bias = bias + mask[:, None]
         # Spelt out: with a learned bias torch's fused attention takes this path too, with more copies.
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias.to(query.dtype)
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        scores += bias.to(scores.dtype)
+        if mask is not None:
+            scores += mask[:, None].to(scores.dtype)
         out = scores.softmax(dim=-1).to(value.dtype) @ value
         return self.proj(rearrange(out, "b n h p c -> b n p (h c)"))
 
@@ -200,18 +201,17 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(channels, config.window, channels // config.head_channels)
         self.norm2 = GroupNorm(channels)
         self.mlp = PointwiseMLP(channels, config.mlp_ratio)
-        # Kept because the published files hold it; it serves the native grid, other sizes compute theirs.
+        # A buffer because the published files hold the native grid's; it follows the size in use.
         self.window_mask = published_window_mask if config.published_mask else shifted_window_mask
+        self.mask_size = (grid, grid)
         native = self.window_mask(grid, grid, self.window, shift, torch.device("cpu")) if shift else None
         self.register_buffer("attn_mask", native)
 
     def _mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
-        if self.attn_mask is None:
-            return None
-        windows = (height // self.window) * (width // self.window)
-        if height == width and windows == len(self.attn_mask):
-            return self.attn_mask
-        return self.window_mask(height, width, self.window, self.shift, device)
+        if self.attn_mask is not None and self.mask_size != (height, width):
+            self.attn_mask = self.window_mask(height, width, self.window, self.shift, device)
+            self.mask_size = (height, width)
+        return self.attn_mask
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -92,7 +92,9 @@ class _Run:
         latent = self._step_tiles(latent, padded * 2 - 1, pixels, progress, shown)
         result = codec.decode(latent)[..., : lr.shape[-2] * recipe.scale, : lr.shape[-1] * recipe.scale]
         result = resize(result, self.size)
-        return colors.match(result, resize(image, self.size), self.color).clamp_(0, 1)
+        if self.color != "none":
+            result = colors.match(result, resize(image, self.size), self.color)
+        return result.clamp(0, 1)
 
     def _step_tiles(
         self, latent: Tensor, condition: Tensor, pixels: int, progress: Progress | None, shown: tuple[int, int]

@@ -122,7 +122,7 @@ def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen([*COMMAND, "upscale", tmp_path / "in", "-o", out], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(out.glob("*.png")) and time.monotonic() < deadline:
+    while not list(out.glob("[0-9]*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -215,13 +215,16 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        hidden = torch.roll(self.norm1(x), (-self.shift, -self.shift), dims=(2, 3))
+        hidden = self._rolled(self.norm1(x), -self.shift)
         size = {"p": self.window, "q": self.window}
         hidden = rearrange(hidden, "b c (h p) (w q) -> b (h w) (p q) c", **size)
         hidden = self.attn(hidden, self._mask(height, width, x.device))
         hidden = rearrange(hidden, "b (h w) (p q) c -> b c (h p) (w q)", h=height // self.window, **size)
-        x = x + torch.roll(hidden, (self.shift, self.shift), dims=(2, 3))
+        x = x + self._rolled(hidden, self.shift)
         return x + self.mlp(self.norm2(x))
+
+    def _rolled(self, x: Tensor, by: int) -> Tensor:
+        return torch.roll(x, (by, by), dims=(2, 3)) if by else x
 
 
 class PointwiseProjection(nn.Module):

@@ -73,6 +73,7 @@ def test_16_bits_survive_reading_and_writing(tmp_path: Path, suffix: str, channe
     assert torch.equal(again.pixels, picture.pixels)
     assert (again.alpha is None) == (channels < 4)
     if channels == 4:
+        assert again.alpha is not None and picture.alpha is not None
         assert torch.equal(again.alpha, picture.alpha)
 
 

@@ -201,17 +201,18 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(channels, config.window, channels // config.head_channels)
         self.norm2 = GroupNorm(channels)
         self.mlp = PointwiseMLP(channels, config.mlp_ratio)
-        # A buffer because the published files hold the native grid's; it follows the size in use.
         self.window_mask = published_window_mask if config.published_mask else shifted_window_mask
-        self.mask_size = (grid, grid)
         native = self.window_mask(grid, grid, self.window, shift, torch.device("cpu")) if shift else None
-        self.register_buffer("attn_mask", native)
+        self.register_buffer("attn_mask", native)  # in the published files, too
+        self.last_mask: tuple[tuple[int, int], Tensor] | None = None
 
     def _mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
-        if self.attn_mask is not None and self.mask_size != (height, width):
-            self.attn_mask = self.window_mask(height, width, self.window, self.shift, device)
-            self.mask_size = (height, width)
-        return self.attn_mask
+        """The stored mask at the native size, else the last one made, since tiles share one size."""
+        if self.attn_mask is None or len(self.attn_mask) * self.window**2 == height * width == height**2:
+            return self.attn_mask
+        if self.last_mask is None or self.last_mask[0] != (height, width) or self.last_mask[1].device != device:
+            self.last_mask = (height, width), self.window_mask(height, width, self.window, self.shift, device)
+        return self.last_mask[1]
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -36,6 +36,8 @@ class HostedModel:
         """Make room for all modules and a result of so many pixels, and put the modules on the compute device."""
         # Plain modules cannot stream their weights as comfy.ops' do, so each is loaded whole.
         model_management.load_models_gpu(list(self.patchers), self._workspace(pixels), force_full_load=True)
+        for patcher in self.patchers:
+            patcher.model.to(patcher.load_device)  # with --novram the host would leave plain modules where they are
 
     def _workspace(self, pixels: int) -> int:
         """Bytes for a picture in the autoencoder, which runs on the whole of it; networks run on small tiles."""

@@ -120,7 +120,13 @@ def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
     for index in range(30):
         small(tmp_path / "in" / f"{index:02}.png", size=(160, 160))
     out = tmp_path / "out"
-    process = subprocess.Popen([*COMMAND, "upscale", tmp_path / "in", "-o", out], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, "upscale", tmp_path / "in", "-o", out],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job inherits an ignored SIGINT, which Python would leave ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     deadline = time.monotonic() + 120
     while not list(out.glob("[0-9]*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import os
@@ -254,7 +253,7 @@ def test_previews_arrive_with_every_tile(host: Host) -> None:
     client = uuid.uuid4().hex
     told = events(host, client)
     next(told)  # the greeting: from here on nothing is missed
-    prompt_id = host.queue(quick_start(host, tile=128, seed=1), client)
+    prompt_id = host.queue(quick_start(host, "houses.png", tile=128, seed=1), client)
     steps, previews = [], []
     for event in told:
         if isinstance(event, bytes) and event[:4] == b"\0\0\0\1":
@@ -268,7 +267,7 @@ def test_previews_arrive_with_every_tile(host: Host) -> None:
     total = steps[0][1]
     assert total > 4 and steps == [(step, total) for step in range(1, total + 1)]
     assert len(previews) == total
-    width, height = Image.open(host.base / "input" / "example.png").size
+    width, height = Image.open(host.base / "input" / "houses.png").size
     assert previews[-1].width / previews[-1].height == pytest.approx(width / height, rel=0.02)
 
 
@@ -336,7 +335,7 @@ def test_a_queue_does_not_grow_memory(host: Host) -> None:
     sizes = []
     for run in range(10):  # the model changes with every run, so each loads one and drops one
         model = ("bundled", "mine.safetensors")[run % 2]
-        assert host.results(quick_start(host, seed=100 + run, model=model))
+        assert host.results(quick_start(host, "houses.png", seed=100 + run, model=model))
         sizes.append(host.resident_bytes())
     assert min(sizes[7:]) <= 1.03 * min(sizes[2:5]), [size >> 20 for size in sizes]
 
@@ -344,5 +343,5 @@ def test_a_queue_does_not_grow_memory(host: Host) -> None:
 @pytest.mark.host
 def test_runs_after_the_host_has_unloaded_everything(host: Host, expected: Path) -> None:
     host.post("/free", {"unload_models": True, "free_memory": True})
-    (result,) = host.results(copy.deepcopy(quick_start(host, "sky.png")))
+    (result,) = host.results(quick_start(host, "sky.png"))
     assert_same_picture(result, expected / "sky.png")

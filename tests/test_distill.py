@@ -165,6 +165,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         loop.train(config(tmp_path / "parts"), objective(), CODEC, description)
     monkeypatch.setattr(loop, "training_step", step)
+    # The worst moment to stop: the old checkpoint is out of the way, the new one not yet in its place.
+    (tmp_path / "parts" / "checkpoint").rename(tmp_path / "parts" / "checkpoint.old")
     loop.train(config(tmp_path / "parts"), objective(), CODEC, description)
 
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))

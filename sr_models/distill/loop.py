@@ -78,7 +78,8 @@ def train(config: TrainConfig, objective: Objective, codec: PixelShuffleCodec, d
     average.to(accelerator.device)
     accelerator.register_for_checkpointing(average, scheduler)
 
-    step = resume(accelerator, config, description)
+    settings = run_settings(config, objective, description)
+    step = resume(accelerator, config.output / "checkpoint", settings)
     batches = pair_batches(config, accelerator, step)
     with progress_bar(accelerator.is_main_process) as progress:
         task = progress.add_task("training", total=config.steps, completed=step, note="")
@@ -94,7 +95,7 @@ def train(config: TrainConfig, objective: Objective, codec: PixelShuffleCodec, d
                 progress.update(task, note=" ".join(f"{k} {v:.4g}" for k, v in values.items()))
             if step % config.save_every == 0 or step == config.steps:
                 validate(accelerator, config, objective, average.module, codec, step)
-                save_checkpoint(accelerator, config, description, step)
+                save_checkpoint(accelerator, config.output, settings, step)
                 if accelerator.is_main_process:
                     own.save(config.output / "model.safetensors", average.module, description)
     accelerator.end_training()
@@ -147,30 +148,34 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def run_settings(config: TrainConfig, description: own.Description) -> dict:
+def run_settings(config: TrainConfig, objective: Objective, description: own.Description) -> dict:
     """What must not change between two parts of one run."""
-    fixed = ("steps", "batch", "accumulate", "crop", "learning_rate", "warmup", "ema", "seed", "degradation")
+    fixed = ("steps", "batch", "accumulate", "crop", "learning_rate", "warmup", "ema", "clip", "seed", "degradation")
     settings = {name: value for name, value in asdict(config).items() if name in fixed}
-    return json.loads(json.dumps({**settings, "description": asdict(description)}))
+    settings |= {"objective": objective.settings(), "description": asdict(description)}
+    return json.loads(json.dumps(settings))
 
 
-def resume(accelerator: Accelerator, config: TrainConfig, description: own.Description) -> int:
-    folder = config.output / "checkpoint"
+def resume(accelerator: Accelerator, folder: Path, settings: dict) -> int:
+    """Load the checkpoint, if there is one; returns the step to go on from. Raises UserError for another run's."""
+    kept = folder.with_name("checkpoint.old")
+    if not folder.exists() and kept.exists():  # a crash came between the two renames of `save_checkpoint`
+        kept.rename(folder)
     if not (folder / "run.json").exists():
         return 0
     saved = json.loads((folder / "run.json").read_text())
-    if saved["settings"] != run_settings(config, description):
+    if saved["settings"] != settings:
         raise UserError(f"{folder} was made with other settings: use the same ones to go on, or another output folder.")
     accelerator.load_state(str(folder))
     return saved["step"]
 
 
-def save_checkpoint(accelerator: Accelerator, config: TrainConfig, description: own.Description, step: int) -> None:
+def save_checkpoint(accelerator: Accelerator, output: Path, settings: dict, step: int) -> None:
     """Write beside the old checkpoint, then put it in its place: one of the two is always whole."""
-    folder, fresh, old = (config.output / name for name in ("checkpoint", "checkpoint.new", "checkpoint.old"))
+    folder, fresh, old = (output / name for name in ("checkpoint", "checkpoint.new", "checkpoint.old"))
     accelerator.save_state(str(fresh))
     if accelerator.is_main_process:
-        (fresh / "run.json").write_text(json.dumps({"step": step, "settings": run_settings(config, description)}))
+        (fresh / "run.json").write_text(json.dumps({"step": step, "settings": settings}))
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)

@@ -5,7 +5,7 @@ Trainable is what requires a gradient. All chance comes from the generator, so t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,10 @@ class TeacherObjective(nn.Module):
         x_t = self.schedule.noised(batch.z_h, batch.y, t, _noise(batch, generator))
         loss = F.mse_loss(predict(self.network, self.schedule, x_t, batch.condition, t), batch.z_h)
         return {"loss": loss}
+
+    def settings(self) -> dict:
+        """What a run must keep to be gone on with."""
+        return {"first_timestep": self.first_timestep}
 
     @torch.no_grad()
     def sample(self, network: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
@@ -141,6 +145,10 @@ class StudentObjective(nn.Module):
         logits_fake = self.discriminator([f.detach() for f in fake], t, steps)
         logits_real = self.discriminator(real, t, steps)
         return tad.generator_loss(judged), tad.discriminator_loss(logits_real, logits_fake)
+
+    def settings(self) -> dict:
+        """What a run must keep to be gone on with."""
+        return {"weights": asdict(self.weights), "score_timesteps": self.score_timesteps}
 
     @torch.no_grad()
     def sample(self, network: nn.Module, batch: Batch, noise: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from comfy import model_management
 from comfy.model_patcher import ModelPatcher
 from PIL import Image
+from server import PromptServer
 from torch import Tensor
 
 from ..sr_models.loading import LoadedModel, default_dtype
@@ -27,13 +29,18 @@ AUTOENCODER_VALUES_PER_PIXEL = 6 * 128
 
 @dataclass(frozen=True)
 class HostedModel:
-    """What the SR_MODEL socket carries: an SR model whose modules ComfyUI moves and unloads like any other's."""
+    """What the SR_MODEL socket carries: an SR model whose modules ComfyUI moves and unloads like any other's.
+
+    Models that are made of the host's own MODEL and VAE have no patchers here: the host loads those itself.
+    """
 
     model: SRModel
-    patchers: tuple[ModelPatcher, ...]
+    patchers: tuple[ModelPatcher, ...] = ()
 
     def to_device(self, pixels: int) -> None:
         """Make room for all modules and a result of so many pixels, and put the modules on the compute device."""
+        if not self.patchers:
+            return
         # Plain modules cannot stream their weights as comfy.ops' do, so each is loaded whole.
         model_management.load_models_gpu(list(self.patchers), self._workspace(pixels), force_full_load=True)
         for patcher in self.patchers:
@@ -61,6 +68,17 @@ def weights_path(name: str, *folders: str) -> Path:
     """Where the host finds a file of `weights_files`; a name it does not know is returned as a path."""
     found = (folder_paths.get_full_path(folder, name) for folder in folders)
     return Path(next((path for path in found if path), name))
+
+
+def modification_times(paths: Iterable[Path]) -> tuple[float, ...]:
+    """When each file was last written; 0 for one that is not there."""
+    return tuple(path.stat().st_mtime if path.is_file() else 0.0 for path in paths)
+
+
+def show_on_node(node_id: str, text: str) -> None:
+    """A text on a node of the graph, for what a user should know though the run goes on."""
+    if text:
+        PromptServer.instance.send_progress_text(text, node_id)
 
 
 def compute_dtype() -> torch.dtype:

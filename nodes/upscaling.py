@@ -62,7 +62,7 @@ class LoadModel(io.ComfyNode):
         paths = [_model_path(model or BUNDLED_NAME)]
         if model not in (None, BUNDLED_NAME):
             paths.append(_autoencoder_path(autoencoder or AUTO) or paths[0].with_name(AUTOENCODER_NAME))
-        return tuple(path.stat().st_mtime if path.is_file() else 0.0 for path in paths)
+        return host.modification_times(paths)
 
     @classmethod
     def execute(cls, model: str, autoencoder: str, recipe: str) -> io.NodeOutput:

@@ -8,21 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError
+from .image import resize
 
 ColorMatch = Literal["none", "wavelet", "adain"]
 COLOR_MATCHES: tuple[ColorMatch, ...] = get_args(ColorMatch)
 WAVELET_LEVELS = 5
+PLANE = (-2, -1)
 
 
 def match(image: Tensor, reference: Tensor, method: ColorMatch) -> Tensor:
     """`image` with the colours of `reference`, both (B, 3, H, W) about [0, 1]; not clamped.
 
+    The reference, which may have another size, is the small picture that the image was made from.
     Raises UserError for an unknown method.
     """
     if method == "none":
         return image
     if method == "wavelet":
-        return wavelet(image, reference)
+        return wavelet(image, resize(reference, (image.shape[-2], image.shape[-1])))
     if method == "adain":
         return adain(image, reference)
     raise UserError(f"Colour match {method!r} is unknown: choose one of {', '.join(COLOR_MATCHES)}.")
@@ -53,7 +56,13 @@ def _blur(image: Tensor, distance: int, dim: int) -> Tensor:
 
 
 def adain(image: Tensor, reference: Tensor) -> Tensor:
-    """The image with each channel's mean and standard deviation made the reference's (arXiv 1703.06868)."""
-    dims = (-2, -1)
-    normal = (image - image.mean(dims, keepdim=True)) / (image.std(dims, keepdim=True) + 1e-5)
-    return normal * (reference.std(dims, keepdim=True) + 1e-5) + reference.mean(dims, keepdim=True)
+    """The image with each channel's mean and standard deviation made the reference's (arXiv 1703.06868).
+
+    The deviation is sqrt(variance + 1e-5), so that the noise of a flat channel is not blown up.
+    """
+    normal = (image - image.mean(PLANE, keepdim=True)) / _deviation(image)
+    return normal * _deviation(reference) + reference.mean(PLANE, keepdim=True)
+
+
+def _deviation(image: Tensor) -> Tensor:
+    return (image.var(PLANE, keepdim=True) + 1e-5).sqrt()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .color import ColorMatch
 from .schedule import ResShiftSchedule
-from .step import ResShiftStep, Step
+from .step import FlowStep, ResShiftStep, Step
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Recipe:
         overlap: what neighbouring windows share by default, in latent pixels.
         multiple: the latent canvas's sides are padded to multiples of this.
         color: the colour match that suits it.
+        shortest: smaller results are made at this shorter side, in latent pixels, and shrunk.
+        prompt: what the text-conditioned ones were trained with.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Recipe:
     overlap: int = 16
     multiple: int = 64
     color: ColorMatch = "none"
+    shortest: int = 0
+    prompt: str = ""
 
 
 T15 = ResShiftSchedule()
@@ -44,3 +48,24 @@ RESSHIFT_FAMILY = {
         Recipe("resshift-s4", "ResShift, 4 steps", "arXiv 2307.12348", ResShiftStep(T4, evaluations=4)),
     )
 }
+
+# The spelling is the published one.
+TSD_PROMPT = (
+    "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed photo - realistic "
+    "maximum detail, 32k, Color Grading, ultra HD, extrememeticulous detailing, skin pore detailing, hyper sharpness, "
+    "perfect without deformations."
+)
+TSD_SR = Recipe(
+    "tsd-sr",
+    "TSD-SR on Stable Diffusion 3",
+    "arXiv 2411.18263",
+    FlowStep(),
+    scale=1,
+    tile=64,
+    overlap=8,
+    multiple=2,
+    color="wavelet",
+    shortest=64,
+    prompt=TSD_PROMPT,
+)
+TSD_FAMILY = {recipe.name: recipe for recipe in (TSD_SR, replace(TSD_SR, name="tsd-sr-mse", color="adain"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,17 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from .recipe import Recipe
+from .step import Network
 
 
 class Denoiser(Protocol):
-    """One network evaluation.
+    """A network, and how to have it ready: on its device, patched, with the prompt that it is conditioned on."""
 
-    latent (B, c, h, w), condition (B, 3, h', w') and timestep (B,) -> prediction (B, c, h, w);
-    float32 in and out, on the caller's device. The condition is the LR picture in [-1, 1] on the
-    latent's window of the canvas.
-    """
+    def run(self, work: Callable[[Network], Tensor], shape: tuple[int, ...]) -> Tensor:
+        """work(network). `shape` is the largest latent (B, c, h, w) that one evaluation will get.
 
-    def __call__(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor: ...
+        network: latent (B, c, h, w), condition (B, 3, h', w') and timestep (B,) -> prediction (B, c, h, w);
+        float32 in and out, on the caller's device. The condition is the LR picture in [-1, 1] on the
+        latent's window of the canvas.
+        """
+        ...
 
 
 class Codec(Protocol):
@@ -59,6 +63,9 @@ class NetworkDenoiser:
 
     def __init__(self, network: nn.Module):
         self.network = network
+
+    def run(self, work: Callable[[Network], Tensor], shape: tuple[int, ...]) -> Tensor:
+        return work(self)
 
     @torch.no_grad()
     def __call__(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:

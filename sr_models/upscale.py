@@ -12,7 +12,9 @@ from . import color as colors
 from .errors import UserError
 from .image import pad_to_multiple, resize, target_size
 from .sr_model import SRModel
-from .tiling import plan
+from .step import Network
+from .tiled_step import step_tiles
+from .tiling import Tile, plan
 
 Progress = Callable[[int, int, Tensor], None]
 
@@ -26,6 +28,7 @@ def upscale(
     overlap: int | None = None,
     color: colors.ColorMatch | None = None,
     seed: int = 0,
+    batch: int = 1,
     progress: Progress | None = None,
 ) -> Tensor:
     """Enlarge pictures with one network evaluation a tile.
@@ -43,6 +46,7 @@ def upscale(
         color: None takes the recipe's.
         seed: of the noise, for methods that start from noise. Every picture of a batch gets the same,
             so that a picture's result does not depend on its place.
+        batch: how many tiles go through the network at once.
         progress: called after each tile with (tiles done, tiles in all, a rough picture (3, h, w) in
             [0, 1] that grows). Whatever it raises ends the run.
 
@@ -57,7 +61,7 @@ def upscale(
     if not torch.isfinite(image).all():
         raise UserError("The picture holds values that are not finite numbers (NaN or infinite): repair it first.")
     rgb, alpha = image[:, :3], image[:, 3:]
-    run = _Run(model, size, *latent_tile(model, tile, overlap), color or model.recipe.color, seed)
+    run = _Run(model, size, *latent_tile(model, tile, overlap), color or model.recipe.color, seed, batch)
     try:
         results = []
         for index in range(len(rgb)):
@@ -80,40 +84,38 @@ class _Run:
     overlap: int
     color: colors.ColorMatch
     seed: int
+    batch: int
 
     def __call__(self, image: Tensor, progress: Progress | None) -> Tensor:
         recipe, codec = self.model.recipe, self.model.codec
-        lr = fit(image, self.size, recipe.scale)
+        lr = fit(image, self.size, recipe.scale, recipe.shortest * codec.factor)
         pixels = codec.factor // recipe.scale  # LR pixels a latent pixel
         padded = pad_to_multiple(lr, recipe.multiple * pixels)
         height, width = padded.shape[-2:]
         latent = codec.encode(resize(padded, (height * recipe.scale, width * recipe.scale)))
         shown = (-(-lr.shape[-2] // pixels), -(-lr.shape[-1] // pixels))
-        latent = self._step_tiles(latent, padded * 2 - 1, pixels, progress, shown)
+        latent = self._step(latent, padded * 2 - 1, progress, shown)
         result = codec.decode(latent)[..., : lr.shape[-2] * recipe.scale, : lr.shape[-1] * recipe.scale]
-        result = resize(result, self.size)
-        if self.color != "none":
-            result = colors.match(result, resize(image, self.size), self.color)
-        return result.clamp(0, 1)
+        if not torch.isfinite(result).all():
+            raise UserError("The autoencoder gave values that are not finite: run it in float32.")
+        return colors.match(resize(result, self.size).clamp(0, 1), image, self.color).clamp(0, 1)
 
-    def _step_tiles(
-        self, latent: Tensor, condition: Tensor, pixels: int, progress: Progress | None, shown: tuple[int, int]
-    ) -> Tensor:
+    def _step(self, latent: Tensor, condition: Tensor, progress: Progress | None, shown: tuple[int, int]) -> Tensor:
         """`shown` is what of the latent canvas is picture and not padding: all that previews hold."""
         tiles = plan(latent.shape[-2], latent.shape[-1], self.tile, self.overlap)
-        noise = canvas_noise(latent, self.seed)
-        result = torch.zeros_like(latent)
         preview = self.model.codec.preview(latent)
-        for done, tile in enumerate(tiles, start=1):
-            step = self.model.recipe.step
-            piece = step(self.model.denoiser, tile.cut(latent), tile.cut(noise), tile.cut(condition, pixels))
-            if not torch.isfinite(piece).all():
-                raise UserError(f"{self.model.recipe.title} gave values that are not finite: run it in float32.")
-            tile.cut(result).add_(piece * tile.weight.to(piece.device))
+
+        def show(done: int, tile: Tile, piece: Tensor) -> None:
             if progress is not None:
                 tile.cut(preview).copy_(self.model.codec.preview(piece))
                 progress(done, len(tiles), preview[0, :, : shown[0], : shown[1]])
-        return result
+
+        def work(network: Network) -> Tensor:
+            noise, step = canvas_noise(latent, self.seed), self.model.recipe.step
+            return step_tiles(step, network, latent, noise, condition, tiles, batch=self.batch, done=show)
+
+        shape = (min(self.batch, len(tiles)), latent.shape[1], tiles.rows.size, tiles.columns.size)
+        return self.model.denoiser.run(work, shape)
 
 
 def latent_tile(model: SRModel, tile: int | None, overlap: int | None) -> tuple[int, int]:
@@ -130,9 +132,11 @@ def latent_tile(model: SRModel, tile: int | None, overlap: int | None) -> tuple[
     return side, -(-overlap // factor)
 
 
-def fit(image: Tensor, size: tuple[int, int], network_scale: int) -> Tensor:
-    """The network's input for a result of `size`: enlarged where the network alone would not reach it."""
-    wanted = (round(size[0] / network_scale), round(size[1] / network_scale))
+def fit(image: Tensor, size: tuple[int, int], network_scale: int, shortest: int = 0) -> Tensor:
+    """The network's input for a result of `size`, or of `shortest` px on the shorter side where that is more:
+    enlarged where the network alone would not reach it."""
+    enlarged = max(1.0, shortest / min(size)) / network_scale
+    wanted = (round(size[0] * enlarged), round(size[1] * enlarged))
     return resize(image, wanted) if wanted[0] > image.shape[-2] or wanted[1] > image.shape[-1] else image
 
 

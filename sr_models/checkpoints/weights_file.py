@@ -36,10 +36,7 @@ def read_weights(path: Path) -> WeightsFile:
     A dictionary under `state_dict` and the like is unpacked; `module.` and `_orig_mod.` before every name
     are dropped. Raises UserError for a file that is missing, empty, cut short or no weights file.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is not there: check the name, or copy the weights file to that place.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path.name} is empty (0 bytes): download it again.")
+    _must_exist(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return WeightsFile(path, _without_prefixes(_read_torch(path)), {})
@@ -54,15 +51,35 @@ def _read_safetensors(path: Path) -> WeightsFile:
         raise UserError(f"{path.name} is cut short or no safetensors file ({error}): download it again.") from error
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def read_tensor(path: Path) -> Tensor:
+    """A `.pt` file that holds one tensor. Raises UserError for any other."""
+    _must_exist(path)
+    content = _load_torch(path)
+    if not isinstance(content, Tensor):
+        raise UserError(f"{path.name} holds no single tensor: choose another file.")
+    return content
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is not there: check the name, or copy the weights file to that place.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path.name} is empty (0 bytes): download it again.")
+
+
+def _load_torch(path: Path) -> object:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path.name} is no weights file, or holds more than weights, which could run code: get it as safetensors."
         ) from error
     except Exception as error:  # on broken bytes torch.load raises what its parser trips over, of any kind
         raise UserError(f"{path.name} is cut short or no torch file: download it again.") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    content = _load_torch(path)
     for key in WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -97,10 +114,11 @@ def mismatches(file: WeightsFile, network: nn.Module) -> list[str]:
             if found[name] != expected[name]
         ),
     }
-    return [f"{kind} {len(names)} weights ({_shortened(names)})" for kind, names in kinds.items() if names]
+    return [f"{kind} {len(names)} weights ({shortened(names)})" for kind, names in kinds.items() if names]
 
 
-def _shortened(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
+    """The first few names, for a sentence."""
     return ", ".join(names[:SHOWN_KEYS]) + (", ..." if len(names) > SHOWN_KEYS else "")
 
 
@@ -117,7 +135,7 @@ def fill(network: nn.Module, file: WeightsFile, title: str, dtype: torch.dtype) 
         )
     broken = [n for n, t in file.tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if broken:
-        raise UserError(f"{file.name} holds values that are not finite in {_shortened(broken)}: download it again.")
+        raise UserError(f"{file.name} holds values that are not finite in {shortened(broken)}: download it again.")
     weights = {name for name, _ in network.named_parameters()}
     learned = {name: file.tensors[name].to(dtype) for name in weights}
     network.load_state_dict(learned, strict=False, assign=True)

@@ -1,0 +1,206 @@
+"""Menu group `image/upscaling/One-Step SR/Stable Diffusion 3`: TSD-SR on the host's own MODEL and VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from comfy_api.latest import io
+
+from ..sr_models.checkpoints import prompt_embeddings, tsd_sr
+from ..sr_models.errors import UserError
+from ..sr_models.recipe import TSD_FAMILY, TSD_SR
+from ..sr_models.sr_model import SRModel
+from . import host, host_sd3
+from .upscaling import AUTO, SRModelSocket
+
+CATEGORY = "image/upscaling/One-Step SR/Stable Diffusion 3"
+LORA_FOLDER = "loras"
+EMBEDDING_FOLDERS = (host.MODEL_FOLDER, "embeddings", LORA_FOLDER)
+FROM_TEXT = "from text"
+MAX_TILE = 192  # SD3's position table ends at 192 patches of 2 latent pixels; a tile half as wide is ample
+
+
+class ApplyLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = host.weights_files(LORA_FOLDER)
+        return io.Schema(
+            node_id="OneStepSRApplyLoRA",
+            display_name="Apply One-Step SR LoRA",
+            category=CATEGORY,
+            description="Put TSD-SR's LoRA on a Stable Diffusion 3 medium checkpoint: on its MODEL, and on the encoder "
+            "of its VAE. The given MODEL and VAE stay as they were.",
+            inputs=[
+                io.Model.Input("model", tooltip="Of a Stable Diffusion 3 medium checkpoint."),
+                io.Vae.Input("vae", tooltip="Of the same checkpoint."),
+                io.Combo.Input(
+                    "lora",
+                    options=files,
+                    tooltip="TSD-SR's transformer.safetensors, or a file from onestep-sr convert, in models/loras.",
+                ),
+                io.Combo.Input(
+                    "vae_lora",
+                    options=[AUTO, *files],
+                    default=AUTO,
+                    tooltip="TSD-SR's vae.safetensors. auto: in the same file as the other, or beside it.",
+                ),
+                io.Float.Input(
+                    "strength_model",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="1 is as published. Less gives a softer result.",
+                ),
+                io.Float.Input("strength_vae", default=1.0, min=-2.0, max=2.0, step=0.05, tooltip="1 is as published."),
+            ],
+            outputs=[io.Model.Output(display_name="MODEL"), io.Vae.Output(display_name="VAE")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora: str | None = None, vae_lora: str | None = None, **others) -> tuple[float, ...]:
+        """Files that were replaced on disk are read again. Inputs that come over a link are None here."""
+        paths = [_lora_path(name) for name in (lora, vae_lora) if name and name != AUTO]
+        beside = [path.with_name(name) for path in paths for name in (tsd_sr.TRANSFORMER_FILE, tsd_sr.VAE_FILE)]
+        return host.modification_times([*paths, *beside])
+
+    @classmethod
+    def execute(cls, model, vae, lora: str, vae_lora: str, strength_model: float, strength_vae: float) -> io.NodeOutput:
+        weights = tsd_sr.read(_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
+        host_sd3.require_sd3_vae(vae)
+        patched, warning = host_sd3.apply_lora(model, weights, strength_model)
+        host.show_on_node(cls.hidden.unique_id, warning)
+        return io.NodeOutput(patched, host_sd3.apply_vae_lora(vae, weights, strength_vae))
+
+
+def _lora_path(name: str) -> Path:
+    return host.weights_path(name, LORA_FOLDER)
+
+
+class Prompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStepSRPrompt",
+            display_name="One-Step SR Prompt",
+            category=CATEGORY,
+            description="What TSD-SR is told about the picture: the text that it was trained with, encoded by CLIP, "
+            "or the published embeddings of it, which need no text encoder.",
+            inputs=[
+                io.Combo.Input(
+                    "embeddings",
+                    options=[FROM_TEXT, *host.weights_files(*EMBEDDING_FOLDERS)],
+                    default=FROM_TEXT,
+                    tooltip="prompt_embeds.pt with pool_embeds.pt beside it in models/onestep_sr, or a file from "
+                    "onestep-sr convert. 'from text' encodes the text below with CLIP.",
+                ),
+                io.String.Input(
+                    "text",
+                    default=TSD_SR.prompt,
+                    multiline=True,
+                    tooltip="TSD-SR was trained with this text, spelling included. Unused with embeddings.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="Of the Stable Diffusion 3 checkpoint, for 'from text'."),
+            ],
+            outputs=[io.Conditioning.Output(display_name="CONDITIONING")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, embeddings: str | None = None, **others) -> tuple[float, ...]:
+        """Files that were replaced on disk are read again."""
+        if embeddings in (None, FROM_TEXT):
+            return ()
+        path = _embeddings_path(embeddings)
+        beside = [path.with_name(name) for name in (prompt_embeddings.PROMPT_FILE, prompt_embeddings.POOLED_FILE)]
+        return host.modification_times([path, *beside])
+
+    @classmethod
+    def execute(cls, embeddings: str, text: str, clip=None) -> io.NodeOutput:
+        if embeddings != FROM_TEXT:
+            read = prompt_embeddings.read_embeddings(_embeddings_path(embeddings))
+            return io.NodeOutput([[read.prompt, {"pooled_output": read.pooled}]])
+        if clip is None:
+            raise UserError(
+                "One-Step SR Prompt has nothing to encode the text with: connect CLIP, or choose embeddings."
+            )
+        return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+
+
+def _embeddings_path(name: str) -> Path:
+    return host.weights_path(name, *EMBEDDING_FOLDERS)
+
+
+class Sampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStepSRSampler",
+            display_name="One-Step SR Sampler",
+            category=CATEGORY,
+            description="TSD-SR's step for SamplerCustomAdvanced: one evaluation a tile, from the latent of the "
+            "enlarged picture, without noise. Use it with BasicGuider.",
+            inputs=[
+                io.Int.Input(
+                    "tile",
+                    default=TSD_SR.tile,
+                    min=16,
+                    max=MAX_TILE,
+                    step=2,
+                    tooltip="Tile side in latent pixels (8 px of the picture each). TSD-SR was trained on 64.",
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=TSD_SR.overlap,
+                    min=0,
+                    max=MAX_TILE // 2,
+                    step=1,
+                    tooltip="Latent pixels that neighbouring tiles share and blend over; at most half a tile.",
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="How many tiles go through the model at once: more is faster and needs more memory.",
+                ),
+            ],
+            outputs=[io.Sampler.Output(display_name="SAMPLER"), io.Sigmas.Output(display_name="SIGMAS")],
+        )
+
+    @classmethod
+    def execute(cls, tile: int, overlap: int, batch: int) -> io.NodeOutput:
+        return io.NodeOutput(host_sd3.OneStepSampler(tile, overlap, batch), torch.tensor([1.0, 0.0]))
+
+
+class Model(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStepSRModel",
+            display_name="One-Step SR Model",
+            category=CATEGORY,
+            description="MODEL and VAE with TSD-SR's LoRA, and the prompt, as one model for Upscale Image "
+            "(One-Step SR).",
+            inputs=[
+                io.Model.Input("model", tooltip="From Apply One-Step SR LoRA."),
+                io.Vae.Input("vae", tooltip="From Apply One-Step SR LoRA."),
+                io.Conditioning.Input("conditioning", tooltip="From One-Step SR Prompt."),
+                io.Combo.Input(
+                    "recipe",
+                    options=list(TSD_FAMILY),
+                    default=TSD_SR.name,
+                    tooltip="tsd-sr matches colours by wavelet; tsd-sr-mse, for the published LoRA of that name, by "
+                    "AdaIN.",
+                ),
+            ],
+            outputs=[SRModelSocket.Output(display_name="SR_MODEL")],
+        )
+
+    @classmethod
+    def execute(cls, model, vae, conditioning, recipe: str) -> io.NodeOutput:
+        host_sd3.require_tsd(model)
+        host_sd3.require_sd3_vae(vae)
+        denoiser, codec = host_sd3.GuidedDenoiser(model, conditioning), host_sd3.VAECodec(vae)
+        return io.NodeOutput(host.HostedModel(SRModel(TSD_FAMILY[recipe], denoiser, codec)))

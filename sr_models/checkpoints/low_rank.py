@@ -1,0 +1,94 @@
+"""Low-rank updates of weights (LoRA, arXiv 2106.09685) as peft writes them: `<module>.lora_A|lora_B.weight`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .weights_file import shortened
+
+DOWN, UP, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One module's update: `down` (r, in, ...) and `up` (out, r, ...), for linear layers and convolutions.
+
+    `alpha` is None where the file carries none, which stands for alpha = r.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """How many of the module's outputs it updates."""
+        return self.up.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of this shape (out, in, ...) can take the update."""
+        return self.rows == shape[0] and self.down[0].numel() == prod(shape[1:])
+
+    def delta(self) -> Tensor:
+        """alpha / r * up @ down, (out, in * kernel) in float32."""
+        return self.scale * (self.up.float().flatten(1) @ self.down.float().flatten(1))
+
+
+Update = dict[str, LowRank]
+
+
+def parse(tensors: Mapping[str, Tensor], name: str) -> Update:
+    """The updates by module name. Raises UserError for names that are no LoRA's, halves without their other
+    half, ranks that differ, and values that are not finite; `name` is the file's, for the sentence."""
+    modules = {key.removesuffix(end) for key in tensors for end in (DOWN, UP, ALPHA) if key.endswith(end)}
+    known = {module + end for module in modules for end in (DOWN, UP, ALPHA)}
+    strangers = sorted(tensors.keys() - known)
+    if strangers:
+        raise UserError(f"{name} holds weights that are no LoRA's ({shortened(strangers)}): choose another file.")
+    missing = sorted(m + end for m in modules for end in (DOWN, UP) if m + end not in tensors)
+    if missing:
+        raise UserError(f"{name} is incomplete (it lacks {shortened(missing)}): download it again.")
+    return {module: _layer(tensors, module, name) for module in sorted(modules)}
+
+
+def _layer(tensors: Mapping[str, Tensor], module: str, name: str) -> LowRank:
+    down, up = tensors[module + DOWN], tensors[module + UP]
+    if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or up[0, 0].numel() != 1:
+        raise UserError(
+            f"{name} is broken: {module} has halves of shapes {tuple(down.shape)} and {tuple(up.shape)}, "
+            "which do not belong together: download it again."
+        )
+    if not all(torch.isfinite(half.float()).all() for half in (down, up)):
+        raise UserError(f"{name} holds values that are not finite in {module}: download it again.")
+    return LowRank(down, up, float(tensors[module + ALPHA]) if module + ALPHA in tensors else None)
+
+
+def to_tensors(update: Update, prefix: str = "") -> dict[str, Tensor]:
+    """The inverse of `parse`, with a prefix before every name."""
+    tensors = {}
+    for module, layer in update.items():
+        tensors[prefix + module + DOWN], tensors[prefix + module + UP] = layer.down, layer.up
+        if layer.alpha is not None:
+            tensors[prefix + module + ALPHA] = torch.tensor(layer.alpha)
+    return tensors
+
+
+def merge(weight: Tensor, layer: LowRank, strength: float = 1.0) -> Tensor:
+    """The weight with the update added, computed in float32. The update may be for its first rows only."""
+    merged = weight.float()
+    merged[: layer.rows] += strength * layer.delta().to(weight.device).view(layer.rows, *weight.shape[1:])
+    return merged.to(weight.dtype)

@@ -1,0 +1,65 @@
+"""A prompt encoded once, so that no text encoder is needed: TSD-SR's `prompt_embeds.pt` and `pool_embeds.pt`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .weights_file import WeightsFile, read_tensor, read_weights
+
+PROMPT_FILE, POOLED_FILE = "prompt_embeds.pt", "pool_embeds.pt"
+PROMPT_KEY, POOLED_KEY = "prompt_embeds", "pool_embeds"
+POOLED_WIDTH = 2048
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """What Stable Diffusion 3 is conditioned on: `prompt` (1, tokens, 4096), and `pooled` (1, 2048)."""
+
+    prompt: Tensor
+    pooled: Tensor
+
+
+def read_embeddings(path: Path) -> PromptEmbeddings:
+    """Read embeddings from a folder with both `.pt` files, from `prompt_embeds.pt` or `pool_embeds.pt` with the
+    other beside it, or from a safetensors file that holds both under those names.
+
+    Raises UserError for files that are missing or of another shape.
+    """
+    if path.is_dir() or path.suffix == ".pt":
+        folder = path if path.is_dir() else path.parent
+        return _checked(read_tensor(folder / PROMPT_FILE), read_tensor(folder / POOLED_FILE), str(path))
+    return from_file(read_weights(path))
+
+
+def has_embeddings(file: WeightsFile) -> bool:
+    return PROMPT_KEY in file.tensors and POOLED_KEY in file.tensors
+
+
+def from_file(file: WeightsFile) -> PromptEmbeddings:
+    """Raises UserError where the file holds none, or of another shape."""
+    if not has_embeddings(file):
+        raise UserError(
+            f"{file.name} holds no prompt embeddings: choose {PROMPT_FILE} with {POOLED_FILE} beside it, "
+            f"or a safetensors file with {PROMPT_KEY} and {POOLED_KEY}."
+        )
+    return _checked(file.tensors[PROMPT_KEY], file.tensors[POOLED_KEY], file.name)
+
+
+def to_tensors(embeddings: PromptEmbeddings) -> dict[str, Tensor]:
+    return {PROMPT_KEY: embeddings.prompt, POOLED_KEY: embeddings.pooled}
+
+
+def _checked(prompt: Tensor, pooled: Tensor, name: str) -> PromptEmbeddings:
+    if prompt.ndim != 3 or len(prompt) != 1 or pooled.shape != (1, POOLED_WIDTH):
+        raise UserError(
+            f"{name} holds embeddings of shapes {tuple(prompt.shape)} and {tuple(pooled.shape)}, where "
+            f"(1, tokens, 4096) and (1, {POOLED_WIDTH}) are needed: choose the ones published with TSD-SR."
+        )
+    if not (torch.isfinite(prompt).all() and torch.isfinite(pooled).all()):
+        raise UserError(f"{name} holds values that are not finite: download it again.")
+    return PromptEmbeddings(prompt, pooled)

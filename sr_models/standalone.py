@@ -1,0 +1,311 @@
+"""TSD-SR without a host: Stable Diffusion 3 from diffusers, with the LoRA merged into its weights.
+
+The base is a diffusers folder, or a single checkpoint file in Stability's own layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import prompt_embeddings, tsd_sr
+from .checkpoints.low_rank import Update, merge
+from .checkpoints.prompt_embeddings import PromptEmbeddings
+from .checkpoints.tsd_sr import SD3_MEDIUM, TSDWeights
+from .checkpoints.weights_file import read_weights
+from .errors import UserError
+from .recipe import TSD_FAMILY
+from .sr_model import SRModel
+from .step import Network
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+SCALING = 1.5305
+LATENT_CHANNELS = 16
+HEAD_WIDTH = 64
+TRANSFORMER_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
+
+
+@dataclass(frozen=True)
+class StandaloneModel:
+    """An SR model, and what its user should know though it runs; empty for nothing."""
+
+    model: SRModel
+    warning: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where modules compute, and whether they rest on the CPU between uses, for small cards."""
+
+    device: torch.device
+    offload: bool = False
+
+    @contextmanager
+    def on_device(self, module: nn.Module):
+        module.to(self.device)
+        try:
+            yield
+        finally:
+            if self.offload:
+                module.to("cpu")
+
+
+def load_sd3(
+    base: Path,
+    lora: Path,
+    *,
+    embeddings: Path | None = None,
+    prompt: str | None = None,
+    recipe: str | None = None,
+    dtype: torch.dtype = torch.float16,
+    device: torch.device | None = None,
+    offload: bool = False,
+) -> StandaloneModel:
+    """Stable Diffusion 3 with TSD-SR's LoRA as an SR model.
+
+    Args:
+        base: a diffusers folder (`transformer/`, `vae/`, ...), or a single-file checkpoint.
+        lora: as `tsd_sr.read` takes it.
+        embeddings: as `read_embeddings` takes it; None takes the ones that come with the LoRA. Where there are
+            none, or a prompt is given, the folder's text encoders encode the prompt once and are let go.
+        prompt: None is the published one.
+        recipe: `tsd-sr` or `tsd-sr-mse`, in place of what the LoRA's name stands for.
+        dtype: of the weights and the computation.
+        offload: keep transformer and VAE on the CPU while the other one works.
+
+    Raises:
+        UserError: for files that are missing or broken, or that do not belong together.
+    """
+    weights = tsd_sr.read(lora)
+    chosen = recipe or weights.recipe
+    if chosen not in TSD_FAMILY:
+        raise UserError(f"Recipe {chosen!r} is unknown for TSD-SR: choose one of {', '.join(TSD_FAMILY)}.")
+    placement = Placement(device or torch.device("cpu"), offload)
+    condition = _published_embeddings(weights, embeddings, prompt)
+    if condition is None:
+        condition = encode_prompt(base, prompt or TSD_FAMILY[chosen].prompt, device=placement.device, dtype=dtype)
+    transformer, vae = _open_folder(base, dtype) if base.is_dir() else _open_file(base, dtype)
+    warning = _check_base(transformer, weights.name)
+    merge_update(transformer, weights.transformer, weights.name, "the base's transformer")
+    merge_update(vae, weights.vae, weights.name, "the base's VAE")
+    denoiser = SD3Denoiser(transformer, condition, placement)
+    return StandaloneModel(SRModel(TSD_FAMILY[chosen], denoiser, SD3Codec(vae, placement)), warning)
+
+
+def merge_update(network: nn.Module, update: Update, name: str, target: str) -> None:
+    """Add an update to a network's weights. Raises UserError where it does not fit."""
+    weights = {name.removesuffix(".weight"): tensor for name, tensor in network.named_parameters()}
+    tsd_sr.require_fit(update, {name: tuple(tensor.shape) for name, tensor in weights.items()}, name, target)
+    for module, layer in update.items():
+        weights[module].data = merge(weights[module].data, layer)
+
+
+class SD3Denoiser:
+    """diffusers' SD3 transformer with its prompt, as a denoiser."""
+
+    def __init__(self, transformer: SD3Transformer2DModel, condition: PromptEmbeddings, placement: Placement):
+        self.transformer, self.placement = transformer, placement
+        self.prompt = condition.prompt.to(placement.device, transformer.dtype)
+        self.pooled = condition.pooled.to(placement.device, transformer.dtype)
+
+    def run(self, work: Callable[[Network], Tensor], shape: tuple[int, ...]) -> Tensor:
+        with self.placement.on_device(self.transformer):
+            return work(self._predict)
+
+    @torch.no_grad()
+    def _predict(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
+        device, dtype = self.placement.device, self.transformer.dtype
+        v = self.transformer(
+            hidden_states=latent.to(device, dtype),
+            timestep=timestep.to(device),
+            encoder_hidden_states=self.prompt.expand(len(latent), -1, -1),
+            pooled_projections=self.pooled.expand(len(latent), -1),
+            return_dict=False,
+        )[0]
+        return v.to(latent.device, torch.float32)
+
+
+class SD3Codec:
+    """diffusers' VAE as a codec, in TSD-SR's latents: the posterior's mode, scaled and not shifted."""
+
+    factor, latent_channels = 8, LATENT_CHANNELS
+
+    def __init__(self, vae: AutoencoderKL, placement: Placement):
+        self.vae, self.placement = vae, placement
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        with self.placement.on_device(self.vae):
+            pixels = (image.clamp(0, 1) * 2 - 1).to(self.placement.device, self.vae.dtype)
+            return self.vae.encode(pixels, return_dict=False)[0].mode().to(image.device, torch.float32) * SCALING
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        with self.placement.on_device(self.vae):
+            scaled: Any = (latent / SCALING).to(self.placement.device, self.vae.dtype)
+            image = self.vae.decode(scaled, return_dict=False)[0]
+            return image.to(latent.device, torch.float32) / 2 + 0.5
+
+    def preview(self, latent: Tensor) -> Tensor:
+        """The first three channels."""
+        return (latent[:, :3] / 4 + 0.5).clamp(0, 1)
+
+
+# Opening the base
+
+
+def _open_folder(base: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, AutoencoderKL]:
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+    for part in ("transformer", "vae"):
+        if not (base / part / "config.json").is_file():
+            raise UserError(
+                f"{base} is no diffusers folder of {SD3_MEDIUM} (it lacks {part}/config.json): name the folder that "
+                "holds model_index.json, or a single-file checkpoint."
+            )
+    try:
+        transformer = SD3Transformer2DModel.from_pretrained(str(base), subfolder="transformer", torch_dtype=dtype)
+        vae = AutoencoderKL.from_pretrained(str(base), subfolder="vae", torch_dtype=dtype)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{base} cannot be read as {SD3_MEDIUM} ({reason}): download it again.") from error
+    return transformer.eval().requires_grad_(False), vae.eval().requires_grad_(False)
+
+
+def _open_file(path: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, AutoencoderKL]:
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+    from diffusers.loaders.single_file_utils import (
+        convert_ldm_vae_checkpoint,
+        convert_sd3_transformer_checkpoint_to_diffusers,
+    )
+
+    file = read_weights(path)
+    transformer = _under(file.tensors, TRANSFORMER_PREFIX)
+    vae = _under(file.tensors, VAE_PREFIX)
+    if "joint_blocks.0.x_block.attn.qkv.weight" not in transformer:
+        raise UserError(f"{path.name} holds no Stable Diffusion 3 transformer: choose a checkpoint of {SD3_MEDIUM}.")
+    if "encoder.conv_in.weight" not in vae:
+        raise UserError(
+            f"{path.name} holds a transformer without its VAE: choose a whole checkpoint of {SD3_MEDIUM}, "
+            "or a diffusers folder."
+        )
+    with torch.device("meta"):
+        network = SD3Transformer2DModel(**_transformer_config(transformer))
+        autoencoder = AutoencoderKL(**_vae_config(vae))
+    converted = convert_ldm_vae_checkpoint(dict(vae), autoencoder.config)
+    return (
+        _filled(network, convert_sd3_transformer_checkpoint_to_diffusers(dict(transformer)), path, dtype),
+        _filled(autoencoder, converted, path, dtype),
+    )
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _transformer_config(tensors: dict[str, Tensor]) -> dict:
+    """diffusers' configuration of a checkpoint, from its shapes."""
+    width = tensors["x_embedder.proj.weight"].shape[0]
+    blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("joint_blocks.")}
+    dual = sorted(i for i in blocks if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors)
+    return {
+        "num_layers": max(blocks) + 1,
+        "num_attention_heads": width // HEAD_WIDTH,
+        "attention_head_dim": HEAD_WIDTH,
+        "joint_attention_dim": tensors["context_embedder.weight"].shape[1],
+        "caption_projection_dim": tensors["context_embedder.weight"].shape[0],
+        "pooled_projection_dim": tensors["y_embedder.mlp.0.weight"].shape[1],
+        "pos_embed_max_size": round(tensors["pos_embed"].shape[1] ** 0.5),
+        "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in tensors else None,
+        "dual_attention_layers": tuple(dual),
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "sample_size": 128,
+        "patch_size": 2,
+    }
+
+
+def _vae_config(tensors: dict[str, Tensor]) -> dict:
+    levels = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.down."))
+    widths = [tensors[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
+    return {
+        "block_out_channels": tuple(widths),
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "layers_per_block": 2,
+        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+        "use_quant_conv": "quant_conv.weight" in tensors,
+        "use_post_quant_conv": "post_quant_conv.weight" in tensors,
+    }
+
+
+def _filled(network, tensors: dict[str, Tensor], path: Path, dtype: torch.dtype):
+    try:
+        network.load_state_dict({name: t.to(dtype) for name, t in tensors.items()}, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path.name} is no complete Stable Diffusion 3 checkpoint ({reason}).") from error
+    return network.eval().requires_grad_(False)
+
+
+def _check_base(transformer: SD3Transformer2DModel, name: str) -> str:
+    if not transformer.config.get("qk_norm"):
+        return ""
+    if not transformer.config.get("dual_attention_layers"):
+        raise UserError(
+            f"{name} is a TSD-SR LoRA for {SD3_MEDIUM}, but the base is Stable Diffusion 3.5 large: "
+            f"name a checkpoint of {SD3_MEDIUM}."
+        )
+    return tsd_sr.SD35_WARNING
+
+
+# Prompt
+
+
+def _published_embeddings(weights: TSDWeights, embeddings: Path | None, prompt: str | None) -> PromptEmbeddings | None:
+    if embeddings is not None:
+        return prompt_embeddings.read_embeddings(embeddings)
+    return weights.embeddings if prompt is None else None
+
+
+def encode_prompt(base: Path, prompt: str, *, device: torch.device, dtype: torch.dtype) -> PromptEmbeddings:
+    """Encode a text with the text encoders of a diffusers folder, which are let go afterwards.
+
+    The third one, T5, may be missing: SD3 then gets zeros for its part. Raises UserError for a single-file
+    checkpoint, and where the `transformers` package or the other two encoders are missing.
+    """
+    if not base.is_dir():
+        raise UserError(
+            f"{base.name} is a single file, which brings no tokenizers to encode the prompt with: give TSD-SR's "
+            f"embeddings ({prompt_embeddings.PROMPT_FILE} and {prompt_embeddings.POOLED_FILE}), or a diffusers folder."
+        )
+    from diffusers.utils import is_transformers_available
+
+    if not is_transformers_available():
+        raise UserError("Encoding a prompt needs a package: pip install transformers, or give TSD-SR's embeddings.")
+    from diffusers import StableDiffusion3Pipeline
+
+    absent = {"transformer": None, "vae": None}
+    if not (base / "text_encoder_3").is_dir():
+        absent |= {"text_encoder_3": None, "tokenizer_3": None}
+    try:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(str(base), torch_dtype=dtype, **absent)
+        pipeline.to(device)
+        with torch.no_grad():
+            encoded: Any = pipeline.encode_prompt(
+                prompt, prompt_2=prompt, prompt_3=prompt, do_classifier_free_guidance=False
+            )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{base} has no text encoders that can be read ({reason}): give TSD-SR's embeddings instead."
+        ) from error
+    return PromptEmbeddings(encoded[0].cpu(), encoded[2].cpu())

@@ -29,7 +29,6 @@ Conditioning = list[tuple[Tensor, dict[str, Any]]]
 LATENT_FORMAT = "latent_format"
 LATENT_CHANNELS, VAE_FACTOR = 16, 8
 TIMESTEPS = 1000  # of a timestep for sigma 1
-SD35_MEDIUM_BLOCKS = 24
 
 
 class TSDLatent(latent_formats.SD3):
@@ -57,12 +56,6 @@ def apply_lora(model: ModelPatcher, weights: TSDWeights, strength: float) -> tup
     targets = _transformer_targets(model, weights.transformer)
     shapes = {module: shape for module, (_, shape) in targets.items()}
     tsd_sr.require_fit(weights.transformer, shapes, weights.name, f"the connected {_title(model)}")
-    blocks = model.model.model_config.unet_config["depth"]
-    if tsd_sr.block_count(weights.transformer) != blocks:
-        raise UserError(
-            f"{weights.name} changes {tsd_sr.block_count(weights.transformer)} blocks, but the connected "
-            f"{_title(model)} has {blocks}: connect {SD3_MEDIUM}."
-        )
     patched = model.clone()
     _patch(patched, weights.transformer, {module: key for module, (key, _) in targets.items()}, strength)
     patched.add_object_patch(LATENT_FORMAT, TSDLatent())

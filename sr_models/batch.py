@@ -34,13 +34,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Options:
-    """What is done to every file; see `upscale` for the first five."""
+    """What is done to every file; see `upscale` for the first six."""
 
     scale: float = 4.0
     tile: int | None = None
     overlap: int | None = None
     color: ColorMatch | None = None
     seed: int = 0
+    batch: int = 1
     quality: int = 95
     overwrite: bool = False
     compare: bool = False
@@ -124,6 +125,7 @@ def run_job(model: SRModel, job: Job, options: Options, progress: Progress | Non
         overlap=options.overlap,
         color=options.color,
         seed=options.seed,
+        batch=options.batch,
         progress=progress,
     )[0]
     try:

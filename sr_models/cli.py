@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from .train_cli import train_app
+
 if TYPE_CHECKING:
     import torch
 
     from .loading import LoadedModel
+    from .sr_model import SRModel
 
 app = typer.Typer(
     name="onestep-sr",
@@ -22,7 +25,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(help="Train a teacher, then distil it into a one-step student.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
 
@@ -60,7 +62,14 @@ AutoencoderOption = Annotated[
     Optional[Path],  # noqa: UP045 (typer reads it at run time, on Python 3.10 too)
     typer.Option(help="The VQ-f4 autoencoder of a published file; else `autoencoder_vq_f4.pth` beside it."),
 ]
-RecipeOption = Annotated[str, typer.Option(help="tad-sr, sinsr, resshift or resshift-s4; auto: by the file's name.")]
+RecipeOption = Annotated[
+    str,
+    typer.Option(help="tad-sr, sinsr, resshift or resshift-s4; with --sd3 tsd-sr or tsd-sr-mse; auto: by the name."),
+]
+EmbeddingsOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="TSD-SR's prompt embeddings: the folder of prompt_embeds.pt and pool_embeds.pt."),
+]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
 DtypeOption = Annotated[Precision, typer.Option(help="Precision; auto picks the fastest that does not show.")]
 
@@ -73,7 +82,7 @@ def upscale_command(
     model: ModelOption = "bundled",
     autoencoder: AutoencoderOption = None,
     recipe: RecipeOption = "auto",
-    tile: Annotated[int, typer.Option(min=0, help="Tile side in px of the x4 result; 0: the model's own.")] = 0,
+    tile: Annotated[int, typer.Option(min=0, help="Tile side in px of the network's result; 0: the model's own.")] = 0,
     overlap: Annotated[int, typer.Option(min=-1, help="What tiles share, in px; -1: the model's own.")] = -1,
     color: Annotated[Color, typer.Option(help="Match the result's colours to the input's.")] = Color.auto,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
@@ -83,6 +92,21 @@ def upscale_command(
     quality: Annotated[int, typer.Option(min=1, max=100, help="For JPEG and WebP.")] = 95,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo files that are there already.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Tiles that go through the network at once.")] = 1,
+    sd3: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="For TSD-SR: Stable Diffusion 3 medium, a diffusers folder or a checkpoint file."),
+    ] = None,
+    lora: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="TSD-SR's folder (transformer and vae.safetensors), or a file from `convert`."),
+    ] = None,
+    embeddings: EmbeddingsOption = None,
+    prompt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Encode this text for TSD-SR in place of the published one."),
+    ] = None,
+    offload: Annotated[bool, typer.Option("--offload", help="Keep what TSD-SR does not use on the CPU.")] = False,
 ) -> None:
     """Enlarge pictures. Finished files are skipped, broken ones reported at the end."""
     from .batch import Options, plan_jobs, run_jobs
@@ -96,14 +120,18 @@ def upscale_command(
         quality=quality,
         overwrite=overwrite,
         compare=compare,
+        batch=batch,
     )
     jobs = plan_jobs(inputs, output, None if format is Format.same else f".{format.value}")
-    loaded = _load(model, autoencoder, recipe, device, dtype)
+    if sd3 is not None or lora is not None:
+        sr_model = _load_sd3(sd3, lora, embeddings, prompt, recipe, device, dtype, offload)
+    else:
+        sr_model = _load(model, autoencoder, recipe, device, dtype).model
     from .terminal import FileAndTileBars
 
     try:
         with FileAndTileBars(len(jobs)) as bars:
-            outcomes = [bars.file_done(outcome) for outcome in run_jobs(loaded.model, jobs, options, bars.tile_done)]
+            outcomes = [bars.file_done(outcome) for outcome in run_jobs(sr_model, jobs, options, bars.tile_done)]
     except KeyboardInterrupt:
         typer.echo("Stopped: finished files are kept, nothing is half-written.", err=True)
         raise typer.Exit(130) from None
@@ -125,16 +153,41 @@ def models_command(
     """List the models and recipes that can run."""
     from .errors import UserError
     from .loading import identify
-    from .recipe import RESSHIFT_FAMILY
+    from .recipe import RESSHIFT_FAMILY, TSD_FAMILY
 
     _say("bundled      the small x4 model of this project, nothing to download")
     for recipe in RESSHIFT_FAMILY.values():
         _say(f"{recipe.name:12} {recipe.title}, x{recipe.scale}, from a published file ({recipe.citation})")
+    for recipe in TSD_FAMILY.values():
+        _say(f"{recipe.name:12} {recipe.title}, any scale, with --sd3 and --lora ({recipe.citation})")
     if folder is not None and not folder.is_dir():
         raise UserError(f"{folder} is no folder: name one that holds weights files.")
     for file in sorted(folder.iterdir()) if folder else ():
         if file.suffix in (".safetensors", ".pth", ".pt", ".ckpt"):
             _say(f"{file.name}: {identify(file)}")
+
+
+@app.command("convert")
+def convert_command(
+    lora: Annotated[Path, typer.Argument(help="TSD-SR's folder, or its transformer.safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
+    embeddings: EmbeddingsOption = None,
+) -> None:
+    """Put TSD-SR's two LoRA files and the prompt embeddings into one file."""
+    from dataclasses import replace
+
+    from .checkpoints import prompt_embeddings, tsd_sr
+    from .errors import UserError
+
+    if output.suffix != ".safetensors":
+        raise UserError(f"{output} has to end in .safetensors: choose another name.")
+    if not output.parent.is_dir():
+        raise UserError(f"{output.parent} is no folder: make it first.")
+    weights = tsd_sr.read(lora)
+    if embeddings is not None:
+        weights = replace(weights, embeddings=prompt_embeddings.read_embeddings(embeddings))
+    tsd_sr.save(output, weights)
+    _say(f"{output} holds {tsd_sr.summary(weights)}")
 
 
 @app.command("evaluate")
@@ -158,118 +211,6 @@ def evaluate_command(
         json_file.write_text(evaluation.to_json(rows))
 
 
-DataArgument = Annotated[Path, typer.Argument(help="A folder of pictures, read with its subfolders.")]
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Checkpoints, logs and the model go here.")]
-StepsOption = Annotated[int, typer.Option(min=1, help="Updates of the weights.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Crops per process and backward pass.")]
-AccumulateOption = Annotated[int, typer.Option(min=1, help="Backward passes per update.")]
-CropOption = Annotated[int, typer.Option(help="Side of the HR crops, a multiple of 128.")]
-RateOption = Annotated[float, typer.Option(help="AdamW's learning rate.")]
-EmaOption = Annotated[float, typer.Option(help="Decay of the averaged weights.")]
-TrainPrecisionOption = Annotated[str, typer.Option(help="no (fp32), bf16 or fp16.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of crops, degradation and noise.")]
-WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
-SaveOption = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
-ValidationOption = Annotated[Optional[Path], typer.Option(help="Pictures for PSNR and sample strips.")]  # noqa: UP045
-
-
-@train_app.command("teacher")
-def train_teacher(
-    data: DataArgument,
-    output: OutputOption,
-    steps: StepsOption = 30_000,
-    batch: BatchOption = 16,
-    accumulate: AccumulateOption = 1,
-    crop: CropOption = 128,
-    learning_rate: RateOption = 5e-4,
-    ema: EmaOption = 0.999,
-    precision: TrainPrecisionOption = "bf16",
-    seed: SeedOption = 0,
-    workers: WorkersOption = 1,
-    save_every: SaveOption = 500,
-    validation: ValidationOption = None,
-    init: Annotated[Optional[Path], typer.Option(help="Start from this model's weights.")] = None,  # noqa: UP045
-    regression: Annotated[bool, typer.Option("--regression", help="The smooth one-step control instead.")] = False,
-) -> None:
-    """Train a ResShift teacher of the bundled model's size. Run it again to go on where it stopped."""
-    from .distill import runs
-    from .distill.loop import TrainConfig
-
-    config = TrainConfig(
-        data,
-        output,
-        steps,
-        batch,
-        accumulate,
-        crop,
-        learning_rate,
-        ema=ema,
-        precision=precision,
-        seed=seed,
-        workers=workers,
-        save_every=save_every,
-        validation=validation,
-    )
-    _say(f"The model is in {runs.train_teacher(config, init, regression)}")
-
-
-@train_app.command("student")
-def train_student(
-    data: DataArgument,
-    teacher: Annotated[Path, typer.Option(help="The teacher's model.safetensors.")],
-    output: OutputOption,
-    steps: StepsOption = 30_000,
-    batch: BatchOption = 16,
-    accumulate: AccumulateOption = 1,
-    crop: CropOption = 128,
-    learning_rate: RateOption = 5e-5,
-    ema: EmaOption = 0.999,
-    precision: TrainPrecisionOption = "bf16",
-    seed: SeedOption = 0,
-    workers: WorkersOption = 1,
-    save_every: SaveOption = 500,
-    validation: ValidationOption = None,
-    regression_weight: Annotated[float, typer.Option(help="Weight of the distance to the teacher's result.")] = 1.0,
-    score_weight: Annotated[float, typer.Option(help="Weight of high-frequency score distillation.")] = 1.0,
-    adversarial_weight: Annotated[float, typer.Option(help="Weight of the time-aware discriminator.")] = 0.02,
-) -> None:
-    """Distil a teacher into one step (TAD-SR). Run it again to go on where it stopped."""
-    from .distill import runs
-    from .distill.loop import TrainConfig
-    from .distill.objectives import StudentWeights
-
-    config = TrainConfig(
-        data,
-        output,
-        steps,
-        batch,
-        accumulate,
-        crop,
-        learning_rate,
-        ema=ema,
-        precision=precision,
-        seed=seed,
-        workers=workers,
-        save_every=save_every,
-        validation=validation,
-    )
-    weights = StudentWeights(regression_weight, score_weight, adversarial_weight)
-    _say(f"The model is in {runs.train_student(config, teacher, weights)}")
-
-
-@train_app.command("mix")
-def mix_command(
-    student: Annotated[Path, typer.Argument(help="The student's model.safetensors.")],
-    teacher: Annotated[Path, typer.Argument(help="The model that it was distilled from.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    share: Annotated[float, typer.Option(help="The student's share of the weights, 0 to 1.")] = 0.8,
-) -> None:
-    """Average a student with its teacher: less fine detail, nearer to the truth."""
-    from .distill import runs
-
-    _say(f"The model is in {runs.mix(student, teacher, share, output)}")
-
-
 def _load(model: str, autoencoder: Path | None, recipe: str, device: Device, dtype: Precision) -> LoadedModel:
     from .loading import BUNDLED, default_dtype, load
 
@@ -280,6 +221,38 @@ def _load(model: str, autoencoder: Path | None, recipe: str, device: Device, dty
     for module in loaded.modules:
         module.to(place)
     return loaded
+
+
+def _load_sd3(
+    base: Path | None,
+    lora: Path | None,
+    embeddings: Path | None,
+    prompt: str | None,
+    recipe: str,
+    device: Device,
+    dtype: Precision,
+    offload: bool,
+) -> SRModel:
+    from .errors import UserError
+    from .loading import default_dtype
+    from .standalone import load_sd3
+
+    if base is None or lora is None:
+        raise UserError("TSD-SR needs both --sd3 (Stable Diffusion 3 medium) and --lora (TSD-SR's files): give both.")
+    place = _device(device)
+    loaded = load_sd3(
+        base,
+        lora,
+        embeddings=embeddings,
+        prompt=prompt,
+        recipe=None if recipe == "auto" else recipe,
+        dtype=default_dtype(place) if dtype is Precision.auto else _torch_dtype(dtype),
+        device=place,
+        offload=offload,
+    )
+    if loaded.warning:
+        typer.echo(f"Warning: {loaded.warning}", err=True)
+    return loaded.model
 
 
 def _device(choice: Device) -> torch.device:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoints import own, resshift
+from .checkpoints import own, resshift, tsd_sr
 from .checkpoints.weights_file import WeightsFile, fill, read_weights
 from .errors import UserError
 from .networks.pixel_shuffle import PixelShuffleCodec
@@ -58,6 +58,11 @@ def load(
             f"{file.name} is an autoencoder, which cannot upscale by itself: choose a TAD-SR, SinSR or "
             "ResShift file, and this one as its autoencoder."
         )
+    if tsd_sr.is_tsd_sr(file):
+        raise UserError(
+            f"{file.name} is a TSD-SR LoRA, which works on Stable Diffusion 3: in ComfyUI put it into models/loras and "
+            "use Apply One-Step SR LoRA; on the command line give --sd3 and --lora."
+        )
     raise UserError(f"{file.name} is no model that this pack knows: choose a TAD-SR, SinSR or ResShift x4 file.")
 
 
@@ -102,6 +107,8 @@ def identify(path: Path) -> str:
         if own.METADATA_KEY in file.metadata:
             description = own.describe(file)
             return f"One-Step SR model, x{description.network.bicubic_skip}, {description.evaluations} evaluation(s)"
+        if tsd_sr.is_tsd_sr(file):
+            return tsd_sr.summary(tsd_sr.read_file(path))
     except UserError as error:
         return str(error)
     if resshift.is_network(file):

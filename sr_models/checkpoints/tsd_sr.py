@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -76,6 +76,18 @@ def read(path: Path, vae: Path | None = None) -> TSDWeights:
     return first if vae is None else _joined(first, read_file(vae))
 
 
+def summary(weights: TSDWeights) -> str:
+    """What a set holds, in a few words."""
+    parts = {"transformer": weights.transformer, "VAE encoder": weights.vae}
+    held = [f"{name} LoRA, {_ranks(update)}" for name, update in parts.items() if update]
+    return f"TSD-SR ({weights.recipe}): " + "; ".join([*held, *(["prompt embeddings"] if weights.embeddings else [])])
+
+
+def _ranks(update: Update) -> str:
+    ranks = sorted({layer.rank for layer in update.values()})
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+
+
 def _read_folder(folder: Path) -> TSDWeights:
     weights = read(folder / TRANSFORMER_FILE)
     if (folder / PROMPT_FILE).is_file():
@@ -139,7 +151,8 @@ def save(path: Path, weights: TSDWeights) -> None:
 
 
 def require_fit(update: Update, shapes: Mapping[str, tuple[int, ...]], name: str, target: str) -> None:
-    """Raise UserError unless every module of the update is among the target's weights and takes its shape.
+    """Raise UserError unless every module of the update is among the target's weights and takes its shape, and
+    no transformer block is left out.
 
     `shapes` are the target's weight shapes by diffusers' module names, `target` what the user connected. A base
     with more outputs in a module than its update takes it on its first ones: in SD3.5-medium `norm1.linear`
@@ -150,6 +163,11 @@ def require_fit(update: Update, shapes: Mapping[str, tuple[int, ...]], name: str
         raise UserError(
             f"{name} is a TSD-SR LoRA for {SD3_MEDIUM}, but {target} lacks {len(absent)} of the modules that it "
             f"changes ({shortened(absent)}): connect {SD3_MEDIUM}."
+        )
+    if _blocks(update) != _blocks(shapes):
+        raise UserError(
+            f"{name} changes {len(_blocks(update))} transformer blocks, but {target} has {len(_blocks(shapes))}: "
+            f"connect {SD3_MEDIUM}, or download the file again."
         )
     unfit = [module for module in update if not update[module].fits(_taken(shapes[module], update[module].rows))]
     if unfit:
@@ -166,9 +184,8 @@ def _taken(shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
     return (rows, *shape[1:]) if rows * 9 == shape[0] * 6 else shape
 
 
-def block_count(update: Update) -> int:
-    """How many transformer blocks a transformer's update reaches."""
-    return len({module.split(".")[1] for module in update if module.startswith("transformer_blocks.")})
+def _blocks(modules: Iterable[str]) -> set[str]:
+    return {module.split(".")[1] for module in modules if module.startswith("transformer_blocks.")}
 
 
 def original_vae_name(module: str) -> str:

@@ -1,0 +1,124 @@
+"""Runs inside ComfyUI's own interpreter, from its folder: TSD-SR through the pack's host layer, to floats.
+
+    python sd3_in_comfyui.py FOLDER_OF_ONESTEP_SR SMALL_SD3 SMALL_SD35 PICTURE.pt RESULT.pt
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+package, files, sd35_files, picture, result = sys.argv[1:]
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path[:0] = [".", package]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.sd  # noqa: E402
+import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
+import torch  # noqa: E402
+from onestep_sr.nodes import host_sd3  # noqa: E402
+from onestep_sr.sr_models.checkpoints import prompt_embeddings, tsd_sr  # noqa: E402
+from onestep_sr.sr_models.recipe import TSD_SR  # noqa: E402
+from onestep_sr.sr_models.sr_model import SRModel  # noqa: E402
+from onestep_sr.sr_models.upscale import upscale  # noqa: E402
+
+
+def all_in_one(model, vae, conditioning, image, **options):
+    recipe = replace(TSD_SR, shortest=0, color="none")
+    sr_model = SRModel(recipe, host_sd3.GuidedDenoiser(model, conditioning), host_sd3.VAECodec(vae))
+    return upscale(sr_model, image, 1, **options)
+
+
+def stock_parts(model, vae, conditioning, image, tile=64, overlap=8, batch=1, mask=None):
+    """VAE Encode -> SamplerCustomAdvanced with BasicGuider -> VAE Decode, as the host's nodes do it."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": conditioning})
+    latent = vae.encode(image.movedim(1, -1))
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
+    sampler = host_sd3.OneStepSampler(tile, overlap, batch)
+    sampled = guider.sample(noise, latent, sampler, torch.tensor([1.0, 0.0]), denoise_mask=mask, seed=1)
+    return vae.decode(sampled).movedim(-1, 1)
+
+
+def weights_of(patcher):
+    return {name: tensor.clone() for name, tensor in patcher.model.state_dict().items()}
+
+
+def sentence(function, *arguments):
+    try:
+        function(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def small_sd15():
+    config = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1]}
+    config |= {"channel_mult": [1, 2], "num_heads": 8, "use_spatial_transformer": True, "context_dim": 768}
+    config |= {"transformer_depth": [0, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 0, 0]}
+    model = comfy.supported_models.SD15(config).get_model({}, device="cpu")
+    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+def taesd(channels):
+    return comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=channels).state_dict())
+
+
+torch.set_grad_enabled(False)  # as the host runs its nodes
+files, image = Path(files), torch.load(picture)
+base_model, _, base_vae = comfy.sd.load_checkpoint_guess_config(
+    str(files / "sd3.safetensors"), output_vae=True, output_clip=False
+)[:3]
+embeddings = prompt_embeddings.read_embeddings(files / "embeddings")
+conditioning = [[embeddings.prompt, {"pooled_output": embeddings.pooled}]]
+weights = tsd_sr.read(files / "tsdsr" / "transformer.safetensors")
+before = weights_of(base_model), weights_of(base_vae.patcher), base_vae.encode(image.movedim(1, -1))
+model, warning = host_sd3.apply_lora(base_model, weights, 1.0)
+vae = host_sd3.apply_vae_lora(base_vae, weights, 1.0)
+
+results = {
+    "whole": all_in_one(model, vae, conditioning, image),
+    "parts": stock_parts(model, vae, conditioning, image),
+    "tiled": all_in_one(model, vae, conditioning, image, tile=64, overlap=16),
+    "tiled parts": stock_parts(model, vae, conditioning, image, tile=8, overlap=2),
+    "batched parts": stock_parts(model, vae, conditioning, image, tile=8, overlap=2, batch=3),
+    "without step": vae.decode(vae.encode(image.movedim(1, -1))).movedim(-1, 1),
+    "masked": stock_parts(model, vae, conditioning, image, mask=torch.zeros(1, 1, *image.shape[-2:])),
+    "warning": warning,
+    "unshifted": sentence(stock_parts, base_model, vae, conditioning, image),
+    "patched VAE keys": sorted(vae.patcher.patches),
+    "encoded after": base_vae.encode(image.movedim(1, -1)),
+    "encoded before": before[2],
+}
+comfy.model_management.unload_all_models()
+results["model as it was"] = all(torch.equal(t, before[0][name]) for name, t in weights_of(base_model).items())
+results["VAE as it was"] = all(torch.equal(t, before[1][name]) for name, t in weights_of(base_vae.patcher).items())
+results["latent format as it was"] = type(base_model.model.latent_format).__name__
+
+results["half"] = all_in_one(host_sd3.apply_lora(base_model, weights, 0.5)[0], vae, conditioning, image)
+half, _ = host_sd3.apply_lora(base_model, weights, 0.5)
+twice, _ = host_sd3.apply_lora(half, weights, 0.5)
+results["two halves"] = all_in_one(twice, vae, conditioning, image)
+
+checkpoint = comfy.utils.load_torch_file(str(files / "sd3.safetensors"))
+transformer = {name: t for name, t in checkpoint.items() if name.startswith("model.diffusion_model.")}
+fp8 = comfy.sd.load_diffusion_model_state_dict(dict(transformer), model_options={"dtype": torch.float8_e4m3fn})
+results["fp8 weights"] = str(fp8.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1.weight.dtype)
+results["fp8"] = all_in_one(host_sd3.apply_lora(fp8, weights, 1.0)[0], vae, conditioning, image)
+
+sd35 = comfy.sd.load_diffusion_model(str(Path(sd35_files) / "sd3.safetensors"))
+patched, results["SD3.5 warning"] = host_sd3.apply_lora(sd35, weights, 1.0)
+results["SD3.5"] = all_in_one(patched, vae, conditioning, image)
+
+results["refusals"] = {
+    "SD1.5": sentence(host_sd3.apply_lora, small_sd15(), weights, 1.0),
+    "VAE of 4 channels": sentence(host_sd3.require_sd3_vae, taesd(4)),
+    "TAESD": sentence(host_sd3.apply_vae_lora, taesd(16), weights, 1.0),
+    "sigmas": sentence(host_sd3._checked_start, torch.zeros(1, 16, 8, 8), torch.tensor([0.5, 0.0])),
+    "latent": sentence(host_sd3._checked_start, torch.zeros(1, 4, 8, 8), torch.tensor([1.0, 0.0])),
+}
+torch.save(results, result)

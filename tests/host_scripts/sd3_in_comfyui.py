@@ -1,6 +1,6 @@
 """Runs inside ComfyUI's own interpreter, from its folder: TSD-SR through the pack's host layer, to floats.
 
-    python sd3_in_comfyui.py FOLDER_OF_ONESTEP_SR SMALL_SD3 SMALL_SD35 PICTURE.pt RESULT.pt
+python sd3_in_comfyui.py FOLDER_OF_ONESTEP_SR SMALL_SD3 SMALL_SD35 PICTURE.pt RESULT.pt
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.sd  # noqa: E402
-import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 import torch  # noqa: E402
+import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from onestep_sr.nodes import host_sd3  # noqa: E402
 from onestep_sr.sr_models.checkpoints import prompt_embeddings, tsd_sr  # noqa: E402
 from onestep_sr.sr_models.recipe import TSD_SR  # noqa: E402

@@ -1,0 +1,314 @@
+"""TSD-SR inside real ComfyUI: floats through its interpreter, and the nodes through its server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_sd3
+import torch
+from comfyui_host import (
+    HOW_TO_GET_ONE,
+    ROOT,
+    Host,
+    Prompt,
+    events,
+    installed_hosts,
+    interpreter,
+    start,
+    stop,
+    to_prompt,
+)
+from onestep_sr.sr_models.checkpoints import tsd_sr
+from onestep_sr.sr_models.standalone import load_sd3
+from onestep_sr.sr_models.upscale import upscale
+from PIL import Image
+from safetensors.torch import load_file
+
+HOSTS = installed_hosts()
+SCRIPT = Path(__file__).parent / "host_scripts" / "sd3_in_comfyui.py"
+PHOTO = Path(__file__).parent / "photos" / "houses.png"
+TOLERANCE = 1e-4
+APPLY, PROMPT, SAMPLER, MODEL = "OneStepSRApplyLoRA", "OneStepSRPrompt", "OneStepSRSampler", "OneStepSRModel"
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module", params=HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
+def folder(request: pytest.FixtureRequest) -> Path:
+    if request.param is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> small_sd3.SmallSD3:
+    if not HOSTS:
+        pytest.skip(HOW_TO_GET_ONE)
+    return small_sd3.write(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def sd35(small: small_sd3.SmallSD3, tmp_path_factory: pytest.TempPathFactory) -> small_sd3.SmallSD3:
+    return small_sd3.write_sd35(tmp_path_factory.mktemp("sd35"), small.folder / "vae")
+
+
+@pytest.fixture(scope="module")
+def image() -> torch.Tensor:
+    return torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+# Floats
+
+
+@pytest.fixture(scope="module")
+def diffusers_results(small, sd35, image) -> dict[str, torch.Tensor]:
+    """What the standalone backend gives, which tests/test_tsd_sr.py holds against peft."""
+
+    def run(files, **options):
+        loaded = load_sd3(files.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32).model
+        return upscale(replace(loaded, recipe=replace(loaded.recipe, shortest=0, color="none")), image, 1, **options)
+
+    return {"whole": run(small), "tiled": run(small, tile=64, overlap=16), "SD3.5": run(sd35)}
+
+
+@pytest.fixture(scope="module")
+def comfyui_results(folder, small, sd35, image, tmp_path_factory) -> dict:
+    base = tmp_path_factory.mktemp("floats")
+    (base / "onestep_sr").symlink_to(ROOT, target_is_directory=True)
+    torch.save(image, base / "image.pt")
+    arguments = [base, small.root, sd35.root, base / "image.pt", base / "result.pt"]
+    run = subprocess.run(
+        [interpreter(folder), SCRIPT, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return torch.load(base / "result.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("whole", "whole"),
+        ("parts", "whole"),
+        ("two halves", "whole"),
+        ("tiled", "tiled"),
+        ("tiled parts", "tiled"),
+        ("batched parts", "tiled"),
+        ("SD3.5", "SD3.5"),
+    ],
+)
+def test_comfyui_gives_what_diffusers_gives(name, expected, comfyui_results, diffusers_results):
+    assert (comfyui_results[name] - diffusers_results[expected]).abs().max() < TOLERANCE
+
+
+def test_strength_and_mask_do_what_they_say(comfyui_results):
+    assert (comfyui_results["half"] - comfyui_results["whole"]).abs().max() > 10 * TOLERANCE
+    assert torch.allclose(comfyui_results["masked"], comfyui_results["without step"], atol=1e-5)
+
+
+def test_fp8_weights_take_the_lora(comfyui_results):
+    assert comfyui_results["fp8 weights"] == "torch.float8_e4m3fn"
+    assert (comfyui_results["fp8"] - comfyui_results["whole"]).abs().mean() < 0.02
+
+
+def test_the_given_model_and_vae_stay_as_they_were(comfyui_results):
+    assert comfyui_results["model as it was"] and comfyui_results["VAE as it was"]
+    assert comfyui_results["latent format as it was"] == "SD3"
+    assert torch.equal(comfyui_results["encoded before"], comfyui_results["encoded after"])
+    assert all(key.startswith("encoder.") for key in comfyui_results["patched VAE keys"])
+    assert len(comfyui_results["patched VAE keys"]) == 31
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence(comfyui_results):
+    assert comfyui_results["warning"] == "" and comfyui_results["SD3.5 warning"] == tsd_sr.SD35_WARNING
+    refusals = comfyui_results["refusals"] | {"unshifted": comfyui_results["unshifted"]}
+    expected = {
+        "SD1.5": "but the connected MODEL is SD15",
+        "VAE of 4 channels": "the connected VAE has 4 channels",
+        "TAESD": "the connected VAE lacks 31 of the modules",
+        "sigmas": "begin at 0.5",
+        "latent": "got (1, 4, 8, 8)",
+        "unshifted": "has no TSD-SR LoRA: connect it through Apply One-Step SR LoRA",
+    }
+    assert refusals.keys() == expected.keys()
+    for name, words in expected.items():
+        assert refusals[name].startswith("UserError: ") and words in refusals[name], refusals[name]
+        assert refusals[name].endswith(".") and "\n" not in refusals[name]
+
+
+# The server
+
+
+@pytest.fixture(scope="module")
+def host(folder, small, sd35, tmp_path_factory) -> Iterator[Host]:
+    base = tmp_path_factory.mktemp("base")
+    for kind in ("checkpoints", "diffusion_models", "loras", "onestep_sr"):
+        (base / "models" / kind).mkdir(parents=True)
+    (base / "models" / "checkpoints" / "sd3.safetensors").symlink_to(small.checkpoint)
+    (base / "models" / "diffusion_models" / "sd35.safetensors").symlink_to(sd35.checkpoint)
+    (base / "models" / "loras" / "tsdsr").symlink_to(small.lora, target_is_directory=True)
+    (base / "models" / "onestep_sr" / "tsdsr").symlink_to(small.embeddings, target_is_directory=True)
+    (base / "input").mkdir()
+    photo = Image.open(PHOTO).convert("RGB")
+    photo.crop((0, 0, 64, 48)).save(base / "input" / "small.png")
+    transparent = photo.crop((0, 0, 70, 64))
+    transparent.putalpha(Image.linear_gradient("L").resize(transparent.size))
+    transparent.save(base / "input" / "example.png")
+    running = start(folder, base)
+    yield running
+    stop(running)
+
+
+def graph(image: str = "small.png", **changes: object) -> Prompt:
+    """TSD-SR's own four nodes between stock ones; both ways to a picture hang on them."""
+    apply = {"model": ["1", 0], "vae": ["1", 2], "lora": "tsdsr/transformer.safetensors", "vae_lora": "auto"}
+    prompt = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd3.safetensors"}},
+        "2": {"class_type": APPLY, "inputs": apply | {"strength_model": 1.0, "strength_vae": 1.0}},
+        "3": {"class_type": PROMPT, "inputs": {"embeddings": "tsdsr/prompt_embeds.pt", "text": ""}},
+        "4": {"class_type": "LoadImage", "inputs": {"image": image}},
+    }
+    for name, value in changes.items():
+        next(entry for entry in prompt.values() if name in entry["inputs"])["inputs"][name] = value
+    return prompt
+
+
+def all_in_one(image: str = "small.png", scale: float = 1.0, **changes: object) -> Prompt:
+    upscaling = {"sr_model": ["5", 0], "image": ["4", 0], "mask": ["4", 1], "upscale_by": scale}
+    upscaling |= {"tile": 0, "overlap": 64, "color": "auto", "seed": 0}
+    model = {"model": ["2", 0], "vae": ["2", 1], "conditioning": ["3", 0], "recipe": "tsd-sr"}
+    return graph(image, **changes) | {
+        "5": {"class_type": MODEL, "inputs": model},
+        "6": {"class_type": "OneStepSRUpscaleImage", "inputs": upscaling},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "whole"}},
+    }
+
+
+def stock_parts(tile: int = 64, overlap: int = 8, batch: int = 1, save: str = "SaveImage", seed: int = 0) -> Prompt:
+    prompt = graph() | {
+        "5": {"class_type": "VAEEncode", "inputs": {"pixels": ["4", 0], "vae": ["2", 1]}},
+        "6": {"class_type": SAMPLER, "inputs": {"tile": tile, "overlap": overlap, "batch": batch}},
+        "7": {"class_type": "BasicGuider", "inputs": {"model": ["2", 0], "conditioning": ["3", 0]}},
+        "8": {"class_type": "RandomNoise", "inputs": {"noise_seed": seed}},
+        "9": {
+            "class_type": "SamplerCustomAdvanced",
+            "inputs": {
+                "noise": ["8", 0],
+                "guider": ["7", 0],
+                "sampler": ["6", 0],
+                "sigmas": ["6", 1],
+                "latent_image": ["5", 0],
+            },
+        },
+        "10": {"class_type": "VAEDecode", "inputs": {"samples": ["9", 0], "vae": ["2", 1]}},
+    }
+    inputs = {"images": ["10", 0]} if save == "SaveImage" else {"samples": ["9", 0]}
+    return prompt | {"11": {"class_type": save, "inputs": inputs | {"filename_prefix": "parts"}}}
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_stock_parts_equal_the_core(host, small):
+    [path] = host.results(stock_parts())
+    model = load_sd3(small.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32).model
+    model = replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
+    photo = torch.tensor(pixels(host.base / "input" / "small.png")).movedim(-1, 0)[None] / 255
+    expected = (upscale(model, photo, 1)[0].movedim(0, -1) * 255).numpy()
+    assert np.abs(pixels(path) - expected).max() <= 1  # Save Image cuts fractions off
+
+
+def test_seeds_change_nothing(host):
+    [first], [second] = host.results(stock_parts(seed=1)), host.results(stock_parts(seed=2))
+    assert np.array_equal(pixels(first), pixels(second))
+
+
+@pytest.mark.slow
+def test_the_whole_way_gives_the_exact_size_with_alpha_and_the_command_lines_picture(host, small, tmp_path):
+    client = "watcher"
+    stream = events(host, client)
+    prompt_id = host.queue(all_in_one("example.png", 3.0, tile=384), client)
+    previews, progress = 0, []
+    for event in stream:
+        if isinstance(event, bytes):
+            previews += 1
+        elif event["type"] == "progress":
+            progress.append((event["data"]["value"], event["data"]["max"]))
+        elif event["type"] in ("execution_success", "execution_error"):
+            break
+    entry = host.wait(prompt_id)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    [saved] = entry["outputs"]["7"]["images"]
+    result = pixels(host.base / "output" / saved["filename"])
+    assert result.shape == (192, 210, 4)
+    assert progress[-1] == (4, 4) and previews >= 4
+    source = host.base / "input" / "example.png"
+    command = [sys.executable, "-m", "onestep_sr", "upscale", source, "-o", tmp_path, "--scale", "3", "--dtype", "fp32"]
+    command += ["--sd3", small.folder, "--lora", small.lora, "--embeddings", small.embeddings, "--tile", "384"]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
+    assert np.abs(result - pixels(tmp_path / "example.png")).max() <= 1
+
+
+def test_twenty_runs_do_not_grow(host):
+    """Seeds differ, so that nothing is answered from the host's cache."""
+    resident = {}
+    for run in range(1, 21):
+        host.results(stock_parts(tile=16, overlap=4, seed=1000 + run))
+        resident[run] = host.resident_bytes()
+    assert resident[20] <= 1.02 * resident[5], resident
+
+
+def test_the_warning_for_sd35_is_shown_on_the_node(host):
+    prompt = stock_parts(save="SaveLatent")
+    prompt["1b"] = {"class_type": "UNETLoader", "inputs": {"unet_name": "sd35.safetensors", "weight_dtype": "default"}}
+    prompt["2"]["inputs"]["model"] = ["1b", 0]
+    client = "warned"
+    stream = events(host, client)
+    prompt_id = host.queue(prompt, client)
+    texts = []
+    for event in stream:
+        if isinstance(event, bytes) and event[:4] == b"\x00\x00\x00\x03":
+            texts.append(event[8:].decode())
+        elif isinstance(event, dict) and event["type"] in ("execution_success", "execution_error"):
+            break
+    assert host.wait(prompt_id)["status"]["status_str"] == "success"
+    assert texts == [f"2{tsd_sr.SD35_WARNING}"]
+
+
+def test_the_latent_is_the_cores(host):
+    host.wait(host.queue(stock_parts(save="SaveLatent")))
+    [path] = (host.base / "output").glob("parts*.latent")
+    assert load_file(path)["latent_tensor"].shape == (1, 16, 6, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"embeddings": "from text"}, "connect CLIP, or choose embeddings"),
+        ({"lora": "tsdsr/vae.safetensors", "vae_lora": "tsdsr/vae.safetensors"}, "both for the VAE encoder"),
+    ],
+)
+def test_errors_are_one_sentence(changes, words, host):
+    message = host.error(all_in_one(**changes))
+    assert words in message and message.strip().endswith(".") and "\n" not in message.strip()
+    assert host.results(stock_parts(save="SaveImage", seed=77))
+
+
+def test_a_model_without_the_lora_is_refused(host):
+    prompt = all_in_one()
+    prompt["5"]["inputs"]["model"] = ["1", 0]
+    assert "connect it through Apply One-Step SR LoRA" in host.error(prompt)
+
+
+@pytest.mark.parametrize("name", ["tsd-sr", "tsd-sr-stock-parts"])
+def test_the_workflows_fit_the_nodes(name, host):
+    path = ROOT / "workflows" / f"onestep-sr-{name}.json"
+    prompt = to_prompt(json.loads(path.read_text()), host.object_info)
+    assert {APPLY, PROMPT} <= {entry["class_type"] for entry in prompt.values()}

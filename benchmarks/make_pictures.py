@@ -1,4 +1,4 @@
-"""Make the README's and the templates' pictures from demo/photo.png and the bundled model.
+"""Make the README's picture and the quick start's from demo/photo.png and the bundled model.
 
     python benchmarks/make_pictures.py
 
@@ -37,8 +37,7 @@ def main() -> None:
     before = resize(photo, (after.shape[-2], after.shape[-1])).clamp(0, 1)
     (ROOT / "docs").mkdir(exist_ok=True)
     halves(before, after, README_BOX).save(ROOT / "docs" / "before-after.jpg", quality=90)
-    for workflow in (ROOT / "workflows").glob("*.json"):
-        halves(before, after, TEMPLATE_BOX).save(workflow.with_suffix(".jpg"), quality=88)
+    halves(before, after, TEMPLATE_BOX).save(ROOT / "workflows" / "onestep-sr-quick-start.jpg", quality=88)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ class _Run:
         result = codec.decode(latent)[..., : lr.shape[-2] * recipe.scale, : lr.shape[-1] * recipe.scale]
         if not torch.isfinite(result).all():
             raise UserError("The autoencoder gave values that are not finite: run it in float32.")
-        return colors.match(resize(result, self.size).clamp(0, 1), image, self.color).clamp(0, 1)
+        result = resize(result.clamp(0, 1), self.size).clamp(0, 1)
+        return colors.match(result, image, self.color).clamp(0, 1)
 
     def _step(self, latent: Tensor, condition: Tensor, progress: Progress | None, shown: tuple[int, int]) -> Tensor:
         """`shown` is what of the latent canvas is picture and not padding: all that previews hold."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,6 @@ from onestep_sr.sr_models.checkpoints import tsd_sr
 from onestep_sr.sr_models.standalone import load_sd3
 from onestep_sr.sr_models.upscale import upscale
 from PIL import Image
-from safetensors.torch import load_file
 
 HOSTS = installed_hosts()
 SCRIPT = Path(__file__).parent / "host_scripts" / "sd3_in_comfyui.py"
@@ -85,7 +85,7 @@ def comfyui_results(folder, small, sd35, image, tmp_path_factory) -> dict:
     torch.save(image, base / "image.pt")
     arguments = [base, small.root, sd35.root, base / "image.pt", base / "result.pt"]
     run = subprocess.run(
-        [interpreter(folder), SCRIPT, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+        [interpreter(folder), SCRIPT, *arguments], check=False, cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr[-3000:]
     return torch.load(base / "result.pt")
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(comfyui_results):
 
 
 @pytest.fixture(scope="module")
-def host(folder, small, sd35, tmp_path_factory) -> Iterator[Host]:
+def host(folder, small, sd35, transparent, tmp_path_factory) -> Iterator[Host]:
     base = tmp_path_factory.mktemp("base")
     for kind in ("checkpoints", "diffusion_models", "loras", "onestep_sr"):
         (base / "models" / kind).mkdir(parents=True)
@@ -157,16 +157,14 @@ def host(folder, small, sd35, tmp_path_factory) -> Iterator[Host]:
     (base / "input").mkdir()
     photo = Image.open(PHOTO).convert("RGB")
     photo.crop((0, 0, 64, 48)).save(base / "input" / "small.png")
-    transparent = photo.crop((0, 0, 70, 64))
-    transparent.putalpha(Image.linear_gradient("L").resize(transparent.size))
-    transparent.save(base / "input" / "example.png")
+    shutil.copy(transparent, base / "input" / "example.png")
     running = start(folder, base)
     yield running
     stop(running)
 
 
-def graph(image: str = "small.png", **changes: object) -> Prompt:
-    """TSD-SR's own four nodes between stock ones; both ways to a picture hang on them."""
+def graph(image: str = "small.png") -> Prompt:
+    """What both ways to a picture have in common."""
     apply = {"model": ["1", 0], "vae": ["1", 2], "lora": "tsdsr/transformer.safetensors", "vae_lora": "auto"}
     prompt = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd3.safetensors"}},
@@ -174,8 +172,6 @@ def graph(image: str = "small.png", **changes: object) -> Prompt:
         "3": {"class_type": PROMPT, "inputs": {"embeddings": "tsdsr/prompt_embeds.pt", "text": ""}},
         "4": {"class_type": "LoadImage", "inputs": {"image": image}},
     }
-    for name, value in changes.items():
-        next(entry for entry in prompt.values() if name in entry["inputs"])["inputs"][name] = value
     return prompt
 
 
@@ -183,11 +179,14 @@ def all_in_one(image: str = "small.png", scale: float = 1.0, **changes: object) 
     upscaling = {"sr_model": ["5", 0], "image": ["4", 0], "mask": ["4", 1], "upscale_by": scale}
     upscaling |= {"tile": 0, "overlap": 64, "color": "auto", "seed": 0}
     model = {"model": ["2", 0], "vae": ["2", 1], "conditioning": ["3", 0], "recipe": "tsd-sr"}
-    return graph(image, **changes) | {
+    prompt = graph(image) | {
         "5": {"class_type": MODEL, "inputs": model},
         "6": {"class_type": "OneStepSRUpscaleImage", "inputs": upscaling},
         "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "whole"}},
     }
+    for name, value in changes.items():
+        next(entry for entry in prompt.values() if name in entry["inputs"])["inputs"][name] = value
+    return prompt
 
 
 def stock_parts(tile: int = 64, overlap: int = 8, batch: int = 1, save: str = "SaveImage", seed: int = 0) -> Prompt:
@@ -222,7 +221,7 @@ def test_stock_parts_equal_the_core(host, small):
     model = replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
     photo = torch.tensor(pixels(host.base / "input" / "small.png")).movedim(-1, 0)[None] / 255
     expected = (upscale(model, photo, 1)[0].movedim(0, -1) * 255).numpy()
-    assert np.abs(pixels(path) - expected).max() <= 1  # Save Image cuts fractions off
+    assert np.abs(pixels(path) - expected).max() < 1.01  # Save Image cuts fractions off
 
 
 def test_seeds_change_nothing(host):
@@ -230,8 +229,37 @@ def test_seeds_change_nothing(host):
     assert np.array_equal(pixels(first), pixels(second))
 
 
+@pytest.fixture(scope="module")
+def transparent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    picture = Image.open(PHOTO).convert("RGB").crop((0, 0, 70, 64))
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    picture.save(path := tmp_path_factory.mktemp("transparent") / "example.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def from_the_command_line(small, transparent, tmp_path_factory) -> Path:
+    result = tmp_path_factory.mktemp("result") / "example.png"
+    command = [
+        sys.executable,
+        "-m",
+        "onestep_sr",
+        "upscale",
+        transparent,
+        "-o",
+        result,
+        "--scale",
+        "3",
+        "--tile",
+        "384",
+    ]
+    command += ["--sd3", small.folder, "--lora", small.lora, "--embeddings", small.embeddings, "--dtype", "fp32"]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
+    return result
+
+
 @pytest.mark.slow
-def test_the_whole_way_gives_the_exact_size_with_alpha_and_the_command_lines_picture(host, small, tmp_path):
+def test_the_whole_way_gives_the_exact_size_with_alpha_and_the_command_lines_picture(host, from_the_command_line):
     client = "watcher"
     stream = events(host, client)
     prompt_id = host.queue(all_in_one("example.png", 3.0, tile=384), client)
@@ -249,11 +277,7 @@ def test_the_whole_way_gives_the_exact_size_with_alpha_and_the_command_lines_pic
     result = pixels(host.base / "output" / saved["filename"])
     assert result.shape == (192, 210, 4)
     assert progress[-1] == (4, 4) and previews >= 4
-    source = host.base / "input" / "example.png"
-    command = [sys.executable, "-m", "onestep_sr", "upscale", source, "-o", tmp_path, "--scale", "3", "--dtype", "fp32"]
-    command += ["--sd3", small.folder, "--lora", small.lora, "--embeddings", small.embeddings, "--tile", "384"]
-    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
-    assert np.abs(result - pixels(tmp_path / "example.png")).max() <= 1
+    assert np.abs(result - pixels(from_the_command_line)).max() <= 1
 
 
 def test_twenty_runs_do_not_grow(host):
@@ -280,12 +304,6 @@ def test_the_warning_for_sd35_is_shown_on_the_node(host):
             break
     assert host.wait(prompt_id)["status"]["status_str"] == "success"
     assert texts == [f"2{tsd_sr.SD35_WARNING}"]
-
-
-def test_the_latent_is_the_cores(host):
-    host.wait(host.queue(stock_parts(save="SaveLatent")))
-    [path] = (host.base / "output").glob("parts*.latent")
-    assert load_file(path)["latent_tensor"].shape == (1, 16, 6, 8)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_tiles_in_batches_change_nothing_and_large_tiles_are_exact(small, image)
     tiled = [upscale(model, image, 1, tile=48, overlap=16, batch=batch) for batch in (1, 3)]
     assert torch.allclose(*tiled, atol=1e-5)
     whole = upscale(model, image, 1)
-    assert 1e-4 < (tiled[0] - whole).abs().mean() < 0.05
+    assert 1e-4 < (tiled[0] - whole).abs().mean() < 0.1
     assert torch.equal(upscale(model, image, 1, tile=4096), whole)
 
 

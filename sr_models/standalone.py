@@ -200,11 +200,15 @@ def _open_file(path: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, A
     with torch.device("meta"):
         network = SD3Transformer2DModel(**_transformer_config(transformer))
         autoencoder = AutoencoderKL(**_vae_config(vae))
-    converted = convert_ldm_vae_checkpoint(dict(vae), autoencoder.config)
-    return (
-        _filled(network, convert_sd3_transformer_checkpoint_to_diffusers(dict(transformer)), path, dtype),
-        _filled(autoencoder, converted, path, dtype),
-    )
+    try:
+        _fill(network, convert_sd3_transformer_checkpoint_to_diffusers(dict(transformer)), dtype)
+        _fill(autoencoder, convert_ldm_vae_checkpoint(dict(vae), autoencoder.config), dtype)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path.name} is no complete Stable Diffusion 3 checkpoint ({reason}): download it again."
+        ) from error
+    return network, autoencoder
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -247,13 +251,9 @@ def _vae_config(tensors: dict[str, Tensor]) -> dict:
     }
 
 
-def _filled(network, tensors: dict[str, Tensor], path: Path, dtype: torch.dtype):
-    try:
-        network.load_state_dict({name: t.to(dtype) for name, t in tensors.items()}, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path.name} is no complete Stable Diffusion 3 checkpoint ({reason}).") from error
-    return network.eval().requires_grad_(False)
+def _fill(network: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    network.eval().requires_grad_(False)
 
 
 def _check_base(transformer: SD3Transformer2DModel, name: str) -> str:

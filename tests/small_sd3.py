@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 BLOCKS, HEADS, RANK = 2, 2, 4
+FULL_WIDTHS = (128, 256, 512, 512)
 TRANSFORMER_MODULES = ["to_k", "to_q", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj"]
 TRANSFORMER_MODULES += ["proj", "linear", "proj_out"]
 VAE_MODULES = (
@@ -78,20 +79,26 @@ class SmallSD3:
         return self.root / "embeddings"
 
 
-def write(root: Path, vae_widths: tuple[int, ...] = (128, 256, 512, 512)) -> SmallSD3:
+def write(root: Path, vae_widths: tuple[int, ...] = FULL_WIDTHS) -> SmallSD3:
     """Write everything. ComfyUI knows SD3's VAE by its full width only; narrower ones are for diffusers alone."""
+    transformer, vae = build_transformer(), build_vae(vae_widths)
+    files = write_folder(root, transformer, vae)
+    single = {f"model.diffusion_model.{k}": v for k, v in original_transformer(transformer.state_dict()).items()}
+    single |= {f"first_stage_model.{k}": v for k, v in original_vae(vae.state_dict()).items()}
+    save_file({name: tensor.contiguous() for name, tensor in single.items()}, files.checkpoint)
+    write_lora(files.lora, transformer, vae)
+    return files
+
+
+def write_folder(root: Path, transformer: nn.Module, vae: nn.Module) -> SmallSD3:
+    """Fill both networks and write them as a diffusers folder, with embeddings."""
     files = SmallSD3(root)
     generator = torch.Generator().manual_seed(0)
-    transformer, vae = build_transformer(), build_vae(vae_widths)
     fill(transformer, generator)
     fill(vae, generator)
     transformer.save_pretrained(files.folder / "transformer")
     vae.save_pretrained(files.folder / "vae")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(files.folder / "scheduler")
-    single = {f"model.diffusion_model.{k}": v for k, v in original_transformer(transformer.state_dict()).items()}
-    single |= {f"first_stage_model.{k}": v for k, v in original_vae(vae.state_dict()).items()}
-    save_file({name: tensor.contiguous() for name, tensor in single.items()}, files.checkpoint)
-    write_lora(files.lora, transformer, vae, generator)
     files.embeddings.mkdir()
     torch.save(0.5 * torch.randn(1, 333, 4096, generator=generator), files.embeddings / "prompt_embeds.pt")
     torch.save(torch.randn(1, 2048, generator=generator), files.embeddings / "pool_embeds.pt")
@@ -145,14 +152,15 @@ def fill(network: nn.Module, generator: torch.Generator) -> None:
             weight.copy_(noise * 0.1)
 
 
-def write_lora(folder: Path, transformer: nn.Module, vae: nn.Module, generator: torch.Generator) -> None:
+def write_lora(folder: Path, transformer: nn.Module, vae: nn.Module, rank: int = RANK) -> None:
     """Both files as peft saves them, under the published prefix."""
     folder.mkdir()
+    generator = torch.Generator().manual_seed(2)
     for network, modules, name in (
         (transformer, TRANSFORMER_MODULES, "transformer.safetensors"),
         (vae, VAE_MODULES, "vae.safetensors"),
     ):
-        network.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=modules))
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=modules))
         weights = get_peft_model_state_dict(network, adapter_name="default")
         halves = {f"transformer.{key}": random_half(key, weight, generator) for key, weight in weights.items()}
         save_file(halves, folder / name)

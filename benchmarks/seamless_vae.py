@@ -1,0 +1,208 @@
+"""Seamless VAE against untiled and against ComfyUI's stock tiling: seconds, peak memory, difference.
+
+    python benchmarks/seamless_vae.py [--side 640] [--dtype float32 | bfloat16] [--budget 2048]
+    python benchmarks/seamless_vae.py --memory 512 1024 2048 --budget 512 --dtype bfloat16
+    python benchmarks/seamless_vae.py --comfyui ~/comfy/ComfyUI [--tile 32]
+
+A VAE of Stable Diffusion 3's shape (83.8 million parameters, 16 channels) with random weights on the CPU. Each
+measurement is a process of its own: the median over the repeats after one warm-up, and the peak of resident memory
+over what the process held before the run (Linux). Differences are from the untiled result in the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+FACTOR, LATENT_CHANNELS = 8, 16
+WIDTHS = (128, 256, 512, 512)
+
+
+def small_changes(autoencoder: Any) -> None:
+    """Norms of fresh networks have weight 1 and bias 0: give every parameter something to get wrong."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in autoencoder.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def diffusers_vae(dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    autoencoder = AutoencoderKL(
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=WIDTHS,
+        layers_per_block=2,
+        latent_channels=LATENT_CHANNELS,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    small_changes(autoencoder)
+    return autoencoder.eval().requires_grad_(False).to(dtype)
+
+
+def comfyui_vae(dtype: torch.dtype) -> Any:
+    """The same weights in ComfyUI's own VAE object; runs in ComfyUI's interpreter, in its folder."""
+    sys.argv = [sys.argv[0], "--cpu"]
+    sys.path.insert(0, ".")
+    import comfy.options  # noqa: TID251
+
+    comfy.options.enable_args_parsing()
+    import comfy.sd  # noqa: TID251
+
+    return comfy.sd.VAE(sd=torch.load(os.environ["VAE_WEIGHTS"]), dtype=dtype)
+
+
+def work(method: str, direction: str, dtype: torch.dtype, budget: int) -> Callable[[Tensor], Tensor]:
+    if method.startswith("ComfyUI"):
+        return comfyui_work(method, dtype, budget)
+    autoencoder = diffusers_vae(dtype)
+    if method == "untiled" and direction == "decode":
+        return lambda latent: autoencoder.decode(latent.to(dtype)).sample.float()
+    if method == "untiled":
+        return lambda image: autoencoder.encode(image.to(dtype)).latent_dist.mode().float()
+    from onestep_sr.sr_models import seamless_vae
+
+    function = getattr(seamless_vae, direction)
+    return lambda canvas: function(autoencoder, canvas, budget=budget)
+
+
+def comfyui_work(method: str, dtype: torch.dtype, budget: int) -> Callable[[Tensor], Tensor]:
+    """Decoding; stock methods clamp to [0, 1], so all are given in that range."""
+    vae = comfyui_vae(dtype)
+    tile = int(os.environ["VAE_TILE"])
+    if method == "ComfyUI untiled":
+        return lambda latent: vae.decode(latent).movedim(-1, 1)
+    if method == "ComfyUI tiled":
+        return lambda latent: vae.decode_tiled(latent, tile_x=tile, tile_y=tile, overlap=tile // 4).movedim(-1, 1)
+    from onestep_sr.sr_models import seamless_vae
+
+    network = vae.first_stage_model
+    return lambda latent: (seamless_vae.decode(network, latent, budget=budget) / 2 + 0.5).clamp(0, 1)
+
+
+def canvas_of(direction: str, side: int) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    if direction == "encode":
+        return torch.rand(1, 3, side, side, generator=generator) * 2 - 1
+    return torch.randn(1, LATENT_CHANNELS, side // FACTOR, side // FACTOR, generator=generator)
+
+
+def resident(line: str) -> float:
+    """MB of a line of the process's status: VmRSS (now) or VmHWM (the peak)."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(text.split()[1]) / 1024 for text in status.splitlines() if text.startswith(line))
+
+
+@torch.no_grad()
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    method, direction, side, target = options.one
+    torch.set_num_threads(options.threads)
+    run = work(method, direction, getattr(torch, options.dtype), options.budget * 2**20)
+    canvas = canvas_of(direction, int(side))
+    seconds = []
+    run(canvas_of(direction, 64))
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    for _ in range(options.repeats + 1):
+        begin = time.perf_counter()
+        result = run(canvas)
+        seconds.append(time.perf_counter() - begin)
+    torch.save(result, target)
+    return {"seconds": statistics.median(seconds[1:] or seconds), "peak_mb": resident("VmHWM") - before}
+
+
+def in_own_process(
+    options: argparse.Namespace, method: str, direction: str, side: int, folder: Path
+) -> tuple[dict[str, float], Tensor]:
+    target = folder / "result.pt"
+    command = [options.python, __file__, "--one", method, direction, str(side), str(target)]
+    for name in ("threads", "repeats", "budget", "dtype"):
+        command += [f"--{name}", str(getattr(options, name))]
+    (folder / "onestep_sr").is_symlink() or (folder / "onestep_sr").symlink_to(ROOT)
+    environment = os.environ | {"PYTHONPATH": str(folder), "VAE_TILE": str(options.tile)}
+    environment |= {"VAE_WEIGHTS": str(folder / "vae.pt")}
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=options.folder)
+    return json.loads(result.stdout.splitlines()[-1]), torch.load(target)
+
+
+def difference(result: Tensor, untiled: Tensor, peak: float) -> str:
+    error = (result - untiled).abs()
+    decibels = 20 * torch.log10(peak / error.square().mean().sqrt().clamp(min=1e-12))
+    return f"max difference {error.max():.1e}, PSNR {decibels:.1f} dB"
+
+
+def compare(options: argparse.Namespace, direction: str, methods: tuple[str, ...], peak: float) -> None:
+    """The first method is the reference."""
+    with tempfile.TemporaryDirectory() as name:
+        if options.comfyui:
+            save_original_names(Path(name) / "vae.pt")
+        first, untiled = in_own_process(options, methods[0], direction, options.side, Path(name))
+        print(f"{direction} {options.side} px, {options.dtype}, budget {options.budget} MB")
+        print(f"  {methods[0]:16} {first['seconds']:7.2f} s, peak {first['peak_mb']:5.0f} MB")
+        for method in methods[1:]:
+            own, result = in_own_process(options, method, direction, options.side, Path(name))
+            ratio = own["seconds"] / first["seconds"]
+            print(f"  {method:16} {own['seconds']:7.2f} s, peak {own['peak_mb']:5.0f} MB,", end=" ")
+            print(f"{ratio:.2f}x the seconds, {difference(result, untiled, peak)}")
+
+
+def save_original_names(path: Path) -> None:
+    """ComfyUI reads diffusers' names too."""
+    torch.save(diffusers_vae(torch.float32).state_dict(), path)
+
+
+def memory_curve(options: argparse.Namespace) -> None:
+    print(f"decode within {options.budget} MB, {options.dtype}")
+    with tempfile.TemporaryDirectory() as name:
+        for side in options.memory:
+            own, _ = in_own_process(options, "seamless", "decode", side, Path(name))
+            result = 3 * side * side * 4 / 2**20
+            print(
+                f"  {side:5} px: {own['seconds']:7.2f} s, peak {own['peak_mb']:5.0f} MB, {result:.0f} of them the result"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=640, help="of the picture, in pixels")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--budget", type=int, default=2048, help="MB")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=int, nargs="+", metavar="SIDE", help="only the peak memory at these sides")
+    parser.add_argument("--comfyui", type=Path, help="a checkout with .venv: only the comparison with its tiling")
+    parser.add_argument("--tile", type=int, default=32, help="of ComfyUI's tiling, in latent pixels")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.folder, options.python = options.comfyui, sys.executable
+    if options.one:
+        print(json.dumps(measure(options)))
+    elif options.memory:
+        memory_curve(options)
+    elif options.comfyui:
+        options.python = str(options.comfyui / ".venv" / "bin" / "python")
+        compare(options, "decode", ("ComfyUI untiled", "ComfyUI tiled", "ComfyUI seamless"), 1)
+    else:
+        compare(options, "decode", ("untiled", "seamless"), 2)
+        compare(options, "encode", ("untiled", "seamless"), 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,14 +22,16 @@ from ..sr_models.checkpoints.weights_file import shortened
 from ..sr_models.errors import UserError
 from ..sr_models.image import pad_to_multiple
 from ..sr_models.recipe import TSD_SR
+from ..sr_models.sr_model import Result
 from ..sr_models.step import Network
-from ..sr_models.tiled_step import step_tiles
+from ..sr_models.tiled_step import Canvas, step_tiles
 from ..sr_models.tiling import Tile, plan
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
 LATENT_FORMAT = "latent_format"
 LATENT_CHANNELS, VAE_FACTOR = 16, 8
 TIMESTEPS = 1000  # of a timestep for sigma 1
+MOST_TILES = 16
 
 
 class TSDLatent(latent_formats.SD3):
@@ -161,18 +164,36 @@ class GuidedDenoiser:
     def __init__(self, model: ModelPatcher, conditioning: Conditioning):
         self.model, self.conditioning = model, conditioning
 
-    def run(self, work: Callable[[Network], Tensor], shape: tuple[int, ...]) -> Tensor:
+    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
         guider = CFGGuider(self.model)
         guider.inner_set_conds({"positive": self.conditioning})
         sampler, nothing = _WorkSampler(work), torch.zeros(shape)
         guider.sample(nothing, nothing, sampler, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=0)
         return sampler.result
 
+    def tiles_at_once(self, shape: tuple[int, ...]) -> int:
+        """As many as the host reckons to fit beside the model, within what still makes it faster."""
+        one = self.model.model.memory_required(list(shape))
+        beside = model_management.get_total_memory(self.model.load_device) - self.model.model_size()
+        if model_management.is_device_cpu(self.model.load_device):
+            return 1
+        return int(min(MOST_TILES, max(1, 0.8 * beside // one)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.model.manual_cast_dtype or self.model.model.get_dtype()
+
+    def in_float32(self) -> GuidedDenoiser:
+        exact = self.model.clone()
+        exact.set_model_compute_dtype(torch.float32)
+        return GuidedDenoiser(exact, self.conditioning)
+
 
 class _WorkSampler(Sampler):
-    def __init__(self, work: Callable[[Network], Tensor]):
+    result: Any
+
+    def __init__(self, work: Callable[[Network], Any]):
         self.work = work
-        self.result = torch.empty(0)
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -234,16 +255,19 @@ class OneStepSampler(Sampler):
         height, width = latent_image.shape[-2:]
         latent = pad_to_multiple(latent_image, TSD_SR.multiple)
         tiles = plan(latent.shape[-2], latent.shape[-1], self.tile, self.overlap)
-        growing = latent.clone()
+        growing, result = latent.clone(), torch.zeros_like(latent)
+        count = itertools.count()
 
-        def show(done: int, tile: Tile, piece: Tensor) -> None:
+        def show(tile: Tile, piece: Tensor) -> None:
             tile.cut(growing).copy_(piece)
-            if callback is not None and done < len(tiles):
-                callback(done - 1, growing[..., :height, :width], latent_image, len(tiles))
+            done = next(count)
+            if callback is not None and done + 1 < len(tiles):
+                callback(done, growing[..., :height, :width], latent_image, len(tiles))
             model_management.throw_exception_if_processing_interrupted()
 
-        network = as_network(model_wrap, noise.device, extra_args)
-        result = step_tiles(TSD_SR.step, network, latent, latent, latent, tiles, batch=self.batch, done=show)
+        network, canvas = as_network(model_wrap, noise.device, extra_args), Canvas(latent, latent, latent)
+        if step_tiles(TSD_SR.step, network, canvas, list(tiles), result, batch=self.batch, done=show):
+            raise UserError("The model gave values that are not finite: load the checkpoint in another precision.")
         result = result[..., :height, :width]
         if denoise_mask is not None:
             result = latent_image + (result - latent_image) * denoise_mask

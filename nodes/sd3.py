@@ -18,7 +18,6 @@ CATEGORY = "image/upscaling/One-Step SR/Stable Diffusion 3"
 LORA_FOLDER = "loras"
 EMBEDDING_FOLDERS = (host.MODEL_FOLDER, "embeddings", LORA_FOLDER)
 FROM_TEXT = "from text"
-MAX_TILE = 192  # SD3's position table ends at 192 patches of 2 latent pixels; a tile half as wide is ample
 
 
 class ApplyLoRA(io.ComfyNode):
@@ -146,7 +145,7 @@ class Sampler(io.ComfyNode):
                     "tile",
                     default=TSD_SR.tile,
                     min=16,
-                    max=MAX_TILE,
+                    max=TSD_SR.largest_tile,
                     step=2,
                     tooltip="Tile side in latent pixels (8 px of the picture each). TSD-SR was trained on 64.",
                 ),
@@ -154,7 +153,7 @@ class Sampler(io.ComfyNode):
                     "overlap",
                     default=TSD_SR.overlap,
                     min=0,
-                    max=MAX_TILE // 2,
+                    max=TSD_SR.largest_tile // 2,
                     step=1,
                     tooltip="Latent pixels that neighbouring tiles share and blend over; at most half a tile.",
                 ),

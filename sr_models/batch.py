@@ -41,7 +41,7 @@ class Options:
     overlap: int | None = None
     color: ColorMatch | None = None
     seed: int = 0
-    batch: int = 1
+    batch: int | None = None
     quality: int = 95
     overwrite: bool = False
     compare: bool = False

@@ -92,7 +92,7 @@ def upscale_command(
     quality: Annotated[int, typer.Option(min=1, max=100, help="For JPEG and WebP.")] = 95,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo files that are there already.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Tiles that go through the network at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=0, help="Tiles that go through the network at once; 0: by memory.")] = 0,
     sd3: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="For TSD-SR: Stable Diffusion 3 medium, a diffusers folder or a checkpoint file."),
@@ -120,7 +120,7 @@ def upscale_command(
         quality=quality,
         overwrite=overwrite,
         compare=compare,
-        batch=batch,
+        batch=batch or None,
     )
     jobs = plan_jobs(inputs, output, None if format is Format.same else f".{format.value}")
     if sd3 is not None or lora is not None:

@@ -19,6 +19,7 @@ class Recipe:
         overlap: what neighbouring windows share by default, in latent pixels.
         multiple: the latent canvas's sides are padded to multiples of this.
         color: the colour match that suits it.
+        largest_tile: the widest window that the network can take, in latent pixels; 0 for no limit.
         shortest: smaller results are made at this shorter side, in latent pixels, and shrunk.
         prompt: what the text-conditioned ones were trained with.
     """
@@ -32,6 +33,7 @@ class Recipe:
     overlap: int = 16
     multiple: int = 64
     color: ColorMatch = "none"
+    largest_tile: int = 0
     shortest: int = 0
     prompt: str = ""
 
@@ -65,6 +67,7 @@ TSD_SR = Recipe(
     overlap=8,
     multiple=2,
     color="wavelet",
+    largest_tile=384,  # SD3's position table has 192 patches of two a side
     shortest=64,
     prompt=TSD_PROMPT,
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +13,33 @@ from torch import Tensor, nn
 from .recipe import Recipe
 from .step import Network
 
+Result = TypeVar("Result")
+ACCELERATOR_TILES = 4
+
 
 class Denoiser(Protocol):
     """A network, and how to have it ready: on its device, patched, with the prompt that it is conditioned on."""
 
-    def run(self, work: Callable[[Network], Tensor], shape: tuple[int, ...]) -> Tensor:
+    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
         """work(network). `shape` is the largest latent (B, c, h, w) that one evaluation will get.
 
         network: latent (B, c, h, w), condition (B, 3, h', w') and timestep (B,) -> prediction (B, c, h, w);
         float32 in and out, on the caller's device. The condition is the LR picture in [-1, 1] on the
         latent's window of the canvas.
         """
+        ...
+
+    def tiles_at_once(self, shape: tuple[int, ...]) -> int:
+        """How many tiles of a shape (1, c, h, w) to give the network at once."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that it computes in."""
+        ...
+
+    def in_float32(self) -> Denoiser:
+        """The same in float32, for tiles that overflowed."""
         ...
 
 
@@ -64,8 +81,19 @@ class NetworkDenoiser:
     def __init__(self, network: nn.Module):
         self.network = network
 
-    def run(self, work: Callable[[Network], Tensor], shape: tuple[int, ...]) -> Tensor:
+    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
         return work(self)
+
+    def tiles_at_once(self, shape: tuple[int, ...]) -> int:
+        """A CPU gains nothing from several; elsewhere memory that runs out corrects the guess."""
+        return 1 if next(self.network.parameters()).device.type == "cpu" else ACCELERATOR_TILES
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def in_float32(self) -> NetworkDenoiser:
+        return NetworkDenoiser(copy.deepcopy(self.network).float())
 
     @torch.no_grad()
     def __call__(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ The base is a diffusers folder, or a single checkpoint file in Stability's own l
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .checkpoints.tsd_sr import SD3_MEDIUM, TSDWeights
 from .checkpoints.weights_file import read_weights
 from .errors import UserError
 from .recipe import TSD_FAMILY
-from .sr_model import SRModel
+from .sr_model import ACCELERATOR_TILES, Result, SRModel
 from .step import Network
 
 if TYPE_CHECKING:
@@ -116,9 +117,20 @@ class SD3Denoiser:
         self.prompt = condition.prompt.to(placement.device, transformer.dtype)
         self.pooled = condition.pooled.to(placement.device, transformer.dtype)
 
-    def run(self, work: Callable[[Network], Tensor], shape: tuple[int, ...]) -> Tensor:
+    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
         with self.placement.on_device(self.transformer):
             return work(self._predict)
+
+    def tiles_at_once(self, shape: tuple[int, ...]) -> int:
+        return 1 if self.placement.device.type == "cpu" else ACCELERATOR_TILES
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    def in_float32(self) -> SD3Denoiser:
+        exact = copy.deepcopy(self.transformer).float()
+        return SD3Denoiser(exact, PromptEmbeddings(self.prompt, self.pooled), self.placement)
 
     @torch.no_grad()
     def _predict(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:

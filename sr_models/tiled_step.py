@@ -2,61 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .memory import is_out_of_memory, release_cached
 from .step import Network, Step
-from .tiling import Plan, Tile
+from .tiling import Tile
 
-TileDone = Callable[[int, Tile, Tensor], None]
+TileDone = Callable[[Tile, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What belongs to the whole picture, and what tiles are cut from.
+
+    latent, noise: (B, c, h, w). condition: (B, 3, n h, n w), the LR picture in [-1, 1], n times as fine.
+    """
+
+    latent: Tensor
+    noise: Tensor
+    condition: Tensor
+
+    def cut(self, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor, Tensor]:
+        """Latent, noise and condition of some tiles, one after the other along the batch."""
+        fineness = self.condition.shape[-1] // self.latent.shape[-1]
+        return (
+            torch.cat([tile.cut(self.latent) for tile in tiles]),
+            torch.cat([tile.cut(self.noise) for tile in tiles]),
+            torch.cat([tile.cut(self.condition, fineness) for tile in tiles]),
+        )
 
 
 def step_tiles(
     step: Step,
     network: Network,
-    latent: Tensor,
-    noise: Tensor,
-    condition: Tensor,
-    tiles: Plan,
+    canvas: Canvas,
+    tiles: Sequence[Tile],
+    result: Tensor,
     *,
     batch: int = 1,
+    patient: bool = True,
     done: TileDone | None = None,
-) -> Tensor:
-    """The step's result for a canvas, each tile stepped by itself and blended with its neighbours.
+) -> list[Tile]:
+    """Step each tile by itself and add it, weighted, to `result` (B, c, h, w).
 
     Args:
-        latent, noise: (B, c, h, w), the whole canvas.
-        condition: (B, 3, n h, n w): the LR picture in [-1, 1], n times as fine as the latent.
-        batch: how many tiles go through the network at once.
-        done: called for each tile with (tiles done so far, the tile, its result before blending).
+        batch: how many tiles go through the network at once; halved where memory runs out.
+        patient: go on after a tile whose values are not finite, or stop there.
+        done: called for each finished tile with it and its values (B, c, th, tw) before blending.
 
-    Raises:
-        UserError: where the network's values are not finite.
+    Returns:
+        The tiles whose values were not finite, and which are not in the result.
+
+    Raises what the network raises when memory runs out on a single tile.
     """
-    fineness = condition.shape[-1] // latent.shape[-1]
-    result = torch.zeros_like(latent)
-    finished = 0
-    for group in _groups(tiles, batch):
-        cuts = (
-            torch.cat([tile.cut(canvas, n) for tile in group])
-            for canvas, n in ((latent, 1), (noise, 1), (condition, fineness))
-        )
-        pieces = step(network, *cuts)
-        if not torch.isfinite(pieces).all():
-            raise UserError("The network gave values that are not finite: run it in float32.")
-        for tile, piece in zip(group, pieces.split(len(latent)), strict=True):
+    failed: list[Tile] = []
+    position = 0
+    while position < len(tiles) and (patient or not failed):
+        group = tiles[position : position + batch]
+        pieces = _step_group(step, network, canvas, group)
+        if pieces is None:
+            batch = max(1, len(group) // 2)
+            release_cached()
+            continue
+        position += len(group)
+        for tile, piece in zip(group, pieces.split(len(canvas.latent)), strict=True):
+            if not torch.isfinite(piece).all():
+                failed.append(tile)
+                continue
             tile.cut(result).add_(piece * tile.weight.to(piece.device))
-            finished += 1
             if done is not None:
-                done(finished, tile, piece)
-    return result
+                done(tile, piece)
+    return failed
 
 
-def _groups(tiles: Plan, size: int) -> Iterator[list[Tile]]:
-    remaining = iter(tiles)
-    while group := list(islice(remaining, size)):
-        yield group
+def _step_group(step: Step, network: Network, canvas: Canvas, group: Sequence[Tile]) -> Tensor | None:
+    """The group's values; None where there is not enough memory for several tiles."""
+    try:
+        return step(network, *canvas.cut(group))
+    except (MemoryError, RuntimeError) as error:
+        if len(group) == 1 or not is_out_of_memory(error):
+            raise
+    return None  # outside of the handler, which would keep the failed run's tensors alive

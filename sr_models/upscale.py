@@ -11,12 +11,14 @@ from torch import Tensor
 from . import color as colors
 from .errors import UserError
 from .image import pad_to_multiple, resize, target_size
-from .sr_model import SRModel
+from .memory import is_out_of_memory, release_cached
+from .sr_model import Codec, Denoiser, SRModel
 from .step import Network
-from .tiled_step import step_tiles
-from .tiling import Tile, plan
+from .tiled_step import Canvas, step_tiles
+from .tiling import Plan, Tile, plan
 
 Progress = Callable[[int, int, Tensor], None]
+SMALLEST_TILE = 16  # latent pixels, below which a network sees too little
 
 
 def upscale(
@@ -28,7 +30,7 @@ def upscale(
     overlap: int | None = None,
     color: colors.ColorMatch | None = None,
     seed: int = 0,
-    batch: int = 1,
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Enlarge pictures with one network evaluation a tile.
@@ -46,7 +48,8 @@ def upscale(
         color: None takes the recipe's.
         seed: of the noise, for methods that start from noise. Every picture of a batch gets the same,
             so that a picture's result does not depend on its place.
-        batch: how many tiles go through the network at once.
+        batch: how many tiles go through the network at once; None lets the denoiser choose. Where memory runs
+            out the batch is halved, then the tile.
         progress: called after each tile with (tiles done, tiles in all, a rough picture (3, h, w) in
             [0, 1] that grows). Whatever it raises ends the run.
 
@@ -68,7 +71,7 @@ def upscale(
             results.append(run(rgb[index : index + 1], _for_picture(progress, index, len(rgb))))
         result = torch.cat(results) if len(results) > 1 else results[0]
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise UserError("There is not enough memory for this: choose a smaller tile or a smaller scale.") from error
     return torch.cat([result, resize(alpha, size).clamp(0, 1)], dim=1) if alpha.shape[1] else result
@@ -84,7 +87,7 @@ class _Run:
     overlap: int
     color: colors.ColorMatch
     seed: int
-    batch: int
+    batch: int | None
 
     def __call__(self, image: Tensor, progress: Progress | None) -> Tensor:
         recipe, codec = self.model.recipe, self.model.codec
@@ -102,21 +105,70 @@ class _Run:
         return colors.match(result, image, self.color).clamp(0, 1)
 
     def _step(self, latent: Tensor, condition: Tensor, progress: Progress | None, shown: tuple[int, int]) -> Tensor:
-        """`shown` is what of the latent canvas is picture and not padding: all that previews hold."""
-        tiles = plan(latent.shape[-2], latent.shape[-1], self.tile, self.overlap)
-        preview = self.model.codec.preview(latent)
+        """`shown` is what of the latent canvas is picture and not padding: all that previews hold.
 
-        def show(done: int, tile: Tile, piece: Tensor) -> None:
-            if progress is not None:
-                tile.cut(preview).copy_(self.model.codec.preview(piece))
-                progress(done, len(tiles), preview[0, :, : shown[0], : shown[1]])
+        Where memory runs out on a single tile, all is done again with tiles of half the side.
+        """
+        canvas = Canvas(latent, canvas_noise(latent, self.seed), condition)
+        tile, overlap = self.tile, self.overlap
+        while True:
+            tiles = plan(latent.shape[-2], latent.shape[-1], tile, overlap)
+            self._require_window(tiles)
+            try:
+                return self._step_tiles(canvas, tiles, _Preview(self.model.codec, latent, len(tiles), shown, progress))
+            except (MemoryError, RuntimeError) as error:
+                tile = tile // 2 // self.model.recipe.multiple * self.model.recipe.multiple
+                if not is_out_of_memory(error) or tile < SMALLEST_TILE:
+                    raise
+            overlap = min(overlap, tile // 2)
+            release_cached()
 
-        def work(network: Network) -> Tensor:
-            noise, step = canvas_noise(latent, self.seed), self.model.recipe.step
-            return step_tiles(step, network, latent, noise, condition, tiles, batch=self.batch, done=show)
+    def _step_tiles(self, canvas: Canvas, tiles: Plan, preview: _Preview) -> Tensor:
+        """Tiles that are not finite are done again in float32."""
+        result = torch.zeros_like(canvas.latent)
+        missing = self._step_with(self.model.denoiser, canvas, list(tiles), result, preview)
+        if missing and self.model.denoiser.dtype != torch.float32:
+            missing = self._step_with(self.model.denoiser.in_float32(), canvas, missing, result, preview)
+        if missing:
+            raise UserError("The network gave values that are not finite: run it in float32.")
+        return result
 
-        shape = (min(self.batch, len(tiles)), latent.shape[1], tiles.rows.size, tiles.columns.size)
-        return self.model.denoiser.run(work, shape)
+    def _step_with(
+        self, denoiser: Denoiser, canvas: Canvas, tiles: list[Tile], result: Tensor, preview: _Preview
+    ) -> list[Tile]:
+        """The tiles whose values were not finite; in float32 the first one ends it, for there is no rescue."""
+        height, width = tiles[0].weight.shape
+        shape = (1, canvas.latent.shape[1], height, width)
+        batch = min(len(tiles), self.batch or denoiser.tiles_at_once(shape))
+
+        def work(network: Network) -> list[Tile]:
+            step, patient = self.model.recipe.step, denoiser.dtype != torch.float32
+            return step_tiles(step, network, canvas, tiles, result, batch=batch, patient=patient, done=preview)
+
+        return denoiser.run(work, (batch, *shape[1:]))
+
+    def _require_window(self, tiles: Plan) -> None:
+        recipe, factor = self.model.recipe, self.model.codec.factor
+        if recipe.largest_tile and max(tiles.rows.size, tiles.columns.size) > recipe.largest_tile:
+            raise UserError(
+                f"Tile {self.tile * factor} is too large for {recipe.title}: "
+                f"choose {recipe.largest_tile * factor} px or less."
+            )
+
+
+class _Preview:
+    """The growing picture, and the count of finished tiles."""
+
+    def __init__(self, codec: Codec, latent: Tensor, total: int, shown: tuple[int, int], progress: Progress | None):
+        self.codec, self.total, self.shown, self.progress = codec, total, shown, progress
+        self.picture = codec.preview(latent)
+        self.done = 0
+
+    def __call__(self, tile: Tile, piece: Tensor) -> None:
+        self.done += 1
+        if self.progress is not None:
+            tile.cut(self.picture).copy_(self.codec.preview(piece))
+            self.progress(self.done, self.total, self.picture[0, :, : self.shown[0], : self.shown[1]])
 
 
 def latent_tile(model: SRModel, tile: int | None, overlap: int | None) -> tuple[int, int]:
@@ -151,9 +203,3 @@ def _for_picture(progress: Progress | None, index: int, count: int) -> Progress 
     if progress is None:
         return None
     return lambda done, total, preview: progress(index * total + done, count * total, preview)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA has its own error; CPUs (Linux and Windows word it differently), MPS and drivers only a message."""
-    phrases = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(p in str(error).lower() for p in phrases)

@@ -37,6 +37,11 @@ class Ready:
     def run(self, work, shape):
         return work(self.network)
 
+    def tiles_at_once(self, shape):
+        return 1
+
+    dtype = torch.float32
+
 
 def model(network=nothing, step=None, **changes) -> SRModel:
     """Windows of 16 latent pixels, 64 px of the result, by default."""

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, sd3
+from . import host, sd3, seamless
 from .upscaling import LoadModel, UpscaleImage
 
 
@@ -13,4 +13,13 @@ class OneStepSRExtension(ComfyExtension):
         host.register_model_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadModel, UpscaleImage, sd3.ApplyLoRA, sd3.Prompt, sd3.Sampler, sd3.Model]
+        return [
+            LoadModel,
+            UpscaleImage,
+            sd3.ApplyLoRA,
+            sd3.Prompt,
+            sd3.Sampler,
+            sd3.Model,
+            seamless.EncodeSeamless,
+            seamless.DecodeSeamless,
+        ]

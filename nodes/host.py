@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +118,24 @@ def progress() -> Progress:
         model_management.throw_exception_if_processing_interrupted()
 
     return update
+
+
+def row_progress() -> Callable[[int, int], None]:
+    """A callback (done, total) that feeds the host's bar, and ends the run when the user cancels."""
+    bar: list[comfy.utils.ProgressBar] = []
+
+    def update(done: int, total: int) -> None:
+        if not bar:
+            bar.append(comfy.utils.ProgressBar(total))
+        bar[0].update_absolute(done, total)
+        model_management.throw_exception_if_processing_interrupted()
+
+    return update
+
+
+def stop_if_cancelled(done: int, total: int) -> None:
+    """A callback that shows nothing, and ends the run when the user cancels."""
+    model_management.throw_exception_if_processing_interrupted()
 
 
 def _picture(preview: Tensor) -> Image.Image:

@@ -26,6 +26,7 @@ from ..sr_models.sr_model import Result
 from ..sr_models.step import Network
 from ..sr_models.tiled_step import Canvas, step_tiles
 from ..sr_models.tiling import Tile, plan
+from . import host, host_vae
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
 LATENT_FORMAT = "latent_format"
@@ -211,11 +212,11 @@ class VAECodec:
         self.vae, self.latent_format = vae, TSDLatent()
 
     def encode(self, image: Tensor) -> Tensor:
-        latent = self.vae.encode(image.clamp(0, 1).movedim(1, -1))
+        latent = host_vae.encode(self.vae, image.clamp(0, 1).movedim(1, -1), progress=host.stop_if_cancelled)
         return self.latent_format.process_in(latent).to(image.device, torch.float32)
 
     def decode(self, latent: Tensor) -> Tensor:
-        image = self.vae.decode(self.latent_format.process_out(latent))
+        image = host_vae.decode(self.vae, self.latent_format.process_out(latent), progress=host.stop_if_cancelled)
         return image.movedim(-1, 1).to(latent.device, torch.float32)
 
     def preview(self, latent: Tensor) -> Tensor:
@@ -226,12 +227,13 @@ class VAECodec:
 
 
 def require_sd3_vae(vae: VAE) -> None:
-    """Raise UserError unless the VAE has SD3's latents."""
+    """Raise UserError unless the VAE has SD3's latents and modules."""
     channels, factor = vae.latent_channels, vae.downscale_ratio
-    if (channels, factor, vae.latent_dim) != (LATENT_CHANNELS, VAE_FACTOR, 2):
+    if (channels, factor, vae.latent_dim) != (LATENT_CHANNELS, VAE_FACTOR, 2) or not host_vae.supports(vae):
         raise UserError(
-            f"TSD-SR needs Stable Diffusion 3's VAE ({LATENT_CHANNELS} channels), and the connected VAE has "
-            f"{channels} channels: connect the VAE of the {SD3_MEDIUM} checkpoint."
+            f"TSD-SR needs Stable Diffusion 3's VAE ({LATENT_CHANNELS} channels), and the connected one is a "
+            f"{type(vae.first_stage_model).__name__} with {channels} channels: connect the VAE of the {SD3_MEDIUM} "
+            "checkpoint."
         )
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .adapters import AutoencoderCodec, NetworkDenoiser
 from .checkpoints import own, resshift, tsd_sr
 from .checkpoints.weights_file import WeightsFile, fill, read_weights
 from .errors import UserError
 from .networks.pixel_shuffle import PixelShuffleCodec
 from .recipe import Recipe
-from .sr_model import AutoencoderCodec, Codec, NetworkDenoiser, SRModel
+from .sr_model import Codec, SRModel
 
 BUNDLED = Path(__file__).parent / "weights" / "onestep-sr-x4.safetensors"
 AUTOENCODER_NAME = "autoencoder_vq_f4.pth"

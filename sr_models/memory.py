@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
+Result = TypeVar("Result")
 UNKNOWN = 2 * 2**30  # where a system does not say
+SHARE = 0.7  # of what is free: other work and what allocators waste need the rest
+SMALLEST_BUDGET = 64 * 2**20
 
 
 def available(device: torch.device) -> int:
     """Bytes that a device could still give: of a GPU by its driver, of the CPU by the system."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type == "cpu":
         return _system_memory()
     return UNKNOWN
@@ -41,3 +47,20 @@ def release_cached() -> None:
     """Give what torch keeps for later back to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def within_budget(run: Callable[[int], Result], budget: int) -> Result:
+    """run(budget), in bytes; where memory runs out all the same, with half of it, down to SMALLEST_BUDGET."""
+    while True:
+        try:
+            return run(budget)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or budget <= SMALLEST_BUDGET:
+                raise
+        release_cached()
+        budget = max(SMALLEST_BUDGET, budget // 2)
+
+
+def free_budget(device: torch.device) -> int:
+    """What one task may take of a device's free memory, in bytes."""
+    return max(SMALLEST_BUDGET, int(SHARE * available(device)))

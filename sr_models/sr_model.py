@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .recipe import Recipe
 from .step import Network
 
 Result = TypeVar("Result")
-ACCELERATOR_TILES = 4
 
 
 class Denoiser(Protocol):
@@ -73,53 +71,3 @@ class SRModel:
     recipe: Recipe
     denoiser: Denoiser
     codec: Codec
-
-
-class NetworkDenoiser:
-    """A torch module as a denoiser. It runs where the module is, in the module's precision."""
-
-    def __init__(self, network: nn.Module):
-        self.network = network
-
-    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
-        return work(self)
-
-    def tiles_at_once(self, shape: tuple[int, ...]) -> int:
-        """A CPU gains nothing from several; elsewhere memory that runs out corrects the guess."""
-        return 1 if next(self.network.parameters()).device.type == "cpu" else ACCELERATOR_TILES
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
-
-    def in_float32(self) -> NetworkDenoiser:
-        return NetworkDenoiser(copy.deepcopy(self.network).float())
-
-    @torch.no_grad()
-    def __call__(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
-        device = next(self.network.parameters()).device
-        result = self.network(latent.to(device), condition.to(device), timestep.to(device))
-        return result.to(latent.device, torch.float32)
-
-
-class AutoencoderCodec:
-    """An autoencoder with `encode` and `decode` on pictures in [-1, 1], as a codec."""
-
-    def __init__(self, autoencoder: nn.Module, factor: int, latent_channels: int):
-        self.autoencoder, self.factor, self.latent_channels = autoencoder, factor, latent_channels
-
-    @torch.no_grad()
-    def encode(self, image: Tensor) -> Tensor:
-        return self._run(self.autoencoder.encode, image * 2 - 1)
-
-    @torch.no_grad()
-    def decode(self, latent: Tensor) -> Tensor:
-        return self._run(self.autoencoder.decode, latent) / 2 + 0.5
-
-    def preview(self, latent: Tensor) -> Tensor:
-        """The first three channels, which in VQ-f4 look like a faded picture."""
-        return (latent[:, :3] / 2 + 0.5).clamp(0, 1)
-
-    def _run(self, function, x: Tensor) -> Tensor:
-        weight = next(self.autoencoder.parameters())
-        return function(x.to(weight.device, weight.dtype)).to(x.device, torch.float32)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .adapters import ACCELERATOR_TILES, AutoencoderCodec
 from .checkpoints import prompt_embeddings, tsd_sr
 from .checkpoints.low_rank import Update, merge
 from .checkpoints.prompt_embeddings import PromptEmbeddings
@@ -22,7 +23,7 @@ from .checkpoints.tsd_sr import SD3_MEDIUM, TSDWeights
 from .checkpoints.weights_file import read_weights
 from .errors import UserError
 from .recipe import TSD_FAMILY
-from .sr_model import ACCELERATOR_TILES, Result, SRModel
+from .sr_model import Result, SRModel
 from .step import Network
 
 if TYPE_CHECKING:
@@ -145,30 +146,20 @@ class SD3Denoiser:
         return v.to(latent.device, torch.float32)
 
 
-class SD3Codec:
+class SD3Codec(AutoencoderCodec):
     """diffusers' VAE as a codec, in TSD-SR's latents: the posterior's mode, scaled and not shifted."""
 
-    factor, latent_channels = 8, LATENT_CHANNELS
-
     def __init__(self, vae: AutoencoderKL, placement: Placement):
-        self.vae, self.placement = vae, placement
+        super().__init__(vae, factor=8, latent_channels=LATENT_CHANNELS, scaling=SCALING)
+        self.placement = placement
 
-    @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
-        with self.placement.on_device(self.vae):
-            pixels = (image.clamp(0, 1) * 2 - 1).to(self.placement.device, self.vae.dtype)
-            return self.vae.encode(pixels, return_dict=False)[0].mode().to(image.device, torch.float32) * SCALING
+        with self.placement.on_device(self.autoencoder):
+            return super().encode(image.clamp(0, 1))
 
-    @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        with self.placement.on_device(self.vae):
-            scaled: Any = (latent / SCALING).to(self.placement.device, self.vae.dtype)
-            image = self.vae.decode(scaled, return_dict=False)[0]
-            return image.to(latent.device, torch.float32) / 2 + 0.5
-
-    def preview(self, latent: Tensor) -> Tensor:
-        """The first three channels."""
-        return (latent[:, :3] / 4 + 0.5).clamp(0, 1)
+        with self.placement.on_device(self.autoencoder):
+            return super().decode(latent)
 
 
 # Opening the base

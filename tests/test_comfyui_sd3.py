@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -125,13 +126,32 @@ def test_the_given_model_and_vae_stay_as_they_were(comfyui_results):
     assert len(comfyui_results["patched VAE keys"]) == 31
 
 
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_the_seamless_vae_equals_the_stock_one(way, comfyui_results):
+    stock, seamless = comfyui_results[f"stock {way}"], comfyui_results[f"seamless {way}"]
+    assert seamless.shape == stock.shape
+    assert (seamless - stock).abs().max() < TOLERANCE
+
+
+def test_the_seamless_vae_tells_how_far_it_is(comfyui_results):
+    steps = comfyui_results["steps"]
+    ends = [(done, total) for done, total in steps if done == total]
+    assert len(ends) == 2 and len(steps) > 100
+
+
+def test_tiles_that_overflow_have_a_rescue_in_float32(comfyui_results):
+    assert comfyui_results["precisions"][-1] == "torch.float32"
+    assert (comfyui_results["fp8 in float32"] - comfyui_results["fp8"]).abs().max() < TOLERANCE
+
+
 def test_what_does_not_fit_is_refused_in_one_sentence(comfyui_results):
     assert comfyui_results["warning"] == "" and comfyui_results["SD3.5 warning"] == tsd_sr.SD35_WARNING
     refusals = comfyui_results["refusals"] | {"unshifted": comfyui_results["unshifted"]}
     expected = {
         "SD1.5": "but the connected MODEL is SD15",
-        "VAE of 4 channels": "the connected VAE has 4 channels",
-        "TAESD": "the connected VAE lacks 31 of the modules",
+        "VAE of 4 channels": "a TAESD with 4 channels",
+        "TAESD": "a TAESD with 16 channels",
+        "seamless TAESD": "use ComfyUI's VAE Decode (Tiled) for it",
         "sigmas": "begin at 0.5",
         "latent": "got (1, 4, 8, 8)",
         "unshifted": "has no TSD-SR LoRA: connect it through Apply One-Step SR LoRA",
@@ -317,6 +337,25 @@ def test_errors_are_one_sentence(changes, words, host):
     message = host.error(all_in_one(**changes))
     assert words in message and message.strip().endswith(".") and "\n" not in message.strip()
     assert host.results(stock_parts(save="SaveImage", seed=77))
+
+
+def seamless_parts(memory: int = 0) -> Prompt:
+    prompt = stock_parts()
+    for node_id, kind in (("5", "OneStepSRVAEEncode"), ("10", "OneStepSRVAEDecode")):
+        prompt[node_id]["class_type"] = kind
+        prompt[node_id]["inputs"]["memory"] = memory
+    return prompt
+
+
+def test_the_seamless_nodes_take_the_place_of_the_stock_ones(host):
+    [stock], [seamless], [frugal] = (host.results(p) for p in (stock_parts(), seamless_parts(), seamless_parts(64)))
+    for path in (seamless, frugal):
+        assert np.abs(pixels(path) - pixels(stock)).max() <= 1
+
+
+def test_a_budget_that_is_too_small_says_how_much_is_needed(host):
+    message = host.error(seamless_parts(1))
+    assert re.search(r"it needs at least \d+ MB\.", message), message
 
 
 def test_a_model_without_the_lora_is_refused(host):

@@ -106,15 +106,17 @@ def test_the_pack_imports_itself_by_relative_names_only():
 
 
 ARROWS = {
-    "sr_model": {"recipe"},
+    "sr_model": {"recipe", "step"},
     "recipe": {"color", "schedule", "step"},
     "step": {"schedule"},
     "schedule": set(),
     "tiling": {"errors"},
-    "color": {"errors"},
+    "color": {"errors", "image"},
     "image": {"errors"},
     "errors": set(),
-    "upscale": {"color", "errors", "image", "sr_model", "tiling"},
+    "memory": set(),
+    "tiled_step": {"memory", "step", "tiling"},
+    "upscale": {"color", "errors", "image", "memory", "sr_model", "step", "tiled_step", "tiling"},
 }
 
 

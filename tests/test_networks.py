@@ -8,6 +8,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 import torch.nn.functional as F
+from onestep_sr.sr_models.adapters import AutoencoderCodec, NetworkDenoiser
 from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.networks.swin_unet import (
     SwinUNet,
@@ -18,7 +19,6 @@ from onestep_sr.sr_models.networks.swin_unet import (
     timestep_embedding,
 )
 from onestep_sr.sr_models.networks.vq_autoencoder import Quantizer, VQAutoencoder, VQConfig
-from onestep_sr.sr_models.sr_model import AutoencoderCodec, NetworkDenoiser
 from torch import nn
 
 SMALL = SwinUNetConfig(
@@ -445,24 +445,12 @@ def test_the_quantizer_gives_the_same_in_chunks():
 
 
 def test_an_autoencoder_as_a_codec_takes_and_gives_pictures_between_0_and_1():
-    class Doubling(nn.Module):
-        """Its latent is twice the picture in [-1, 1]."""
-
-        def __init__(self):
-            super().__init__()
-            self.two = nn.Parameter(torch.tensor(2.0))
-
-        def encode(self, image):
-            return image * self.two
-
-        def decode(self, latent):
-            return latent / self.two
-
-    codec = AutoencoderCodec(Doubling(), 1, 3)
-    image = torch.rand(1, 3, 4, 4)
+    autoencoder = VQAutoencoder(VQConfig(channels=32, multipliers=(1, 2), codes=64)).eval().requires_grad_(False)
+    codec = AutoencoderCodec(autoencoder, 2, 3, scaling=1.5)
+    image = torch.rand(2, 3, 24, 20, generator=torch.Generator().manual_seed(0))
     latent = codec.encode(image)
-    assert torch.allclose(latent, 4 * image - 2, atol=1e-6)
-    assert torch.allclose(codec.decode(latent), image, atol=1e-6)
+    assert torch.allclose(latent, 1.5 * autoencoder.encode(image * 2 - 1), atol=1e-5)
+    assert torch.allclose(codec.decode(latent), autoencoder.decode(latent / 1.5) / 2 + 0.5, atol=1e-5)
     assert not latent.requires_grad
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from onestep_sr.sr_models.adapters import NetworkDenoiser
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.recipe import Recipe
-from onestep_sr.sr_models.sr_model import NetworkDenoiser, SRModel
+from onestep_sr.sr_models.sr_model import SRModel
 from onestep_sr.sr_models.step import FlowStep
 from onestep_sr.sr_models.upscale import upscale
 

@@ -153,7 +153,7 @@ def test_each_mistake_in_loading_would_show(mistake, small, image, truth):
 
 def test_the_decoder_keeps_its_weights(small):
     vae = AutoencoderKL.from_pretrained(small.folder / "vae")
-    merged = opened(small).codec.vae
+    merged = opened(small).codec.autoencoder
     assert all(
         torch.equal(t, merged.state_dict()[name]) for name, t in vae.decoder.state_dict(prefix="decoder.").items()
     )

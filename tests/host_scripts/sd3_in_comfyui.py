@@ -20,7 +20,7 @@ comfy.options.enable_args_parsing()
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
-from onestep_sr.nodes import host_sd3  # noqa: E402
+from onestep_sr.nodes import host_sd3, host_vae  # noqa: E402
 from onestep_sr.sr_models.checkpoints import prompt_embeddings, tsd_sr  # noqa: E402
 from onestep_sr.sr_models.recipe import TSD_SR  # noqa: E402
 from onestep_sr.sr_models.sr_model import SRModel  # noqa: E402
@@ -104,11 +104,23 @@ half, _ = host_sd3.apply_lora(base_model, weights, 0.5)
 twice, _ = host_sd3.apply_lora(half, weights, 0.5)
 results["two halves"] = all_in_one(twice, vae, conditioning, image)
 
+wide = torch.rand(2, 72, 200, 3, generator=torch.Generator().manual_seed(5))
+stock, steps = vae.encode(wide), []
+results["stock encode"] = stock
+results["seamless encode"] = host_vae.encode(vae, wide, 96 * 2**20, lambda done, total: steps.append((done, total)))
+results["stock decode"] = vae.decode(stock)
+results["seamless decode"] = host_vae.decode(vae, stock, 96 * 2**20, lambda done, total: steps.append((done, total)))
+results["steps"] = steps
+
 checkpoint = comfy.utils.load_torch_file(str(files / "sd3.safetensors"))
 transformer = {name: t for name, t in checkpoint.items() if name.startswith("model.diffusion_model.")}
 fp8 = comfy.sd.load_diffusion_model_state_dict(dict(transformer), model_options={"dtype": torch.float8_e4m3fn})
 results["fp8 weights"] = str(fp8.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1.weight.dtype)
-results["fp8"] = all_in_one(host_sd3.apply_lora(fp8, weights, 1.0)[0], vae, conditioning, image)
+fp8 = host_sd3.apply_lora(fp8, weights, 1.0)[0]
+results["fp8"] = all_in_one(fp8, vae, conditioning, image)
+exact = host_sd3.GuidedDenoiser(fp8, conditioning).in_float32()
+results["fp8 in float32"] = all_in_one(exact.model, vae, conditioning, image)
+results["precisions"] = [str(host_sd3.GuidedDenoiser(m, conditioning).dtype) for m in (base_model, fp8, exact.model)]
 
 sd35 = comfy.sd.load_diffusion_model(str(Path(sd35_files) / "sd3.safetensors"))
 patched, results["SD3.5 warning"] = host_sd3.apply_lora(sd35, weights, 1.0)
@@ -117,7 +129,8 @@ results["SD3.5"] = all_in_one(patched, vae, conditioning, image)
 results["refusals"] = {
     "SD1.5": sentence(host_sd3.apply_lora, small_sd15(), weights, 1.0),
     "VAE of 4 channels": sentence(host_sd3.require_sd3_vae, taesd(4)),
-    "TAESD": sentence(host_sd3.apply_vae_lora, taesd(16), weights, 1.0),
+    "TAESD": sentence(host_sd3.require_sd3_vae, taesd(16)),
+    "seamless TAESD": sentence(host_vae.decode, taesd(4), torch.zeros(1, 4, 8, 8)),
     "sigmas": sentence(host_sd3._checked_start, torch.zeros(1, 16, 8, 8), torch.tensor([0.5, 0.0])),
     "latent": sentence(host_sd3._checked_start, torch.zeros(1, 4, 8, 8), torch.tensor([1.0, 0.0])),
 }

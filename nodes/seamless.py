@@ -1,0 +1,55 @@
+"""Menu group `latent`, beside the stock VAE nodes: encode and decode of any size without seams."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import host, host_vae
+
+CATEGORY = "latent"
+MEMORY_TOOLTIP = "Memory for the work on the VAE's device, in MB. 0: what ComfyUI has free. Less is slower, not worse."
+
+
+class EncodeSeamless(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStepSRVAEEncode",
+            display_name="VAE Encode (Seamless)",
+            category=CATEGORY,
+            description="VAE Encode for images of any size within a memory budget. The result is that of VAE Encode, "
+            "without tiles that differ.",
+            inputs=[
+                io.Image.Input("pixels"),
+                io.Vae.Input("vae", tooltip="Of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
+                io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
+            ],
+            outputs=[io.Latent.Output(display_name="LATENT")],
+        )
+
+    @classmethod
+    def execute(cls, pixels, vae, memory: int) -> io.NodeOutput:
+        latent = host_vae.encode(vae, pixels, memory * 2**20, host.row_progress())
+        return io.NodeOutput({"samples": latent})
+
+
+class DecodeSeamless(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStepSRVAEDecode",
+            display_name="VAE Decode (Seamless)",
+            category=CATEGORY,
+            description="VAE Decode for images of any size within a memory budget. The result is that of VAE Decode, "
+            "without tiles that differ in colour.",
+            inputs=[
+                io.Latent.Input("samples"),
+                io.Vae.Input("vae", tooltip="Of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
+                io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
+            ],
+            outputs=[io.Image.Output(display_name="IMAGE")],
+        )
+
+    @classmethod
+    def execute(cls, samples, vae, memory: int) -> io.NodeOutput:
+        return io.NodeOutput(host_vae.decode(vae, samples["samples"], memory * 2**20, host.row_progress()))

@@ -1,0 +1,113 @@
+"""GroupNorm of a whole map that is seen in bands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import unwrapped
+
+EXACT_IN_ONE_STEP = ("cpu", "cuda")  # batch_norm there takes half-precision bands with float32 statistics
+PIXELS_OF_A_SUM = 16_384
+
+
+class WholeNorm:
+    """A GroupNorm whose statistics are `measure`d band by band, and which is applied when all bands were.
+
+    Without a module it does nothing, for maps that the next layer does not normalise.
+    """
+
+    def __init__(self, norm: nn.Module | None):
+        self.norm: Any = norm
+        self.measured: list[tuple[int, Tensor, Tensor]] = []
+        self.parameters: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def measure(self, band: Tensor) -> None:
+        """Note the statistics of a band (1, C, rows, W) of the map."""
+        if self.norm is None:
+            return
+        # The short sums of a CPU are in plain float32, and drift when they are long.
+        rows = max(1, PIXELS_OF_A_SUM // band.shape[3]) if band.device.type == "cpu" else band.shape[2]
+        for part in band.split(rows, dim=2):
+            self.measured.append((part.shape[2] * part.shape[3], *group_moments(part, unwrapped(self.norm).num_groups)))
+
+    def activated(self, band: Tensor) -> Tensor:
+        """silu(norm(band)); the band itself without a module."""
+        return band if self.norm is None else F.silu(self.apply(band), inplace=True)
+
+    def apply(self, band: Tensor) -> Tensor:
+        """norm(band): a new tensor of the band's shape (1, C, rows, W) and precision."""
+        if self.parameters is None:
+            self.parameters = (*self._statistics(band), *affine(self.norm, band))
+        mean, variance, weight, bias = self.parameters
+        function = F.batch_norm if band.device.type in EXACT_IN_ONE_STEP else normalized
+        return function(band, mean, variance, weight, bias, eps=unwrapped(self.norm).eps)
+
+    def _statistics(self, band: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance per channel, (C,) float32: those of the bands, combined in float64."""
+        counts, *moments = zip(*self.measured, strict=True)
+        share = torch.tensor(counts, dtype=torch.float64)[:, None] / sum(counts)
+        # Not on the device: Metal has no float64.
+        means, variances = (torch.stack(moment).cpu().double() for moment in moments)
+        mean = (share * means).sum(0)
+        variance = (share * (variances + (means - mean).square())).sum(0)
+        width = band.shape[1] // unwrapped(self.norm).num_groups
+        mean, variance = (moment.float().repeat_interleave(width).to(band.device) for moment in (mean, variance))
+        return mean, variance
+
+
+def group_moments(band: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each group of a band (1, C, rows, W): float32 (groups,), whatever its precision."""
+    if band.device.type != "cpu":
+        return precise_moments(band, groups)
+    # Ten times as fast there as var_mean. The float32 weights make it return float32 moments.
+    one, zero = torch.ones(band.shape[1]), torch.zeros(band.shape[1])
+    pixels = band.shape[2] * band.shape[3]
+    _, mean, inverse_deviation = torch.native_group_norm(band, one, zero, 1, band.shape[1], pixels, groups, 0.0)
+    return mean[0], inverse_deviation[0].pow(-2)
+
+
+def precise_moments(band: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(band.float().unflatten(1, (groups, -1)), dim=(0, 2, 3, 4), correction=0)
+    return mean, variance
+
+
+def normalized(band: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """batch_norm's formula in float32, rounded once; parameters are (C,) float32."""
+    scale = weight * (variance + eps).rsqrt()
+    shift = bias - mean * scale
+    return (band.float() * scale[:, None, None]).add_(shift[:, None, None]).to(band.dtype)
+
+
+def affine(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias (C,) as the norm applies them, float32 on the device of `like`, a band (1, C, rows, W)."""
+    plain: Any = unwrapped(norm)
+    if _changes_weights(plain):
+        return _probed(norm, like)
+    if plain.weight is None:
+        return torch.ones(like.shape[1], device=like.device), torch.zeros(like.shape[1], device=like.device)
+    weight, bias = (parameter.detach().to(like.device, torch.float32) for parameter in (plain.weight, plain.bias))
+    return weight, bias
+
+
+def _changes_weights(norm: Any) -> bool:
+    """Whether a call uses other weights than those that lie in the module: cast, patched or fetched by its host."""
+    casts = getattr(norm, "comfy_cast_weights", False)
+    patches = getattr(norm, "weight_function", ()) or getattr(norm, "bias_function", ())
+    return bool(casts or patches or (norm.weight is not None and norm.weight.is_meta))
+
+
+def _probed(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Read weight and bias off the module's answer to a row of pixels 1, -1 and six times 0 in every channel.
+
+    Their mean is 0 and their variance 1/4, so that the answers are bias + 2 weight, bias - 2 weight and the bias.
+    """
+    # ComfyUI casts the weights to the precision of what comes in, so that nothing is lost in float32.
+    dtype = torch.float32 if getattr(norm, "comfy_cast_weights", None) is not None else like.dtype
+    pixels = torch.tensor([1.0, -1.0, 0, 0, 0, 0, 0, 0], dtype=dtype, device=like.device)
+    answer = norm(pixels.expand(1, like.shape[1], 1, -1).contiguous())[0, :, 0].float()
+    weight = (answer[:, 0] - answer[:, 1]) / 2 * (1 / 4 + unwrapped(norm).eps) ** 0.5
+    return weight, answer[:, 2].clone()

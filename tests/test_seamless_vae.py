@@ -1,0 +1,540 @@
+"""Seamless VAE equals the untiled one, within its memory budget, for every autoencoder that it says it supports."""
+
+import copy
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_host import ONE_THREAD, ROOT, installed_hosts, interpreter
+from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderKLTemporalDecoder, AutoencoderTiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onestep_sr.sr_models import seamless_vae
+from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder, VQConfig
+from onestep_sr.sr_models.seamless_vae import layers, maps, norm, passes
+from torch import nn
+
+MEGABYTE = 2**20
+ROOMY, TIGHT = 1000 * MEGABYTE, int(1.5 * MEGABYTE)
+WIDTHS = (32, 64, 64)
+SIZES = [(13, 29), (40, 24), (1, 2)]  # of latents
+LONG = settings(deadline=None, max_examples=200)
+
+
+def stirred(autoencoder):
+    """With norms and biases that are not the neutral ones of a fresh network."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in autoencoder.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return autoencoder.eval().requires_grad_(False)
+
+
+def kl(**changes):
+    torch.manual_seed(0)
+    levels = len(WIDTHS)
+    settings = {
+        "block_out_channels": WIDTHS,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "norm_num_groups": 16,
+        "layers_per_block": 1,
+    }
+    return stirred(AutoencoderKL(**settings | changes))
+
+
+def stable_diffusion():
+    return kl(latent_channels=4)
+
+
+def stable_diffusion_3():
+    return kl(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
+
+
+def attention_in_levels():
+    down = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "DownEncoderBlock2D")
+    return kl(down_block_types=down, up_block_types=("UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"))
+
+
+def without_attention():
+    return kl(mid_block_add_attention=False)
+
+
+def vq():
+    torch.manual_seed(0)
+    return stirred(VQAutoencoder(VQConfig(channels=32, multipliers=(1, 2, 2), blocks_per_level=1, codes=64)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two that wait for each other after every small band starve on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+KINDS = [stable_diffusion, stable_diffusion_3, attention_in_levels, without_attention, vq]
+
+
+def untiled(autoencoder, direction, canvas):
+    """Picture by picture: a batch's own rounding differs by several 1e-5 from that of its pictures."""
+    results = []
+    for one in canvas.split(1):
+        result = getattr(autoencoder, direction)(one)
+        if not isinstance(autoencoder, VQAutoencoder):
+            result = result.latent_dist.mode() if direction == "encode" else result.sample
+        results.append(result)
+    return torch.cat(results)
+
+
+def canvas_for(autoencoder, direction, size, batch=1, factor=4):
+    generator = torch.Generator().manual_seed(2)
+    if direction == "encode":
+        return torch.rand(batch, 3, size[0] * factor, size[1] * factor, generator=generator) * 2 - 1
+    channels = autoencoder.config.latent_channels
+    return torch.randn(batch, channels, *size, generator=generator)
+
+
+@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_untiled_run(kind, direction, size, budget):
+    autoencoder = kind()
+    assert seamless_vae.supports(autoencoder)
+    canvas = canvas_for(autoencoder, direction, size, batch=2)
+    kept = canvas.clone()
+    seen = []
+    result = getattr(seamless_vae, direction)(autoencoder, canvas, budget=budget, progress=lambda *at: seen.append(at))
+    expected = untiled(autoencoder, direction, canvas)
+    assert result.shape == expected.shape
+    assert (result - expected).abs().max() < 1e-4
+    assert torch.equal(canvas, kept)
+    done, totals = zip(*seen, strict=True)
+    assert list(done) == sorted(set(done))
+    assert set(totals) == {done[-1]}
+
+
+def test_a_tight_budget_makes_many_bands_and_a_roomy_one_a_single_band():
+    autoencoder = stable_diffusion()
+    canvas = canvas_for(autoencoder, "decode", (40, 24))
+    calls = {}
+    for budget in (ROOMY, TIGHT):
+        calls[budget] = 0
+
+        def count(*_, budget=budget):
+            calls[budget] += 1
+
+        seamless_vae.decode(autoencoder, canvas, budget=budget, progress=count)
+    # post_quant_conv, conv_in and conv_out, two passes for each of six blocks and attention, two upsamplings
+    passes_of_decoder = 3 + 2 * (2 + 2 * len(WIDTHS)) + 2 + 2
+    assert calls[ROOMY] == passes_of_decoder
+    assert calls[TIGHT] > 5 * passes_of_decoder
+
+
+@pytest.mark.parametrize("height", [30, 31, 33])
+def test_pictures_of_any_size_are_encoded_as_untiled(height):
+    autoencoder = stable_diffusion_3()
+    picture = torch.rand(1, 3, height, 43)
+    result = seamless_vae.encode(autoencoder, picture, budget=TIGHT)
+    assert (result - untiled(autoencoder, "encode", picture)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_half_precision_is_as_near_to_the_exact_result_as_untiled_half_precision(direction, budget, dtype):
+    """Two ways of rounding every map to 8 bits differ by as much as either from the exact result: about 50 dB here."""
+    half = stable_diffusion_3().to(dtype)
+    exact = copy.deepcopy(half).float()
+    canvas = canvas_for(exact, direction, (16, 12)).to(dtype).float()
+    expected = untiled(exact, direction, canvas)
+    result = getattr(seamless_vae, direction)(half, canvas, budget=budget)
+    assert result.dtype == torch.float32
+    own, others = (
+        (r.float() - expected).square().mean().sqrt() for r in (result, untiled(half, direction, canvas.to(dtype)))
+    )
+    assert own < 1.1 * others
+
+
+def test_the_result_has_the_precision_of_what_came_in():
+    autoencoder = stable_diffusion()
+    latent = canvas_for(autoencoder, "decode", (5, 7))
+    result = seamless_vae.decode(autoencoder, latent.double(), budget=ROOMY, dtype=torch.float32)
+    assert result.dtype == torch.float64
+    assert (result - untiled(autoencoder, "decode", latent)).abs().max() < 1e-4
+
+
+def test_encoding_is_deterministic_and_does_not_depend_on_the_batch():
+    autoencoder = stable_diffusion()
+    pictures = canvas_for(autoencoder, "encode", (9, 7), batch=3)
+    together = seamless_vae.encode(autoencoder, pictures, budget=TIGHT)
+    alone = [seamless_vae.encode(autoencoder, picture, budget=TIGHT) for picture in pictures.split(1)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@LONG
+@given(st.integers(1, 3000), st.integers(1, 400), st.sampled_from([1, 2]))
+def test_bands_cover_all_rows_once(height, rows, step):
+    height *= step
+    bands = list(passes.even_bands(height, rows, step))
+    assert [top for top, _ in bands] == [0, *[bottom for _, bottom in bands[:-1]]]
+    assert bands[-1][1] == height
+    sizes = [bottom - top for top, bottom in bands]
+    assert max(sizes) <= max(rows, step)
+    assert len(bands) == -(-height // (max(rows, step) // step * step))
+    assert len(set(sizes[:-1])) <= 1
+    assert all(top % step == 0 for top, _ in bands)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 8), st.sampled_from(["convolution", "up", "down"]))
+def test_a_pass_in_bands_of_any_height_equals_the_layer(height, width, rows, kind):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, padding=0 if kind == "down" else 1, stride=2 if kind == "down" else 1)
+    layer = {"convolution": layers.Convolution, "up": layers.Upsample, "down": layers.Downsample}[kind](conv)
+    height, width = (2 * height, 2 * width) if kind == "down" else (height, width)
+    picture = torch.randn(1, 4, height, width)
+    widened = {"up": lambda: passes.doubled(picture), "down": lambda: nn.functional.pad(picture, (0, 1, 0, 1))}
+    with torch.no_grad():
+        expected = conv(widened.get(kind, lambda: picture)())
+        stage = passes.Stage(layer, height, width)
+        budget = (rows + 2) * stage.elements_per_row * 4
+        store = maps.Store(torch.device("cpu"), torch.float32, budget, budget)
+        result = torch.empty_like(expected)
+        target = maps.CanvasMap(result, store.device, store.dtype)
+        source = maps.CanvasMap(picture, store.device, store.dtype)
+        heights = []
+        run = passes.Run([stage], store, heights.append)
+        run._new = lambda _: target
+        run(source, target)
+    assert max(heights) <= max(rows, 2 if kind == "up" else 1)
+    assert (result - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("offset", [0, 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_statistics_of_bands_are_those_of_the_map(dtype, offset):
+    """Also where the mean is many deviations from zero, and with the formula of devices other than CPU and CUDA."""
+    torch.manual_seed(0)
+    group_norm = stirred(nn.GroupNorm(4, 16))
+    whole = (torch.randn(1, 16, 37, 50) + offset * torch.randn(1, 16, 1, 1)).to(dtype)
+    expected = nn.functional.group_norm(whole.double(), 4, group_norm.weight.double(), group_norm.bias.double())
+    seen = norm.WholeNorm(group_norm)
+    for band in whole.contiguous(memory_format=torch.channels_last).split([1, 20, 7, 9], dim=2):
+        seen.measure(band)
+    result = seen.apply(whole)
+    assert result.dtype == dtype
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    assert (result - expected).abs().max() < tolerance
+    elsewhere = norm.normalized(whole, *seen.parameters, eps=group_norm.eps)
+    assert (elsewhere - expected).abs().max() < tolerance
+    fast, precise = norm.group_moments(whole, 4), norm.precise_moments(whole, 4)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(fast, precise, strict=True))
+
+
+def test_weights_that_a_host_casts_are_read_off_an_answer():
+    class Casting(nn.GroupNorm):
+        comfy_cast_weights = True
+
+        def forward(self, x):
+            weight, bias = (2 * parameter.to(x.dtype) for parameter in (self.weight, self.bias))
+            return nn.functional.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+    torch.manual_seed(0)
+    casting = stirred(Casting(4, 16, eps=1e-6)).half()
+    weight, bias = norm.affine(casting, torch.empty(1, 16, 1, 1, dtype=torch.bfloat16))
+    assert torch.allclose(weight, 2 * casting.weight.float(), atol=1e-6)
+    assert torch.allclose(bias, 2 * casting.bias.float(), atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_over_keys_in_blocks_equals_attention_over_all(heads):
+    torch.manual_seed(0)
+    store = maps.Store(torch.device("cpu"), torch.float32, 40_000, 40_000)
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    run = passes.Run([passes.Stage(layers.Convolution(conv), 15, 11)], store, lambda _: None)
+    query, key, value = (torch.randn(1, 8, 15, 11) * 3 for _ in range(3))
+    spilled = []
+    for content in (key, value):
+        spilled.append(store.new(15, 11, 8))
+        spilled[-1].write(0, content)
+    asked = passes.positions(query[:, :, 4:9], heads)
+    expected = nn.functional.scaled_dot_product_attention(
+        asked, passes.positions(key, heads), passes.positions(value, heads)
+    )
+    assert isinstance(spilled[0], maps.FileMap)
+    assert (run._attend_in_blocks(asked, *spilled, heads) - expected).abs().max() < 1e-5
+    assert (run._attend_whole(asked, *spilled, heads) - expected).abs().max() < 1e-5
+    store.close()
+
+
+def test_maps_beyond_the_budget_are_in_files_without_a_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    autoencoder = stable_diffusion()
+    spilled = []
+
+    def look(*_):
+        spilled.append(any(type(thing) is maps.FileMap for thing in gc.get_objects()))
+        assert not list(tmp_path.iterdir())
+
+    seamless_vae.decode(autoencoder, canvas_for(autoencoder, "decode", (12, 9)), budget=TIGHT, progress=look)
+    assert any(spilled)
+
+
+@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["roomy", "tight"])
+def test_what_progress_raises_ends_the_run_and_frees_its_maps(budget):
+    autoencoder = stable_diffusion()
+    latent = canvas_for(autoencoder, "decode", (20, 16))
+
+    def cancel(done, total):
+        if done > total / 2:
+            raise InterruptedError("cancelled")
+
+    with pytest.raises(InterruptedError, match="cancelled") as caught:
+        seamless_vae.decode(autoencoder, latent, budget=budget, progress=cancel)
+    # The traceback is alive, and with it every frame of the run.
+    assert caught.tb is not None
+    left = [thing for thing in gc.get_objects() if type(thing) in (maps.MemoryMap, maps.FileMap)]
+    assert not any(hasattr(thing, "pixels") for thing in left)
+    assert all(thing.file.closed for thing in left if type(thing) is maps.FileMap)
+
+
+MEASURED = """
+import json, sys
+from pathlib import Path
+import torch
+from diffusers import AutoencoderKL
+from onestep_sr.sr_models import seamless_vae
+
+def resident(line):
+    return next(int(text.split()[1]) for text in open("/proc/self/status") if text.startswith(line)) / 1024
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+autoencoder = AutoencoderKL(block_out_channels=(16, 32, 32), norm_num_groups=8, **blocks)
+run = getattr(seamless_vae, sys.argv[1])
+small, canvas = (torch.randn(1, 4, 16, 16), torch.randn(1, 4, 192, 144))
+if sys.argv[1] == "encode":
+    small, canvas = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 768, 576)
+peaks = []
+for budget in (32, 512):
+    run(autoencoder, small, budget=budget * 2**20)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    run(autoencoder, canvas, budget=budget * 2**20)
+    peaks.append(resident("VmHWM") - before)
+print(json.dumps(peaks))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_resident_memory_stays_within_the_budget(direction):
+    done = subprocess.run([sys.executable, "-c", MEASURED, direction], capture_output=True, text=True, check=True)
+    bounded, free = json.loads(done.stdout.splitlines()[-1])
+    result = 768 * 576 * 3 * 4 / MEGABYTE
+    assert bounded < 32 + result + 16
+    assert free > 1.5 * bounded
+
+
+def test_a_budget_without_room_for_one_row_is_refused_with_what_is_needed():
+    autoencoder = stable_diffusion()
+    latent = canvas_for(autoencoder, "decode", (20, 500))
+    with pytest.raises(UserError) as caught:
+        seamless_vae.decode(autoencoder, latent, budget=2 * MEGABYTE)
+    needed = int(str(caught.value).split("at least ")[1].split(" MB")[0])
+    assert str(caught.value) == (
+        f"A memory budget of 2 MB is too small for the VAE at this picture's width: it needs at least {needed} MB."
+    )
+    seamless_vae.decode(autoencoder, latent[:, :, :3], budget=needed * MEGABYTE)
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(maps.FileMap, "_transfer", full)
+    autoencoder = stable_diffusion()
+    with pytest.raises(UserError, match=r"^A feature map of 1 MB cannot be written to .* \(No space left on device\):"):
+        seamless_vae.decode(autoencoder, canvas_for(autoencoder, "decode", (12, 9)), budget=TIGHT)
+
+
+@pytest.mark.parametrize(
+    ("canvas", "message"),
+    [
+        (torch.zeros(1, 16, 8, 8), "The VAE takes 4 channels, but what it got has the shape (1, 16, 8, 8)"),
+        (torch.zeros(4, 8, 8), "The VAE takes 4 channels, but what it got has the shape (4, 8, 8)"),
+    ],
+)
+def test_a_latent_that_does_not_fit_is_refused(canvas, message):
+    with pytest.raises(UserError) as caught:
+        seamless_vae.decode(stable_diffusion(), canvas, budget=ROOMY)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_picture_smaller_than_a_latent_pixel_is_refused():
+    with pytest.raises(UserError, match=r"^A picture of 9x3 pixels is too small for the VAE: enlarge it\.$"):
+        seamless_vae.encode(stable_diffusion(), torch.zeros(1, 3, 3, 9), budget=ROOMY)
+
+
+def other_activation():
+    return kl(act_fn="gelu")
+
+
+def temporal():
+    down = ("DownEncoderBlock2D",) * 2
+    return AutoencoderKLTemporalDecoder(block_out_channels=(32, 32), down_block_types=down, layers_per_block=1)
+
+
+def asymmetric():
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    return AsymmetricAutoencoderKL(**blocks, down_block_out_channels=(32,), up_block_out_channels=(32,))
+
+
+def with_batch_norm():
+    autoencoder = kl()
+    autoencoder.bn = nn.BatchNorm2d(16, affine=False)
+    return autoencoder
+
+
+def with_tanh():
+    autoencoder = vq()
+    autoencoder.decoder.tanh_out = True
+    return autoencoder
+
+
+def with_conv3d():
+    autoencoder = vq()
+    autoencoder.decoder.conv_out = nn.Conv3d(32, 3, 3, padding=1)
+    return autoencoder
+
+
+OTHERS = [other_activation, temporal, asymmetric, with_batch_norm, with_tanh, with_conv3d, AutoencoderTiny]
+
+
+@pytest.mark.parametrize("make", [*OTHERS, lambda: nn.Linear(3, 3)], ids=lambda make: make.__name__)
+def test_other_autoencoders_are_refused_in_a_sentence(make):
+    autoencoder = make()
+    assert not seamless_vae.supports(autoencoder)
+    with pytest.raises(UserError) as caught:
+        seamless_vae.decode(autoencoder, torch.zeros(1, 4, 8, 8), budget=ROOMY)
+    assert str(caught.value) == (
+        f"{type(autoencoder).__name__} cannot be run seamlessly, only the AutoencoderKL of Stable Diffusion 1.5, SDXL, "
+        "SD3 and Flux and VQ-f4 can: use stock tiling for it."
+    )
+
+
+def test_adapters_around_modules_take_part():
+    from peft import LoraConfig
+
+    autoencoder = stable_diffusion()
+    torch.manual_seed(3)
+    adapted = ["conv_in", "conv1", "conv2", "conv_shortcut", "conv_out", "to_q", "to_k", "to_v", "to_out.0"]
+    plain = untiled(autoencoder, "encode", canvas_for(autoencoder, "encode", (9, 7)))
+    autoencoder.add_adapter(LoraConfig(r=4, target_modules=adapted, init_lora_weights=False))
+    autoencoder.requires_grad_(False).eval()
+    picture = canvas_for(autoencoder, "encode", (9, 7))
+    expected = untiled(autoencoder, "encode", picture)
+    assert (expected - plain).abs().max() > 0.01
+    assert (seamless_vae.encode(autoencoder, picture, budget=TIGHT) - expected).abs().max() < 1e-4
+
+
+IN_COMFYUI = """
+import json, sys
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, ".")
+import comfy.options
+comfy.options.enable_args_parsing()
+import comfy.sd, torch
+from comfy.ldm.models.autoencoder import AutoencoderKL, AutoencodingEngine
+from onestep_sr.sr_models import seamless_vae
+from onestep_sr.sr_models.errors import UserError
+
+torch.manual_seed(0)
+torch.set_grad_enabled(False)
+
+def random(channels, quantized):
+    config = {"double_z": True, "z_channels": channels, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128}
+    config |= {"ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    weights = AutoencoderKL(ddconfig=config, embed_dim=channels).state_dict()
+    for name, t in weights.items():
+        scale, offset = (t[0].numel() ** -0.5, 0) if t.ndim > 1 else (0.2, "norm" in name and "weight" in name)
+        weights[name] = torch.randn(t.shape) * scale + offset
+    return {name: t for name, t in weights.items() if quantized or "quant_conv" not in name}
+
+def differences(network, latent, image, **options):
+    size = (image.shape[3] * 1536 * 3) * 4 * 4
+    return [
+        (seamless_vae.decode(network, latent, budget=size, **options) - network.decode(latent)).abs().max().item(),
+        (seamless_vae.encode(network, image, budget=2**30, **options) - network.encode(image)).abs().max().item(),
+    ]
+
+results = {}
+for channels, quantized in ((4, True), (16, False)):
+    vae = comfy.sd.VAE(sd=random(channels, quantized), dtype=torch.float32)
+    latent, image = torch.randn(1, channels, 9, 12), torch.rand(1, 3, 64, 72) * 2 - 1
+    results[f"{channels} channels"] = differences(vae.first_stage_model, latent, image)
+
+before = vae.first_stage_model.decode(latent)
+patcher = vae.patcher.clone()
+names = ("decoder.mid.block_1.conv1.weight", "decoder.mid.block_1.norm1.weight", "encoder.down.0.block.0.norm2.bias")
+state = vae.first_stage_model.state_dict()
+patcher.add_patches({name: (torch.randn(state[name].shape) * state[name].std() * 0.5,) for name in names})
+comfy.model_management.load_models_gpu([patcher])
+network = patcher.model
+results["patched changes"] = (network.decode(latent) - before).abs().max().item()
+results["patched"] = differences(network, latent, image)
+
+network.bfloat16()
+for module in network.modules():
+    if hasattr(module, "comfy_cast_weights"):
+        module.comfy_cast_weights = True
+network.decoder.norm_out.weight_function = [lambda weight: weight * 1.5]
+network.decoder.mid.block_2.conv1.weight_function = [lambda weight: weight + 0.01]
+results["cast"] = differences(network, latent, image, dtype=torch.float32)
+
+others = {"TAESD": comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict()).first_stage_model}
+config = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32}
+config |= {"ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0, "conv3d": True}
+others["Conv3d"] = AutoencoderKL(ddconfig=config, embed_dim=4)
+config |= {"conv3d": False, "video_kernel_size": [3, 1, 1], "alpha": 0.0}
+others["SVD"] = AutoencodingEngine(
+    regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
+    encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
+    decoder_config={"target": "comfy.ldm.modules.temporal_ae.VideoDecoder", "params": config},
+)
+results["supported"] = [name for name, network in others.items() if seamless_vae.supports(network)]
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.host
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", installed_hosts(), ids=lambda folder: folder.name)
+def test_equals_the_untiled_run_of_comfyui_with_patches_and_casts(folder, tmp_path):
+    (tmp_path / "onestep_sr").symlink_to(Path(ROOT), target_is_directory=True)
+    environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [interpreter(folder), "-c", IN_COMFYUI],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    for name in ("4 channels", "16 channels", "patched", "cast"):
+        assert max(results[name]) < 1e-4, results
+    assert results["patched changes"] > 0.01
+    assert results["supported"] == []

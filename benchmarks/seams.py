@@ -1,0 +1,97 @@
+"""How visible tile borders are: the mean gradient across them, against the same lines of the untiled result.
+
+    python benchmarks/seams.py FOLDER [--side 256] [--tile 64] [--overlap 16]
+
+Real photos through the bundled model, with our plan and blend, and with the published script's (TSD-SR): windows
+a fixed stride apart with the last one moved in, Gaussian weights of variance 0.01 of the squared side whose vertical
+middle is half a pixel off. Tile and overlap are in latent pixels, of which the bundled model has one an LR pixel.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from onestep_sr.sr_models.image import resize
+from onestep_sr.sr_models.image_files import read_picture
+from onestep_sr.sr_models.loading import load
+from onestep_sr.sr_models.sr_model import SRModel
+from onestep_sr.sr_models.tiled_step import Canvas, step_tiles
+from onestep_sr.sr_models.tiling import Axis, Plan, Tile, plan
+from onestep_sr.sr_models.upscale import canvas_noise
+from torch import Tensor
+
+SCALE = 4
+
+
+def run(model: SRModel, lr: Tensor, tiles: list[Tile]) -> Tensor:
+    """The result for an LR picture, its latents blended with the tiles' own weights."""
+    latent = model.codec.encode(resize(lr, (SCALE * lr.shape[-2], SCALE * lr.shape[-1])))
+    canvas, result = Canvas(latent, canvas_noise(latent, 0), lr * 2 - 1), torch.zeros_like(latent)
+    model.denoiser.run(lambda network: step_tiles(model.recipe.step, network, canvas, tiles, result), latent.shape)
+    return model.codec.decode(result)
+
+
+def published_plan(side: int, tile: int, overlap: int) -> Plan:
+    starts = [*range(0, side - tile, tile - overlap), side - tile]
+    axis = Axis(side, tile, tuple(starts))
+    return Plan(axis, axis)
+
+
+def published_tiles(tiles: Plan, tile: int) -> list[Tile]:
+    """The windows with Gaussian weights, normalised over the canvas."""
+    pixels = torch.arange(tile, dtype=torch.float64)
+    across, down = (torch.exp(-(((pixels - middle) / tile) ** 2) / 0.02) for middle in ((tile - 1) / 2, tile / 2))
+    weight, total = down[:, None] * across[None, :], torch.zeros(tiles.rows.length, tiles.columns.length).double()
+    for each in tiles:
+        each.cut(total).add_(weight)
+    return [Tile(t.top, t.bottom, t.left, t.right, (weight / t.cut(total)).float()) for t in tiles]
+
+
+def borders(axis: Axis) -> list[int]:
+    """Result pixels after which a window begins or ends."""
+    inner = set(axis.starts[1:]) | {start + axis.size for start in axis.starts[:-1]}
+    return sorted(SCALE * position - 1 for position in inner)
+
+
+def gradient_across(picture: Tensor, tiles: Plan) -> float:
+    """Mean absolute difference of neighbouring pixels on both sides of every border."""
+    rows, columns = borders(tiles.rows), borders(tiles.columns)
+    down = (picture[..., [r + 1 for r in rows], :] - picture[..., rows, :]).abs()
+    across = (picture[..., [c + 1 for c in columns]] - picture[..., columns]).abs()
+    return float(torch.cat([down.flatten(), across.flatten()]).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--tile", type=int, default=64)
+    parser.add_argument("--overlap", type=int, default=16)
+    parser.add_argument("--count", type=int, default=8)
+    options = parser.parse_args()
+    model, side = load().model, options.side
+    plans = {
+        "ours": plan(side, side, options.tile, options.overlap),
+        "published": published_plan(side, options.tile, options.overlap),
+    }
+    tiles = {"ours": list(plans["ours"]), "published": published_tiles(plans["published"], options.tile)}
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in plans}
+    for path in sorted(options.folder.glob("*.png"))[: options.count]:
+        lr = read_picture(path).pixels[None, :, :side, :side]
+        whole = run(model, lr, list(plan(side, side, side, 0)))
+        for name, windows in plans.items():
+            tiled = run(model, lr, tiles[name])
+            error = (tiled - whole).square().mean()
+            sums[name] += torch.tensor([gradient_across(p, windows) for p in (tiled, whole)] + [float(error)])
+    for name, (tiled, whole, error) in sums.items():
+        psnr = -10 * torch.log10(error / options.count)
+        print(
+            f"{name:9} {len(plans[name]):3} tiles: gradient across borders {100 * (tiled / whole - 1):+.2f} % of "
+            f"untiled, {psnr:.1f} dB from untiled"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -63,18 +63,20 @@ def upscale(
     size = target_size(image.shape[-2], image.shape[-1], scale)
     if not torch.isfinite(image).all():
         raise UserError("The picture holds values that are not finite numbers (NaN or infinite): repair it first.")
-    rgb, alpha = image[:, :3], image[:, 3:]
     run = _Run(model, size, *latent_tile(model, tile, overlap), color or model.recipe.color, seed, batch)
+    # Channels last, so that a host that keeps pictures that way need not copy it.
+    shape = (len(image), image.shape[1], *size)
+    result = torch.empty(shape, device=image.device, memory_format=torch.channels_last)
     try:
-        results = []
-        for index in range(len(rgb)):
-            results.append(run(rgb[index : index + 1], _for_picture(progress, index, len(rgb))))
-        result = torch.cat(results) if len(results) > 1 else results[0]
+        for index, picture in enumerate(image.split(1)):
+            result[index, :3] = run(picture[:, :3], _for_picture(progress, index, len(image)))
+            if image.shape[1] > 3:
+                result[index, 3:] = resize(picture[:, 3:], size).clamp(0, 1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError("There is not enough memory for this: choose a smaller tile or a smaller scale.") from error
-    return torch.cat([result, resize(alpha, size).clamp(0, 1)], dim=1) if alpha.shape[1] else result
+    return result
 
 
 @dataclass(frozen=True)

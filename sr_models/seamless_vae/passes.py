@@ -97,8 +97,8 @@ def stages(layers: list[Layer], height: int, width: int) -> list[Stage]:
 
 
 def make_store(plan: list[Stage], device: torch.device, dtype: torch.dtype, budget: int) -> Store:
-    """Raises UserError where the budget has no room for a band of one row with everything else out of the way."""
-    needed = max(stage.bytes_for(1, dtype) for stage in plan)
+    """Raises UserError where the budget has no room for a band of two rows with everything else out of the way."""
+    needed = max(stage.bytes_for(2, dtype) for stage in plan)
     if needed > budget:
         raise UserError(
             f"A memory budget of {budget // 2**20} MB is too small for the VAE at this picture's width: it needs at "
@@ -197,8 +197,7 @@ class Run:
     def _downsample(self, conv: nn.Module, source: FeatureMap, target: FeatureMap) -> None:
         for top, bottom in self._bands(target.height):
             band = source.read(2 * top, min(2 * bottom + 1, source.height))
-            zeros = 2 * (bottom - top) + 1 - band.shape[2]
-            self._write(target, top, conv(padded(band, zeros)), self.next_norm)
+            self._write(target, top, conv(padded(band)), self.next_norm)
 
     def _attention(self, layer: Attention, source: FeatureMap) -> FeatureMap:
         """Every position asks all others; the answer is added in place."""
@@ -278,9 +277,9 @@ def doubled(band: Tensor) -> Tensor:
     return pixels.reshape(1, 2 * height, 2 * width, depth).permute(0, 3, 1, 2)
 
 
-def padded(band: Tensor, rows: int) -> Tensor:
-    """With `rows` of zeros below and a column of zeros on the right."""
-    return F.pad(band.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, rows)).permute(0, 3, 1, 2)
+def padded(band: Tensor) -> Tensor:
+    """With a row of zeros below, which only the map's last band uses, and a column on the right."""
+    return F.pad(band.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2)
 
 
 def positions(band: Tensor, heads: int) -> Tensor:

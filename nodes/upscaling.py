@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from comfy_api.latest import io
 
+from ..sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ..sr_models.color import COLOR_MATCHES, ColorMatch
 from ..sr_models.errors import UserError
 from ..sr_models.image import MAX_SCALE, MIN_SCALE, resize
@@ -20,12 +21,13 @@ SRModelSocket = io.Custom("SR_MODEL")
 CATEGORY = "image/upscaling/One-Step SR"
 BUNDLED_NAME = "bundled"
 AUTO = "auto"
+EMBEDDING_FILES = (PROMPT_FILE, POOLED_FILE)  # One-Step SR Prompt's
 
 
 class LoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = host.weights_files(host.MODEL_FOLDER)
+        files = [name for name in host.weights_files(host.MODEL_FOLDER) if Path(name).name not in EMBEDDING_FILES]
         autoencoders = host.weights_files(host.MODEL_FOLDER, "vae")
         return io.Schema(
             node_id="OneStepSRLoadModel",

@@ -20,6 +20,7 @@ from comfyui_host import (
     HOW_TO_GET_ONE,
     ONE_THREAD,
     ROOT,
+    WIDGETS,
     Host,
     Prompt,
     choices,
@@ -36,6 +37,11 @@ PHOTOS = Path(__file__).parent / "photos"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 QUICK_START = ROOT / "workflows" / "onestep-sr-quick-start.json"
 BUNDLED = ROOT / "sr_models" / "weights" / "onestep-sr-x4.safetensors"
+NAMED_IN_WORKFLOWS = (
+    "checkpoints/sd3_medium.safetensors",
+    "loras/tsdsr/transformer.safetensors",
+    "onestep_sr/tsdsr/prompt_embeds.pt",
+)
 HOSTS = installed_hosts()
 LOAD, UPSCALE = "OneStepSRLoadModel", "OneStepSRUpscaleImage"
 
@@ -73,6 +79,9 @@ def host(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytes
     for folder in (base / "models" / "onestep_sr", base / "elsewhere" / "models"):
         folder.mkdir(parents=True)
     (base / "models" / "onestep_sr" / "empty.safetensors").touch()
+    for file in NAMED_IN_WORKFLOWS:
+        (base / "models" / file).parent.mkdir(parents=True, exist_ok=True)
+        (base / "models" / file).touch()
     (base / "models" / "onestep_sr" / "readme.txt").write_text("No weights.")
     save_file({"weight": torch.zeros(2)}, base / "models" / "onestep_sr" / "other.safetensors")
     (base / "elsewhere" / "models" / "mine.safetensors").symlink_to(BUNDLED)
@@ -162,18 +171,22 @@ def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("kind", [LOAD, UPSCALE])
-def test_help_pages_are_served(host: Host, kind: str) -> None:
-    page = host.get(f"/extensions/onestep_sr/docs/{kind}.md").decode()
-    inputs = host.object_info[kind]["input_order"]
-    for name in (name for group in inputs.values() for name in group):
-        assert f"| `{name}` |" in page, f"{name} is not explained"
+def test_every_node_has_a_help_page_and_tooltips(host: Host) -> None:
+    ours = {kind: info for kind, info in host.object_info.items() if kind.startswith("OneStepSR")}
+    assert len(ours) == len(list((ROOT / "web" / "docs").glob("*.md"))) == 8
+    for kind, info in ours.items():
+        page = host.get(f"/extensions/onestep_sr/docs/{kind}.md").decode()
+        assert page.startswith(f"# {info['display_name']}\n") and info["description"]
+        for name, spec in ((name, spec) for group in info["input"].values() for name, spec in group.items()):
+            assert f"| `{name}` |" in page or name == "unique_id", f"{kind}: {name} is not explained"
+            if isinstance(spec[0], list) or spec[0] in WIDGETS:
+                assert spec[1]["tooltip"], f"{kind}: {name} has no tooltip"
 
 
 @pytest.mark.host
 def test_workflows_are_templates_with_pictures(host: Host) -> None:
     listed = host.get_json("/workflow_templates")["onestep_sr"]
-    assert sorted(listed) == [path.stem for path in WORKFLOWS]
+    assert sorted(listed) == sorted(path.stem for path in WORKFLOWS)
     for path in WORKFLOWS:
         address = f"/api/workflow_templates/onestep_sr/{path.stem}"
         assert host.get_json(f"{address}.json") == json.loads(path.read_text())

@@ -49,6 +49,8 @@ class AutoencoderCodec:
     `scaling` is the denoiser's latent over the autoencoder's own.
     """
 
+    is_local = False
+
     def __init__(self, autoencoder: nn.Module, factor: int, latent_channels: int, scaling: float = 1.0):
         self.autoencoder, self.factor, self.latent_channels = autoencoder, factor, latent_channels
         self.scaling = scaling

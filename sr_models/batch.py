@@ -15,6 +15,7 @@ from .color import ColorMatch
 from .errors import UserError
 from .image import resize
 from .image_files import WRITABLE, Picture, read_picture, write_picture
+from .large_job import is_too_large, run_large_job
 from .sr_model import SRModel
 from .upscale import Progress, upscale
 
@@ -34,7 +35,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Options:
-    """What is done to every file; see `upscale` for the first six."""
+    """What is done to every file; see `upscale` for the first six, `is_too_large` for `memory`."""
 
     scale: float = 4.0
     tile: int | None = None
@@ -42,6 +43,7 @@ class Options:
     color: ColorMatch | None = None
     seed: int = 0
     batch: int | None = None
+    memory: int | None = None
     quality: int = 95
     overwrite: bool = False
     compare: bool = False
@@ -116,6 +118,13 @@ def run_jobs(
 def run_job(model: SRModel, job: Job, options: Options, progress: Progress | None = None) -> None:
     """Read, enlarge and write one picture; nothing is written where any of it fails."""
     picture = read_picture(job.source)
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{job.target.parent} cannot be made ({error.strerror}): choose another output.") from error
+    if is_too_large(model, picture, options):
+        run_large_job(model, job, picture, options, progress)
+        return
     channels = [picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha]
     result = upscale(
         model,
@@ -128,10 +137,6 @@ def run_job(model: SRModel, job: Job, options: Options, progress: Progress | Non
         batch=options.batch,
         progress=progress,
     )[0]
-    try:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{job.target.parent} cannot be made ({error.strerror}): choose another output.") from error
     large = replace(picture, pixels=result[:3], alpha=result[3:] if picture.alpha is not None else None)
     if options.compare:
         write_picture(job.comparison, before_after(picture, large))

@@ -93,6 +93,9 @@ def upscale_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo files that are there already.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False,
     batch: Annotated[int, typer.Option(min=0, help="Tiles that go through the network at once; 0: by memory.")] = 0,
+    memory: Annotated[
+        int, typer.Option(min=0, help="MB that a result may take; larger ones go through a file. 0: by what is free.")
+    ] = 0,
     sd3: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="For TSD-SR: Stable Diffusion 3 medium, a diffusers folder or a checkpoint file."),
@@ -121,6 +124,7 @@ def upscale_command(
         overwrite=overwrite,
         compare=compare,
         batch=batch or None,
+        memory=memory or None,
     )
     jobs = plan_jobs(inputs, output, None if format is Format.same else f".{format.value}")
     if sd3 is not None or lora is not None:

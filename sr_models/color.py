@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from .image import resize
 ColorMatch = Literal["none", "wavelet", "adain"]
 COLOR_MATCHES: tuple[ColorMatch, ...] = get_args(ColorMatch)
 WAVELET_LEVELS = 5
+WAVELET_REACH = 2**WAVELET_LEVELS - 1  # how far a pixel looks: 1 + 2 + 4 + 8 + 16
 PLANE = (-2, -1)
 
 
@@ -60,9 +63,27 @@ def adain(image: Tensor, reference: Tensor) -> Tensor:
 
     The deviation is sqrt(variance + 1e-5), so that the noise of a flat channel is not blown up.
     """
-    normal = (image - image.mean(PLANE, keepdim=True)) / _deviation(image)
-    return normal * _deviation(reference) + reference.mean(PLANE, keepdim=True)
+    return adain_with(image, (image.mean(PLANE, keepdim=True), image.var(PLANE, keepdim=True)), reference)
 
 
-def _deviation(image: Tensor) -> Tensor:
-    return (image.var(PLANE, keepdim=True) + 1e-5).sqrt()
+def adain_with(image: Tensor, moments: tuple[Tensor, Tensor], reference: Tensor) -> Tensor:
+    """`adain` of a part of a picture, given the whole one's mean and variance, both (B or 1, C, 1, 1)."""
+    mean, variance = moments
+    normal = (image - mean) / _deviation(variance)
+    return normal * _deviation(reference.var(PLANE, keepdim=True)) + reference.mean(PLANE, keepdim=True)
+
+
+def moments_of(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and (unbiased) variance of a picture that comes in parts (C, n, W): both (1, C, 1, 1) float32."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        values = part.double().flatten(1)
+        count += values.shape[1]
+        total, squares = total + values.sum(1), squares + values.square().sum(1)
+    mean = total / count
+    variance = (squares - count * mean.square()) / max(1, count - 1)
+    return mean.float().view(1, -1, 1, 1), variance.clamp(min=0).float().view(1, -1, 1, 1)
+
+
+def _deviation(variance: Tensor) -> Tensor:
+    return (variance + 1e-5).sqrt()

@@ -135,17 +135,23 @@ def write_picture(path: Path, picture: Picture, quality: int = 95) -> None:
     that are not finite, or a place that cannot be written.
     """
     suffix = path.suffix.lower()
-    if suffix not in WRITABLE:
-        raise UserError(f"{path} has an ending that cannot be written: choose one of {', '.join(WRITABLE)}.")
-    height, width = picture.pixels.shape[-2:]
-    if max(height, width) > SIDE_LIMITS.get(suffix, MAX_PIXELS):
-        raise UserError(f"{path} cannot hold {width} x {height} px in {suffix[1:]} format: choose png or tif.")
+    require_writable(path, *picture.pixels.shape[-2:])
     if not torch.isfinite(picture.pixels).all():
         raise UserError(f"{path} was not written: the picture holds values that are not finite numbers.")
-    _write_whole(path, lambda temporary: _encode(temporary, suffix, picture, quality))
+    write_whole(path, lambda temporary: _encode(temporary, suffix, picture, quality))
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def require_writable(path: Path, height: int, width: int) -> None:
+    """Raise UserError where the name's ending is none that can be written, or cannot hold so many pixels."""
+    suffix = path.suffix.lower()
+    if suffix not in WRITABLE:
+        raise UserError(f"{path} has an ending that cannot be written: choose one of {', '.join(WRITABLE)}.")
+    if max(height, width) > SIDE_LIMITS.get(suffix, MAX_PIXELS):
+        raise UserError(f"{path} cannot hold {width} x {height} px in {suffix[1:]} format: choose png or tif.")
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """write(a temporary path), then the rename: the file appears whole or not at all."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         write(temporary)
@@ -179,10 +185,8 @@ def _encode(path: Path, suffix: str, picture: Picture, quality: int) -> None:
             iccprofile=picture.icc_profile,
         )
     else:
-        # Each writer passes over what its format does not have.
-        compression = "tiff_adobe_deflate" if suffix in (".tif", ".tiff") else None
-        image = Image.fromarray(values)
-        image.save(path, icc_profile=picture.icc_profile, quality=quality, compression=compression)
+        settings = {"compression": "tiff_adobe_deflate"} if suffix in (".tif", ".tiff") else {"quality": quality}
+        Image.fromarray(values).save(path, icc_profile=picture.icc_profile, **settings)
 
 
 def _values(picture: Picture, has_alpha: bool, kind: type[np.unsignedinteger]) -> np.ndarray:

@@ -12,6 +12,7 @@ from . import color as colors
 from .errors import UserError
 from .image import pad_to_multiple, resize, target_size
 from .memory import is_out_of_memory, release_cached
+from .noise import canvas_noise
 from .sr_model import Codec, Denoiser, SRModel
 from .step import Network
 from .tiled_step import Canvas, step_tiles
@@ -193,12 +194,6 @@ def fit(image: Tensor, size: tuple[int, int], network_scale: int, shortest: int 
     enlarged = max(1.0, shortest / min(size)) / network_scale
     wanted = (round(size[0] * enlarged), round(size[1] * enlarged))
     return resize(image, wanted) if wanted[0] > image.shape[-2] or wanted[1] > image.shape[-1] else image
-
-
-def canvas_noise(latent: Tensor, seed: int) -> Tensor:
-    """Normal noise like the whole canvas's latent; drawn on the CPU, so every device gets the same."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(latent.shape[1:], generator=generator).to(latent.device).expand_as(latent)
 
 
 def _for_picture(progress: Progress | None, index: int, count: int) -> Progress | None:

@@ -9,6 +9,8 @@ from torch import Tensor
 class PixelShuffleCodec:
     """Picture (B, 3, H, W) in [0, 1] <-> latent (B, 3 f^2, H/f, W/f) in [-1, 1], without loss."""
 
+    is_local = True
+
     def __init__(self, factor: int = 4):
         self.factor = factor
         self.latent_channels = 3 * factor**2

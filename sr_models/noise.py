@@ -1,0 +1,28 @@
+"""Noise that belongs to the canvas: any part of it can be drawn by itself, and is the same whatever the parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 64  # latent rows that one generator draws
+MIX = 0x9E3779B97F4A7C15  # an odd number far from powers of two: blocks of near seeds do not coincide
+SEEDS = 2**63
+
+
+def noise_rows(channels: int, width: int, top: int, bottom: int, seed: int) -> Tensor:
+    """Rows [top, bottom) of a canvas's normal noise, (channels, bottom - top, width), drawn on the CPU."""
+    blocks = [_block(channels, width, index, seed) for index in range(top // BLOCK, -(-bottom // BLOCK))]
+    first = top // BLOCK * BLOCK
+    return torch.cat(blocks, dim=1)[:, top - first : bottom - first]
+
+
+def _block(channels: int, width: int, index: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed((seed + index * MIX) % SEEDS)
+    return torch.randn(channels, BLOCK, width, generator=generator)
+
+
+def canvas_noise(latent: Tensor, seed: int) -> Tensor:
+    """Normal noise like the whole canvas's latent (B, c, h, w), the same for every picture and on every device."""
+    _, channels, height, width = latent.shape
+    return noise_rows(channels, width, 0, height, seed).to(latent.device).expand_as(latent)

@@ -1,0 +1,53 @@
+"""`image.resize` for a few rows of the result at a time, from only the rows that they need.
+
+Bicubic interpolation as torch computes it: a = -0.75 between pixel centres where the picture grows, a = -0.5 over
+a window as wide as the shrinking (antialias) where it shrinks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .image import resize
+
+Rows = Callable[[int, int], Tensor]
+
+
+def resized_rows(rows: Rows, size: tuple[int, int], target: tuple[int, int], top: int, bottom: int) -> Tensor:
+    """Rows [top, bottom) of the picture resized from `size` to `target`, both (H, W).
+
+    rows(first, last) gives the source's rows (B, C, last - first, W); few more are asked for than are needed.
+    """
+    weights, first = _weights(size[0], target[0], top, bottom, shrinks=target[0] < size[0] or target[1] < size[1])
+    source = rows(first, first + weights.shape[1])
+    wide = resize(source, (source.shape[-2], target[1])) if target[1] != size[1] else source
+    return torch.einsum("or,bcrw->bcow", weights.to(wide), wide)
+
+
+def _weights(height: int, target: int, top: int, bottom: int, shrinks: bool) -> tuple[Tensor, int]:
+    """What each wanted row takes of each source row, (bottom - top, n), and the first of the n source rows."""
+    ratio = height / target
+    stretch = max(ratio, 1.0) if shrinks else 1.0
+    centres = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * ratio - 0.5
+    first = math.floor(float(centres[0]) - 2 * stretch)
+    last = math.ceil(float(centres[-1]) + 2 * stretch) + 1
+    positions = torch.arange(first, last, dtype=torch.float64)
+    weights = _cubic((positions[None] - centres[:, None]) / stretch, -0.5 if shrinks else -0.75)
+    inside = weights[:, max(0, -first) : max(0, -first) + min(last, height) - max(first, 0)].clone()
+    if shrinks:  # what lies outside does not count
+        return inside / inside.sum(dim=1, keepdim=True), max(first, 0)
+    inside[:, 0] += weights[:, : max(0, -first)].sum(dim=1)  # the border's row stands for what lies outside
+    inside[:, -1] += weights[:, weights.shape[1] - max(0, last - height) :].sum(dim=1)
+    return inside, max(first, 0)
+
+
+def _cubic(distance: Tensor, a: float) -> Tensor:
+    """Keys' cubic convolution kernel."""
+    x = distance.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))

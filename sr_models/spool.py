@@ -1,0 +1,94 @@
+"""The result of a large picture on its way to the file: rows on disk, which a run that was cut can go on with.
+
+Rows are written and read explicitly: pages of a memory-mapped file would count as the program's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DEPTH = np.iinfo(np.uint16).max
+
+
+@dataclass(frozen=True)
+class SpoolSize:
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * self.channels * 2
+
+
+class Spool:
+    """Rows of a picture (C, H, W) in [0, 1], 16 bits a value, in a hidden file beside the target.
+
+    `settings` say what the rows depend on; rows of an earlier run with the same settings are kept, and
+    `finished` counts them. A context manager that closes its files.
+    """
+
+    def __init__(self, target: Path, size: SpoolSize, settings: dict[str, object]):
+        self.size = size
+        self.path = target.with_name(f".{target.name}.part")
+        self.record = target.with_name(f".{target.name}.part.json")
+        self.settings = json.loads(json.dumps(settings | {"size": [size.height, size.width, size.channels]}))
+        self.finished = self._finished_before()
+        self.file: IO[bytes] = self.path.open("r+b" if self.finished else "w+b", buffering=0)
+
+    def _finished_before(self) -> int:
+        try:
+            record = json.loads(self.record.read_text())
+            rows = int(record["finished"])
+            kept = record["settings"] == self.settings and self.path.stat().st_size >= rows * self.size.row_bytes
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        return rows if kept else 0
+
+    def append(self, rows: Tensor) -> None:
+        """Write the next rows (C, n, W), and note that they are there."""
+        values = (rows.clamp(0, 1) * DEPTH).round().to(torch.int32).permute(1, 2, 0).numpy().astype(np.uint16)
+        self.file.seek(self.finished * self.size.row_bytes)
+        remaining = np.ascontiguousarray(values).data.cast("B")
+        while remaining:
+            remaining = remaining[self.file.write(remaining) :]
+        self.finished += rows.shape[1]
+        self._note()
+
+    def _note(self) -> None:
+        """Through a temporary file, so that the record is always whole; the rows it counts are on disk before."""
+        os.fsync(self.file.fileno())
+        temporary = self.record.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"settings": self.settings, "finished": self.finished}))
+        os.replace(temporary, self.record)
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        """Rows [top, bottom) as (C, n, W) float32 in [0, 1]."""
+        self.file.seek(top * self.size.row_bytes)
+        values = np.empty((bottom - top, self.size.width, self.size.channels), np.uint16)
+        remaining = values.data.cast("B")
+        while remaining:
+            remaining = remaining[self.file.readinto(remaining) :]  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.from_numpy(values.astype(np.float32)).div_(DEPTH).permute(2, 0, 1)
+
+    def discard(self) -> None:
+        """Remove both files: the picture is where it belongs."""
+        self.file.close()
+        for path in (self.path, self.record):
+            with suppress(OSError):
+                path.unlink()
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()

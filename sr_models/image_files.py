@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,7 +186,8 @@ def _encode(path: Path, suffix: str, picture: Picture, quality: int) -> None:
             iccprofile=picture.icc_profile,
         )
     else:
-        settings = {"compression": "tiff_adobe_deflate"} if suffix in (".tif", ".tiff") else {"quality": quality}
+        is_tiff = suffix in (".tif", ".tiff")
+        settings: dict[str, Any] = {"compression": "tiff_adobe_deflate"} if is_tiff else {"quality": quality}
         Image.fromarray(values).save(path, icc_profile=picture.icc_profile, **settings)
 
 

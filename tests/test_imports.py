@@ -116,7 +116,8 @@ ARROWS = {
     "errors": set(),
     "memory": set(),
     "tiled_step": {"memory", "step", "tiling"},
-    "upscale": {"color", "errors", "image", "memory", "sr_model", "step", "tiled_step", "tiling"},
+    "noise": set(),
+    "upscale": {"color", "errors", "image", "memory", "noise", "sr_model", "step", "tiled_step", "tiling"},
 }
 
 

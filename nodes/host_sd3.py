@@ -206,7 +206,7 @@ class _WorkSampler(Sampler):
 class VAECodec:
     """A VAE as the core's codec, in TSD-SR's latents."""
 
-    factor, latent_channels = VAE_FACTOR, LATENT_CHANNELS
+    factor, latent_channels, is_local = VAE_FACTOR, LATENT_CHANNELS, False
 
     def __init__(self, vae: VAE):
         self.vae, self.latent_format = vae, TSDLatent()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -13,10 +14,9 @@ import typer
 from .train_cli import train_app
 
 if TYPE_CHECKING:
-    import torch
-
-    from .loading import LoadedModel
-    from .sr_model import SRModel
+    from .batch import Job, Options, Outcome
+    from .model_choice import ModelChoice
+    from .upscale import Progress
 
 app = typer.Typer(
     name="onestep-sr",
@@ -110,9 +110,18 @@ def upscale_command(
         typer.Option(help="Encode this text for TSD-SR in place of the published one."),
     ] = None,
     offload: Annotated[bool, typer.Option("--offload", help="Keep what TSD-SR does not use on the CPU.")] = False,
+    ray: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="ADDRESS",
+            help="Spread the files over a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for this machine. "
+            "Every node needs this package and the files under the same paths.",
+        ),
+    ] = None,
 ) -> None:
     """Enlarge pictures. Finished files are skipped, broken ones reported at the end."""
-    from .batch import Options, plan_jobs, run_jobs
+    from .batch import Options, plan_jobs
+    from .model_choice import ModelChoice
 
     options = Options(
         scale=scale,
@@ -127,15 +136,13 @@ def upscale_command(
         memory=memory or None,
     )
     jobs = plan_jobs(inputs, output, None if format is Format.same else f".{format.value}")
-    if sd3 is not None or lora is not None:
-        sr_model = _load_sd3(sd3, lora, embeddings, prompt, recipe, device, dtype, offload)
-    else:
-        sr_model = _load(model, autoencoder, recipe, device, dtype).model
+    choice = ModelChoice(model, autoencoder, recipe, device.value, dtype.value, sd3, lora, embeddings, prompt, offload)
     from .terminal import FileAndTileBars
 
     try:
         with FileAndTileBars(len(jobs)) as bars:
-            outcomes = [bars.file_done(outcome) for outcome in run_jobs(sr_model, jobs, options, bars.tile_done)]
+            done = _outcomes(ray, choice, jobs, options, bars.tile_done)
+            outcomes = [bars.file_done(outcome) for outcome in done]
     except KeyboardInterrupt:
         typer.echo("Stopped: finished files are kept, nothing is half-written.", err=True)
         raise typer.Exit(130) from None
@@ -205,8 +212,10 @@ def evaluate_command(
 ) -> None:
     """Compare models with bicubic and Lanczos: PSNR, SSIM, NIQE, fine detail, seconds an image."""
     from . import evaluate as evaluation
+    from .model_choice import ModelChoice
 
-    upscalers = {name: _upscaler(_load(name, autoencoder, "auto", device, dtype)) for name in model}
+    choices = {name: ModelChoice(name, autoencoder, "auto", device.value, dtype.value) for name in model}
+    upscalers = {name: _upscaler(choice) for name, choice in choices.items()}
     rows = evaluation.evaluate({**evaluation.BASELINES, **upscalers}, folder, evaluation.DEGRADATIONS)
     from rich.console import Console
 
@@ -215,73 +224,29 @@ def evaluate_command(
         json_file.write_text(evaluation.to_json(rows))
 
 
-def _load(model: str, autoencoder: Path | None, recipe: str, device: Device, dtype: Precision) -> LoadedModel:
-    from .loading import BUNDLED, default_dtype, load
+def _outcomes(
+    ray: str | None, choice: ModelChoice, jobs: list[Job], options: Options, progress: Progress
+) -> Iterator[Outcome]:
+    """Of the jobs, done on this machine or on a cluster."""
+    if ray is not None:
+        from .cluster import run_on_cluster
 
-    place = _device(device)
-    precision = default_dtype(place) if dtype is Precision.auto else _torch_dtype(dtype)
-    path = BUNDLED if model == "bundled" else Path(model)
-    loaded = load(path, autoencoder=autoencoder, recipe=None if recipe == "auto" else recipe, dtype=precision)
-    for module in loaded.modules:
-        module.to(place)
-    return loaded
+        return run_on_cluster(ray, choice, jobs, options)
+    from .batch import run_jobs
+    from .model_choice import open_model
 
-
-def _load_sd3(
-    base: Path | None,
-    lora: Path | None,
-    embeddings: Path | None,
-    prompt: str | None,
-    recipe: str,
-    device: Device,
-    dtype: Precision,
-    offload: bool,
-) -> SRModel:
-    from .errors import UserError
-    from .loading import default_dtype
-    from .standalone import load_sd3
-
-    if base is None or lora is None:
-        raise UserError("TSD-SR needs both --sd3 (Stable Diffusion 3 medium) and --lora (TSD-SR's files): give both.")
-    place = _device(device)
-    loaded = load_sd3(
-        base,
-        lora,
-        embeddings=embeddings,
-        prompt=prompt,
-        recipe=None if recipe == "auto" else recipe,
-        dtype=default_dtype(place) if dtype is Precision.auto else _torch_dtype(dtype),
-        device=place,
-        offload=offload,
-    )
-    if loaded.warning:
-        typer.echo(f"Warning: {loaded.warning}", err=True)
-    return loaded.model
+    model, warning = open_model(choice)
+    if warning:
+        typer.echo(f"Warning: {warning}", err=True)
+    return run_jobs(model, jobs, options, progress)
 
 
-def _device(choice: Device) -> torch.device:
-    import torch
-
-    from .errors import UserError
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if choice is Device.auto:
-        return torch.device(next(name for name, there in available.items() if there))
-    if not available[choice.value]:
-        raise UserError(f"Device {choice.value} is not available here: choose cpu or auto.")
-    return torch.device(choice.value)
-
-
-def _torch_dtype(choice: Precision) -> torch.dtype:
-    import torch
-
-    return {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}[choice]
-
-
-def _upscaler(loaded: LoadedModel):
+def _upscaler(choice: ModelChoice):
+    from .model_choice import open_model
     from .upscale import upscale
 
-    return lambda image: upscale(loaded.model, image)
+    model, _ = open_model(choice)
+    return lambda image: upscale(model, image)
 
 
 def _say(line: str) -> None:

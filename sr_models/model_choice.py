@@ -1,0 +1,74 @@
+"""Which model to run, as plain settings that can travel to another machine, and opening it there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .errors import UserError
+from .loading import BUNDLED, default_dtype, load
+from .sr_model import SRModel
+
+BUNDLED_NAME = "bundled"
+DEVICES = ("cuda", "mps", "cpu")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What the command line was told; see its help. `auto` and None leave the choice to what opens it."""
+
+    model: str = BUNDLED_NAME
+    autoencoder: Path | None = None
+    recipe: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    sd3: Path | None = None
+    lora: Path | None = None
+    embeddings: Path | None = None
+    prompt: str | None = None
+    offload: bool = False
+
+
+def open_model(choice: ModelChoice) -> tuple[SRModel, str]:
+    """The model on its device, and a warning or an empty text. Raises UserError as the loaders do."""
+    place = find_device(choice.device)
+    dtype = default_dtype(place) if choice.dtype == "auto" else DTYPES[choice.dtype]
+    recipe = None if choice.recipe == "auto" else choice.recipe
+    if choice.sd3 is not None or choice.lora is not None:
+        return _open_sd3(choice, recipe, place, dtype)
+    path = BUNDLED if choice.model == BUNDLED_NAME else Path(choice.model)
+    loaded = load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype)
+    for module in loaded.modules:
+        module.to(place)
+    return loaded.model, ""
+
+
+def _open_sd3(choice: ModelChoice, recipe: str | None, place: torch.device, dtype: torch.dtype) -> tuple[SRModel, str]:
+    from .standalone import load_sd3
+
+    if choice.sd3 is None or choice.lora is None:
+        raise UserError("TSD-SR needs both --sd3 (Stable Diffusion 3 medium) and --lora (TSD-SR's files): give both.")
+    loaded = load_sd3(
+        choice.sd3,
+        choice.lora,
+        embeddings=choice.embeddings,
+        prompt=choice.prompt,
+        recipe=recipe,
+        dtype=dtype,
+        device=place,
+        offload=choice.offload,
+    )
+    return loaded.model, loaded.warning
+
+
+def find_device(name: str) -> torch.device:
+    """The named device, or for `auto` the fastest there is. Raises UserError for one that is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device in DEVICES if available[device]))
+    if not available[name]:
+        raise UserError(f"Device {name} is not available here: choose cpu or auto.")
+    return torch.device(name)

@@ -63,9 +63,17 @@ def run_on_cluster(
     Raises:
         UserError: where Ray is not installed or the cluster cannot be reached, or the model cannot be opened.
     """
+    missing = []
+    for job in jobs:
+        if job.target.exists() and not options.overwrite:
+            yield Outcome(job, "skipped")
+        else:
+            missing.append(job)
+    if not missing:
+        return
     ray = _connect(address)
     try:
-        yield from _Pool(ray, choice, options, workers or _default_workers(ray)).outcomes(jobs)
+        yield from _Pool(ray, choice, options, workers or _default_workers(ray)).outcomes(missing)
     finally:
         ray.shutdown()
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -349,6 +350,30 @@ def test_the_seamless_nodes_take_the_place_of_the_stock_ones(host):
     [stock], [seamless], [frugal] = (host.results(p) for p in (stock_parts(), seamless_parts(), seamless_parts(64)))
     for path in (seamless, frugal):
         assert np.abs(pixels(path) - pixels(stock)).max() <= 1
+
+
+def test_cancel_stops_a_seamless_decode_within_a_few_bands(host):
+    prompt = graph() | {
+        "5": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 768, "height": 768, "batch_size": 1}},
+        "6": {"class_type": "OneStepSRVAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2], "memory": 128}},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "cancelled"}},
+    }
+    client = uuid.uuid4().hex
+    told = events(host, client)
+    next(told)
+    host.queue(prompt, client)
+    done, total = 0, 1
+    for event in told:
+        if not isinstance(event, dict):
+            continue
+        if event["type"] == "progress":
+            done, total = event["data"]["value"], event["data"]["max"]
+            host.post("/interrupt", {})
+        if event["type"] in ("execution_interrupted", "execution_success", "execution_error"):
+            assert event["type"] == "execution_interrupted"
+            break
+    assert done < total / 4
+    assert host.results(stock_parts(seed=5))
 
 
 def test_a_budget_that_is_too_small_says_how_much_is_needed(host):

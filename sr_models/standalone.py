@@ -294,21 +294,26 @@ def encode_prompt(base: Path, prompt: str, *, device: torch.device, dtype: torch
 
     if not is_transformers_available():
         raise UserError("Encoding a prompt needs a package: pip install transformers, or give TSD-SR's embeddings.")
-    from diffusers import StableDiffusion3Pipeline
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    absent = {"transformer": None, "vae": None}
+    # Where there is no T5, diffusers asks the transformer how wide its zeros have to be, and nothing else.
+    with torch.device("meta"):
+        config: Any = SD3Transformer2DModel.load_config(str(base), subfolder="transformer")
+        parts: dict[str, Any] = {"transformer": SD3Transformer2DModel.from_config(config), "vae": None}
     if not (base / "text_encoder_3").is_dir():
-        absent |= {"text_encoder_3": None, "tokenizer_3": None}
+        parts |= {"text_encoder_3": None, "tokenizer_3": None}
     try:
-        pipeline = StableDiffusion3Pipeline.from_pretrained(str(base), torch_dtype=dtype, **absent)
-        pipeline.to(device)
+        pipeline: Any = StableDiffusion3Pipeline.from_pretrained(str(base), torch_dtype=dtype, **parts)
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            if getattr(pipeline, name) is not None:
+                getattr(pipeline, name).to(device)
         with torch.no_grad():
-            encoded: Any = pipeline.encode_prompt(
-                prompt, prompt_2=prompt, prompt_3=prompt, do_classifier_free_guidance=False
+            encoded, _, pooled, _ = pipeline.encode_prompt(
+                prompt, prompt_2=prompt, prompt_3=prompt, device=device, do_classifier_free_guidance=False
             )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{base} has no text encoders that can be read ({reason}): give TSD-SR's embeddings instead."
         ) from error
-    return PromptEmbeddings(encoded[0].cpu(), encoded[2].cpu())
+    return PromptEmbeddings(encoded.cpu(), pooled.cpu())

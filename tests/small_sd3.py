@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 BLOCKS, HEADS, RANK = 2, 2, 4
 FULL_WIDTHS = (128, 256, 512, 512)
@@ -216,3 +218,39 @@ def original_vae_name(name: str) -> str:
     for ours, original in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
         name = name.replace(ours, original)
     return name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+
+
+def write_text_encoders(folder: Path) -> None:
+    """Both CLIPs of SD3, of its widths but shallow, with a vocabulary of single letters; no T5."""
+    letters = [chr(code) for code in range(33, 127)]
+    names = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    for end, width in (("", 768), ("_2", 1280)):
+        tokenizer = folder / f"tokenizer{end}"
+        tokenizer.mkdir()
+        (tokenizer / "vocab.json").write_text(json.dumps(vocabulary))
+        (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+        files = str(tokenizer / "vocab.json"), str(tokenizer / "merges.txt")
+        CLIPTokenizer(*files, model_max_length=77).save_pretrained(tokenizer)
+        config = CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=width,
+            projection_dim=width,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=len(vocabulary) - 2,
+            eos_token_id=len(vocabulary) - 1,
+        )
+        CLIPTextModelWithProjection(config).save_pretrained(folder / f"text_encoder{end}")
+    clip, t5 = ["transformers", "CLIPTextModelWithProjection"], ["transformers", "T5EncoderModel"]
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        **{"text_encoder": clip, "text_encoder_2": clip, "text_encoder_3": t5},
+        **{"tokenizer": ["transformers", "CLIPTokenizer"], "tokenizer_2": ["transformers", "CLIPTokenizer"]},
+        "tokenizer_3": ["transformers", "T5TokenizerFast"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))

@@ -16,7 +16,7 @@ from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.loading import identify, load
 from onestep_sr.sr_models.recipe import TSD_FAMILY, TSD_SR
 from onestep_sr.sr_models.sr_model import SRModel
-from onestep_sr.sr_models.standalone import load_sd3
+from onestep_sr.sr_models.standalone import encode_prompt, load_sd3
 from onestep_sr.sr_models.upscale import upscale
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -392,3 +392,22 @@ def test_text_encoders_are_not_touched_where_embeddings_are_given(small, monkeyp
     opened(small)
     with pytest.raises(AssertionError):
         load_sd3(small.folder, small.lora)
+
+
+def test_a_prompt_is_encoded_as_diffusers_does(small, tmp_path):
+    """Without T5, as many people hold SD3: its part is zeros."""
+    folder = tmp_path / "sd3"
+    shutil.copytree(small.folder, folder)
+    small_sd3.write_text_encoders(folder)
+    import diffusers
+
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+    prompt, _, pooled, _ = pipeline.encode_prompt("a cat", "a cat", "a cat", do_classifier_free_guidance=False)
+    encoded = encode_prompt(folder, "a cat", device=torch.device("cpu"), dtype=torch.float32)
+    assert torch.allclose(encoded.prompt, prompt, atol=1e-5) and torch.allclose(encoded.pooled, pooled, atol=1e-5)
+    assert encoded.prompt.shape == (1, 333, 4096) and not encoded.prompt[:, 77:].any()
+    own = load_sd3(folder, small.lora, prompt="a cat", dtype=torch.float32).model.denoiser
+    assert torch.allclose(own.prompt, prompt, atol=1e-5)
+    published = load_sd3(folder, small.lora, dtype=torch.float32).model.denoiser
+    expected = encode_prompt(folder, TSD_SR.prompt, device=torch.device("cpu"), dtype=torch.float32)
+    assert torch.equal(published.prompt, expected.prompt) and not torch.equal(published.prompt, own.prompt)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from . import color as colors
-from .errors import UserError
 from .image import pad_to_multiple, resize
 from .noise import noise_rows
 from .resample_rows import Rows, resized_rows
 from .sr_model import SRModel
-from .tiled_step import Canvas, step_tiles
+from .tiled_step import Canvas, step_canvas
 from .tiling import Plan, Tile, plan
 from .upscale import Progress, fit, latent_tile
 
@@ -90,23 +89,13 @@ class BandedRun:
         top, bottom = axis.starts[index], axis.starts[index] + axis.size
         canvas = self._canvas(top, bottom)
         tiles = [replace(t, top=0, bottom=axis.size) for t in self.plan if t.top == top]
-        result, step = torch.zeros_like(canvas.latent), self.model.recipe.step
-        done = index * len(tiles)
-        counter = iter(range(done + 1, done + len(tiles) + 1))
+        counter = iter(range(index * len(tiles) + 1, (index + 1) * len(tiles) + 1))
 
         def report(tile: Tile, piece: Tensor) -> None:
             if progress is not None:
                 progress(next(counter), len(self.plan), self.model.codec.preview(piece)[0])
 
-        shape = (1, canvas.latent.shape[1], axis.size, self.plan.columns.size)
-        batch = min(len(tiles), self.batch or self.model.denoiser.tiles_at_once(shape))
-        missing = self.model.denoiser.run(
-            lambda network: step_tiles(step, network, canvas, tiles, result, batch=batch, done=report),
-            (batch, *shape[1:]),
-        )
-        if missing:
-            raise UserError("The network gave values that are not finite: run it in float32.")
-        return result
+        return step_canvas(self.model, canvas, tiles, batch=self.batch, done=report)
 
     def _canvas(self, top: int, bottom: int) -> Canvas:
         """What the latent rows [top, bottom) are stepped from."""

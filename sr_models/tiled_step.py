@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import UserError
 from .memory import is_out_of_memory, release_cached
+from .sr_model import Denoiser, SRModel
 from .step import Network, Step
 from .tiling import Tile
 
@@ -34,6 +36,44 @@ class Canvas:
             torch.cat([tile.cut(self.noise) for tile in tiles]),
             torch.cat([tile.cut(self.condition, fineness) for tile in tiles]),
         )
+
+
+def step_canvas(
+    model: SRModel, canvas: Canvas, tiles: Sequence[Tile], *, batch: int | None = None, done: TileDone | None = None
+) -> Tensor:
+    """The model's step on all tiles (of one size), blended: (B, c, h, w). Tiles that overflow are done in float32.
+
+    batch, done: as for `step_tiles`; a batch of None lets the denoiser choose. Raises UserError where values are
+    not finite in float32 either.
+    """
+    result, step, denoiser = torch.zeros_like(canvas.latent), model.recipe.step, model.denoiser
+    missing = _step_with(denoiser, step, canvas, tiles, result, batch, done)
+    if missing and denoiser.dtype != torch.float32:
+        missing = _step_with(denoiser.in_float32(), step, canvas, missing, result, batch, done)
+    if missing:
+        raise UserError("The network gave values that are not finite: run it in float32.")
+    return result
+
+
+def _step_with(
+    denoiser: Denoiser,
+    step: Step,
+    canvas: Canvas,
+    tiles: Sequence[Tile],
+    result: Tensor,
+    batch: int | None,
+    done: TileDone | None,
+) -> list[Tile]:
+    """The tiles whose values were not finite; in float32 the first one ends it, for there is no rescue."""
+    height, width = tiles[0].weight.shape
+    shape = (1, canvas.latent.shape[1], height, width)
+    at_once = min(len(tiles), batch or denoiser.tiles_at_once(shape))
+    patient = denoiser.dtype != torch.float32
+
+    def work(network: Network) -> list[Tile]:
+        return step_tiles(step, network, canvas, tiles, result, batch=at_once, patient=patient, done=done)
+
+    return denoiser.run(work, (at_once, *shape[1:]))
 
 
 def step_tiles(

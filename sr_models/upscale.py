@@ -13,9 +13,8 @@ from .errors import UserError
 from .image import pad_to_multiple, resize, target_size
 from .memory import is_out_of_memory, release_cached
 from .noise import canvas_noise
-from .sr_model import Codec, Denoiser, SRModel
-from .step import Network
-from .tiled_step import Canvas, step_tiles
+from .sr_model import Codec, SRModel
+from .tiled_step import Canvas, step_canvas
 from .tiling import Plan, Tile, plan
 
 Progress = Callable[[int, int, Tensor], None]
@@ -117,38 +116,15 @@ class _Run:
         while True:
             tiles = plan(latent.shape[-2], latent.shape[-1], tile, overlap)
             self._require_window(tiles)
+            show = _Preview(self.model.codec, latent, len(tiles), shown, progress)
             try:
-                return self._step_tiles(canvas, tiles, _Preview(self.model.codec, latent, len(tiles), shown, progress))
+                return step_canvas(self.model, canvas, list(tiles), batch=self.batch, done=show)
             except (MemoryError, RuntimeError) as error:
                 tile = tile // 2 // self.model.recipe.multiple * self.model.recipe.multiple
                 if not is_out_of_memory(error) or tile < SMALLEST_TILE:
                     raise
             overlap = min(overlap, tile // 2)
             release_cached()
-
-    def _step_tiles(self, canvas: Canvas, tiles: Plan, preview: _Preview) -> Tensor:
-        """Tiles that are not finite are done again in float32."""
-        result = torch.zeros_like(canvas.latent)
-        missing = self._step_with(self.model.denoiser, canvas, list(tiles), result, preview)
-        if missing and self.model.denoiser.dtype != torch.float32:
-            missing = self._step_with(self.model.denoiser.in_float32(), canvas, missing, result, preview)
-        if missing:
-            raise UserError("The network gave values that are not finite: run it in float32.")
-        return result
-
-    def _step_with(
-        self, denoiser: Denoiser, canvas: Canvas, tiles: list[Tile], result: Tensor, preview: _Preview
-    ) -> list[Tile]:
-        """The tiles whose values were not finite; in float32 the first one ends it, for there is no rescue."""
-        height, width = tiles[0].weight.shape
-        shape = (1, canvas.latent.shape[1], height, width)
-        batch = min(len(tiles), self.batch or denoiser.tiles_at_once(shape))
-
-        def work(network: Network) -> list[Tile]:
-            step, patient = self.model.recipe.step, denoiser.dtype != torch.float32
-            return step_tiles(step, network, canvas, tiles, result, batch=batch, patient=patient, done=preview)
-
-        return denoiser.run(work, (batch, *shape[1:]))
 
     def _require_window(self, tiles: Plan) -> None:
         recipe, factor = self.model.recipe, self.model.codec.factor

@@ -115,9 +115,9 @@ ARROWS = {
     "image": {"errors"},
     "errors": set(),
     "memory": set(),
-    "tiled_step": {"memory", "step", "tiling"},
+    "tiled_step": {"errors", "memory", "sr_model", "step", "tiling"},
     "noise": set(),
-    "upscale": {"color", "errors", "image", "memory", "noise", "sr_model", "step", "tiled_step", "tiling"},
+    "upscale": {"color", "errors", "image", "memory", "noise", "sr_model", "tiled_step", "tiling"},
 }
 
 

@@ -113,6 +113,26 @@ def test_bands_can_begin_anywhere(model, first):
     assert torch.allclose(torch.cat(list(run.rows(first)), dim=1), whole[:, first:], atol=1e-6)
 
 
+def test_bands_have_the_rescue_in_float32_too(model):
+    class Overflowing(Formula):
+        dtype = torch.float16
+
+        def in_float32(self):
+            return Formula()
+
+        def __call__(self, latent, condition, timestep):
+            overflow = torch.where(latent[:, :1] > 1.2, torch.inf, 0)
+            overflows.append(bool(overflow.any()))
+            return super().__call__(latent, condition, timestep) + overflow
+
+    overflows = []
+    image = picture(75, 30)
+    rescued = BandedRun(replace(model, denoiser=Overflowing()), image, (300, 120))
+    exact = BandedRun(model, image, (300, 120))
+    assert torch.allclose(torch.cat(list(rescued.rows(0)), dim=1), torch.cat(list(exact.rows(0)), dim=1), atol=1e-6)
+    assert any(overflows) and not all(overflows)
+
+
 def test_progress_counts_every_tile(model):
     seen = []
     run = BandedRun(model, picture(40, 40), (160, 160))

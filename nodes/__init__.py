@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, sd3, seamless
+from . import host, images, plan_view, replacements, sd3, seamless
 from .upscaling import LoadModel, UpscaleImage
 
 
@@ -11,6 +11,10 @@ class OneStepSRExtension(ComfyExtension):
 
     def __init__(self) -> None:
         host.register_model_folder()
+        plan_view.add_route()
+
+    async def on_load(self) -> None:
+        await replacements.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -22,4 +26,6 @@ class OneStepSRExtension(ComfyExtension):
             sd3.Model,
             seamless.EncodeSeamless,
             seamless.DecodeSeamless,
+            images.MatchColor,
+            images.CompareImages,
         ]

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.utils
 import folder_paths
 import torch
+from aiohttp import web
 from comfy import model_management
 from comfy.model_patcher import ModelPatcher
 from PIL import Image
@@ -75,10 +77,30 @@ def modification_times(paths: Iterable[Path]) -> tuple[float, ...]:
     return tuple(path.stat().st_mtime if path.is_file() else 0.0 for path in paths)
 
 
+def user_folder() -> Path:
+    """Where the pack keeps what it learns; it may not exist yet."""
+    return Path(folder_paths.get_user_directory()) / MODEL_FOLDER
+
+
+def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer POST requests of the page: JSON in, JSON out. What `answer` cannot read is refused with status 400."""
+
+    @PromptServer.instance.routes.post(path)
+    async def respond(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(answer(await request.json()))
+        except (KeyError, TypeError, ValueError) as error:
+            return web.json_response({"error": f"This request cannot be read ({error})."}, status=400)
+
+
 def show_on_node(node_id: str, text: str) -> None:
     """A text on a node of the graph, for what a user should know though the run goes on."""
     if text:
         PromptServer.instance.send_progress_text(text, node_id)
+
+
+def device_name() -> str:
+    return model_management.get_torch_device_name(model_management.get_torch_device())
 
 
 def compute_dtype() -> torch.dtype:

@@ -12,20 +12,23 @@ from ..sr_models.errors import UserError
 from ..sr_models.recipe import TSD_FAMILY, TSD_SR
 from ..sr_models.sr_model import SRModel
 from . import host, host_sd3
+from .schema import advanced, schema
 from .upscaling import AUTO, SRModelSocket
 
 CATEGORY = "image/upscaling/One-Step SR/Stable Diffusion 3"
 LORA_FOLDER = "loras"
 EMBEDDING_FOLDERS = (host.MODEL_FOLDER, "embeddings", LORA_FOLDER)
 FROM_TEXT = "from text"
+MODEL_ID = "OneStepSRModel"
 
 
 class ApplyLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         files = host.weights_files(LORA_FOLDER)
-        return io.Schema(
+        return schema(
             node_id="OneStepSRApplyLoRA",
+            search_aliases=["tsd-sr", "tsdsr", "one step lora", "super resolution"],
             display_name="Apply One-Step SR LoRA",
             category=CATEGORY,
             description="Put TSD-SR's LoRA on a Stable Diffusion 3 medium checkpoint: on its MODEL, and on the encoder "
@@ -38,11 +41,13 @@ class ApplyLoRA(io.ComfyNode):
                     options=files,
                     tooltip="TSD-SR's transformer.safetensors, or a file from onestep-sr convert, in models/loras.",
                 ),
-                io.Combo.Input(
-                    "vae_lora",
-                    options=[AUTO, *files],
-                    default=AUTO,
-                    tooltip="TSD-SR's vae.safetensors. auto: in the same file as the other, or beside it.",
+                advanced(
+                    io.Combo.Input(
+                        "vae_lora",
+                        options=[AUTO, *files],
+                        default=AUTO,
+                        tooltip="TSD-SR's vae.safetensors. auto: in the same file as the other, or beside it.",
+                    ),
                 ),
                 io.Float.Input(
                     "strength_model",
@@ -52,9 +57,21 @@ class ApplyLoRA(io.ComfyNode):
                     step=0.05,
                     tooltip="1 is as published. Less gives a softer result.",
                 ),
-                io.Float.Input("strength_vae", default=1.0, min=-2.0, max=2.0, step=0.05, tooltip="1 is as published."),
+                advanced(
+                    io.Float.Input(
+                        "strength_vae",
+                        default=1.0,
+                        min=-2.0,
+                        max=2.0,
+                        step=0.05,
+                        tooltip="1 is as published.",
+                    ),
+                ),
             ],
-            outputs=[io.Model.Output(display_name="MODEL"), io.Vae.Output(display_name="VAE")],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="With the LoRA, and with latents as TSD-SR has them."),
+                io.Vae.Output(display_name="VAE", tooltip="With the LoRA on its encoder."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -81,8 +98,9 @@ def _lora_path(name: str) -> Path:
 class Prompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="OneStepSRPrompt",
+            search_aliases=["tsd-sr prompt", "prompt_embeds", "embeddings"],
             display_name="One-Step SR Prompt",
             category=CATEGORY,
             description="What TSD-SR is told about the picture: the text that it was trained with, encoded by CLIP, "
@@ -103,7 +121,9 @@ class Prompt(io.ComfyNode):
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="Of the Stable Diffusion 3 checkpoint, for 'from text'."),
             ],
-            outputs=[io.Conditioning.Output(display_name="CONDITIONING")],
+            outputs=[
+                io.Conditioning.Output(display_name="CONDITIONING", tooltip="For One-Step SR Model or BasicGuider.")
+            ],
         )
 
     @classmethod
@@ -134,8 +154,9 @@ def _embeddings_path(name: str) -> Path:
 class Sampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="OneStepSRSampler",
+            search_aliases=["tsd-sr sampler", "one step", "tiled sampler"],
             display_name="One-Step SR Sampler",
             category=CATEGORY,
             description="TSD-SR's step for SamplerCustomAdvanced: one evaluation a tile, from the latent of the "
@@ -149,13 +170,15 @@ class Sampler(io.ComfyNode):
                     step=2,
                     tooltip="Tile side in latent pixels (8 px of the picture each). TSD-SR was trained on 64.",
                 ),
-                io.Int.Input(
-                    "overlap",
-                    default=TSD_SR.overlap,
-                    min=0,
-                    max=TSD_SR.largest_tile // 2,
-                    step=1,
-                    tooltip="Latent pixels that neighbouring tiles share and blend over; at most half a tile.",
+                advanced(
+                    io.Int.Input(
+                        "overlap",
+                        default=TSD_SR.overlap,
+                        min=0,
+                        max=TSD_SR.largest_tile // 2,
+                        step=1,
+                        tooltip="Latent pixels that neighbouring tiles share and blend over; at most half a tile.",
+                    ),
                 ),
                 io.Int.Input(
                     "batch",
@@ -165,7 +188,10 @@ class Sampler(io.ComfyNode):
                     tooltip="How many tiles go through the model at once: more is faster and needs more memory.",
                 ),
             ],
-            outputs=[io.Sampler.Output(display_name="SAMPLER"), io.Sigmas.Output(display_name="SIGMAS")],
+            outputs=[
+                io.Sampler.Output(display_name="SAMPLER", tooltip="For SamplerCustomAdvanced."),
+                io.Sigmas.Output(display_name="SIGMAS", tooltip="From 1 to 0 in one step."),
+            ],
         )
 
     @classmethod
@@ -176,8 +202,9 @@ class Sampler(io.ComfyNode):
 class Model(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="OneStepSRModel",
+        return schema(
+            node_id=MODEL_ID,
+            search_aliases=["tsd-sr", "sr model", "super resolution"],
             display_name="One-Step SR Model",
             category=CATEGORY,
             description="MODEL and VAE with TSD-SR's LoRA, and the prompt, as one model for Upscale Image "
@@ -194,7 +221,7 @@ class Model(io.ComfyNode):
                     "AdaIN.",
                 ),
             ],
-            outputs=[SRModelSocket.Output(display_name="SR_MODEL")],
+            outputs=[SRModelSocket.Output(display_name="SR_MODEL", tooltip="For Upscale Image (One-Step SR).")],
         )
 
     @classmethod

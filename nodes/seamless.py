@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import host, host_vae
+from .schema import schema
 
 CATEGORY = "latent"
 MEMORY_TOOLTIP = "Memory for the work on the VAE's device, in MB. 0: what ComfyUI has free. Less is slower, not worse."
@@ -13,18 +14,21 @@ MEMORY_TOOLTIP = "Memory for the work on the VAE's device, in MB. 0: what ComfyU
 class EncodeSeamless(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="OneStepSRVAEEncode",
+            search_aliases=["vae encode tiled", "large image", "out of memory"],
             display_name="VAE Encode (Seamless)",
             category=CATEGORY,
             description="VAE Encode for images of any size within a memory budget. The result is that of VAE Encode, "
             "without tiles that differ.",
             inputs=[
-                io.Image.Input("pixels"),
+                io.Image.Input(
+                    "pixels", tooltip="Of any size; sides are cut to what the VAE takes, as VAE Encode does."
+                ),
                 io.Vae.Input("vae", tooltip="Of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
             ],
-            outputs=[io.Latent.Output(display_name="LATENT")],
+            outputs=[io.Latent.Output(display_name="LATENT", tooltip="As VAE Encode would give it.")],
         )
 
     @classmethod
@@ -36,18 +40,19 @@ class EncodeSeamless(io.ComfyNode):
 class DecodeSeamless(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="OneStepSRVAEDecode",
+            search_aliases=["vae decode tiled", "large image", "out of memory", "seams"],
             display_name="VAE Decode (Seamless)",
             category=CATEGORY,
             description="VAE Decode for images of any size within a memory budget. The result is that of VAE Decode, "
             "without tiles that differ in colour.",
             inputs=[
-                io.Latent.Input("samples"),
+                io.Latent.Input("samples", tooltip="Of any size."),
                 io.Vae.Input("vae", tooltip="Of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
             ],
-            outputs=[io.Image.Output(display_name="IMAGE")],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="As VAE Decode would give it.")],
         )
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +12,13 @@ from comfy_api.latest import io
 from ..sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ..sr_models.color import COLOR_MATCHES, ColorMatch
 from ..sr_models.errors import UserError
+from ..sr_models.forecast import forecast
 from ..sr_models.image import MAX_SCALE, MIN_SCALE, resize
 from ..sr_models.loading import AUTOENCODER_NAME, BUNDLED, load
 from ..sr_models.recipe import RESSHIFT_FAMILY
 from ..sr_models.upscale import upscale
-from . import host
+from . import host, pace
+from .schema import advanced, schema
 
 SRModelSocket = io.Custom("SR_MODEL")
 CATEGORY = "image/upscaling/One-Step SR"
@@ -29,8 +32,9 @@ class LoadModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         files = [name for name in host.weights_files(host.MODEL_FOLDER) if Path(name).name not in EMBEDDING_FILES]
         autoencoders = host.weights_files(host.MODEL_FOLDER, "vae")
-        return io.Schema(
+        return schema(
             node_id="OneStepSRLoadModel",
+            search_aliases=["tad-sr", "sinsr", "resshift", "upscale model", "super resolution"],
             display_name="Load One-Step SR Model",
             category=CATEGORY,
             description="A model for Upscale Image (One-Step SR): the bundled one, or a TAD-SR, SinSR or ResShift x4 "
@@ -55,13 +59,13 @@ class LoadModel(io.ComfyNode):
                     tooltip="How a published file takes its step. auto: by the file's name. Unused by 'bundled'.",
                 ),
             ],
-            outputs=[SRModelSocket.Output(display_name="SR_MODEL")],
+            outputs=[SRModelSocket.Output(display_name="SR_MODEL", tooltip="For Upscale Image (One-Step SR).")],
         )
 
     @classmethod
     def fingerprint_inputs(cls, model: str | None, autoencoder: str | None, recipe: str | None) -> tuple[float, ...]:
         """Files that were replaced on disk are read again. Inputs that come over a link are None here."""
-        paths = [_model_path(model or BUNDLED_NAME)]
+        paths = [model_path(model or BUNDLED_NAME)]
         if model not in (None, BUNDLED_NAME):
             paths.append(_autoencoder_path(autoencoder or AUTO) or paths[0].with_name(AUTOENCODER_NAME))
         return host.modification_times(paths)
@@ -69,7 +73,7 @@ class LoadModel(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, autoencoder: str, recipe: str) -> io.NodeOutput:
         loaded = load(
-            _model_path(model),
+            model_path(model),
             autoencoder=_autoencoder_path(autoencoder),
             recipe=None if recipe == AUTO else recipe,
             dtype=host.compute_dtype(),
@@ -77,7 +81,7 @@ class LoadModel(io.ComfyNode):
         return io.NodeOutput(host.adopt(loaded))
 
 
-def _model_path(model: str) -> Path:
+def model_path(model: str) -> Path:
     return BUNDLED if model == BUNDLED_NAME else host.weights_path(model, host.MODEL_FOLDER)
 
 
@@ -88,14 +92,21 @@ def _autoencoder_path(autoencoder: str) -> Path | None:
 class UpscaleImage(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="OneStepSRUpscaleImage",
+            search_aliases=["upscale", "enlarge", "super resolution", "4x", "tsd-sr", "tad-sr"],
             display_name="Upscale Image (One-Step SR)",
             category=CATEGORY,
             description="Enlarge images with one network evaluation a tile, to exactly upscale_by times their size.",
             inputs=[
-                SRModelSocket.Input("sr_model", display_name="sr_model"),
-                io.Image.Input("image"),
+                SRModelSocket.Input(
+                    "sr_model",
+                    display_name="sr_model",
+                    tooltip="From Load One-Step SR Model, or from One-Step SR Model for TSD-SR.",
+                ),
+                io.Image.Input(
+                    "image", tooltip="At least 8 px a side, any number of images; a fourth channel is kept as alpha."
+                ),
                 io.Float.Input(
                     "upscale_by",
                     default=4.0,
@@ -114,13 +125,15 @@ class UpscaleImage(io.ComfyNode):
                     tooltip="Tile side in pixels of the network's result. 0: the model's own. "
                     "Smaller tiles need less memory.",
                 ),
-                io.Int.Input(
-                    "overlap",
-                    default=64,
-                    min=0,
-                    max=1024,
-                    step=8,
-                    tooltip="Pixels that neighbouring tiles share and blend over; at most half a tile.",
+                advanced(
+                    io.Int.Input(
+                        "overlap",
+                        default=64,
+                        min=0,
+                        max=1024,
+                        step=8,
+                        tooltip="Pixels that neighbouring tiles share and blend over; at most half a tile.",
+                    ),
                 ),
                 io.Combo.Input(
                     "color",
@@ -128,13 +141,15 @@ class UpscaleImage(io.ComfyNode):
                     default=AUTO,
                     tooltip="Match the result's colours to the image's. auto: what suits the model.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    tooltip="Of the noise that the model starts from: the same seed gives the same picture.",
+                advanced(
+                    io.Int.Input(
+                        "seed",
+                        default=0,
+                        min=0,
+                        max=2**63 - 1,
+                        control_after_generate=False,
+                        tooltip="Of the noise that the model starts from: the same seed gives the same picture.",
+                    ),
                 ),
                 io.Mask.Input(
                     "mask",
@@ -143,7 +158,8 @@ class UpscaleImage(io.ComfyNode):
                     "The result then has an alpha channel.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="IMAGE")],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="Exactly upscale_by times as large.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -158,10 +174,12 @@ class UpscaleImage(io.ComfyNode):
         seed: int,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        model, node_id = sr_model.model, cls.hidden.unique_id
         height, width = image.shape[1:3]
-        sr_model.to_device(round(height * width * max(upscale_by, sr_model.model.recipe.scale) ** 2))
+        sr_model.to_device(round(height * width * max(upscale_by, model.recipe.scale) ** 2))
+        started = time.monotonic()
         result = upscale(
-            sr_model.model,
+            model,
             with_alpha(host.from_host(image), mask),
             upscale_by,
             tile=tile or None,
@@ -169,8 +187,11 @@ class UpscaleImage(io.ComfyNode):
             color=None if color == AUTO else color,
             seed=seed,
             progress=host.progress(),
+            notice=lambda notice: host.show_on_node(node_id, notice),
         )
-        return io.NodeOutput(host.to_host(result))
+        run = forecast(model.recipe, model.codec.factor, (height, width), upscale_by, tile or None, overlap)
+        pace.record(model.recipe.name, run.work * len(image), time.monotonic() - started)
+        return io.NodeOutput(host.to_host(result), ui={"image_size": [width, height]})
 
 
 def with_alpha(image: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

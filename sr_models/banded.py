@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from . import color as colors
+from .geometry import geometry, latent_tile
 from .image import pad_to_multiple, resize
 from .noise import noise_rows
 from .resample_rows import Rows, resized_rows
 from .sr_model import SRModel
 from .tiled_step import Canvas, step_canvas
 from .tiling import Plan, Tile, plan
-from .upscale import Progress, fit, latent_tile
+from .upscale import Progress
 
 BAND = 256  # result rows in hand at once
 BICUBIC_REACH = 2
@@ -38,14 +39,11 @@ class BandedRun:
 
     def __post_init__(self) -> None:
         recipe, codec = self.model.recipe, self.model.codec
-        tile, overlap = latent_tile(self.model, self.tile, self.overlap)
-        lr = fit(self.image, self.size, recipe.scale, recipe.shortest * codec.factor)
+        way = geometry(recipe, codec.factor, (self.image.shape[-2], self.image.shape[-1]), self.size)
         self.pixels = codec.factor // recipe.scale  # LR pixels a latent pixel
-        self.lr_size = (lr.shape[-2], lr.shape[-1])
-        self.padded = pad_to_multiple(lr, recipe.multiple * self.pixels)
-        sides = (self.padded.shape[-2] // self.pixels, self.padded.shape[-1] // self.pixels)
-        self.plan: Plan = plan(*sides, tile, overlap)
-        self.network_size = (self.lr_size[0] * recipe.scale, self.lr_size[1] * recipe.scale)
+        self.padded = pad_to_multiple(resize(self.image, way.lr), recipe.multiple * self.pixels)
+        self.plan: Plan = plan(*way.latent, *latent_tile(recipe, codec.factor, self.tile, self.overlap))
+        self.network_size = way.network
 
     def rows(self, first: int, progress: Progress | None = None) -> Iterator[Tensor]:
         """The result's rows from `first` on, before any colour match: (3, n, W) in [0, 1], a band at a time."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .banded import BandedRun, matched_rows
 from .errors import UserError
+from .forecast import memory_of
 from .image import target_size
 from .image_files import DEEP, Picture, require_writable, write_whole
 from .memory import available
@@ -25,17 +26,15 @@ from .upscale import Progress
 if TYPE_CHECKING:
     from .batch import Job, Options
 
-BYTES_PER_PIXEL = 64  # of the network's result, that `upscale` takes at its height: measured on the bundled model
 SHARE = 4  # a quarter of what is free
 
 
 def is_too_large(model: SRModel, picture: Picture, options: Options) -> bool:
     """Whether upscaling this picture in memory would take more than `options.memory` MB (None: a quarter of what
     is free). Only codecs that work locally have another way."""
-    height, width = target_size(picture.pixels.shape[-2], picture.pixels.shape[-1], options.scale)
-    enlarged = max(1.0, model.recipe.scale / options.scale) ** 2
+    size = target_size(picture.pixels.shape[-2], picture.pixels.shape[-1], options.scale)
     limit = available(torch.device("cpu")) // SHARE if options.memory is None else options.memory * 2**20
-    return model.codec.is_local and height * width * enlarged * BYTES_PER_PIXEL > limit
+    return model.codec.is_local and memory_of(model.recipe, size, options.scale) > limit
 
 
 def run_large_job(

@@ -10,9 +10,10 @@ from torch import nn
 
 from .adapters import AutoencoderCodec, NetworkDenoiser
 from .checkpoints import own, resshift, tsd_sr
-from .checkpoints.weights_file import WeightsFile, fill, read_weights
+from .checkpoints.weights_file import WeightsFile, fill, read_metadata, read_weights
 from .errors import UserError
 from .networks.pixel_shuffle import PixelShuffleCodec
+from .networks.vq_autoencoder import VQConfig
 from .recipe import Recipe
 from .sr_model import Codec, SRModel
 
@@ -65,6 +66,19 @@ def load(
             "use Apply One-Step SR LoRA; on the command line give --sd3 and --lora."
         )
     raise UserError(f"{file.name} is no model that this pack knows: choose a TAD-SR, SinSR or ResShift x4 file.")
+
+
+def recipe_of(path: Path, recipe: str | None = None) -> tuple[Recipe, int]:
+    """The recipe that `load` would give a file, and its codec's factor, without reading weights.
+
+    Files without our own description are taken for published ones. Raises UserError as `load` does for files
+    that cannot be opened.
+    """
+    metadata = read_metadata(path)
+    if own.METADATA_KEY in metadata:
+        description = own.describe(WeightsFile(path, {}, metadata))
+        return own.recipe(description, path.stem), description.network.bicubic_skip
+    return resshift.recipe_for(path.name, recipe), VQConfig().factor
 
 
 def _load_own(file: WeightsFile, dtype: torch.dtype) -> LoadedModel:

@@ -15,6 +15,11 @@ from .step import Network, Step
 from .tiling import Tile
 
 TileDone = Callable[[Tile, Tensor], None]
+Notice = Callable[[str], None]
+
+
+def ignored(notice: str) -> None:
+    """For callers that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +44,23 @@ class Canvas:
 
 
 def step_canvas(
-    model: SRModel, canvas: Canvas, tiles: Sequence[Tile], *, batch: int | None = None, done: TileDone | None = None
+    model: SRModel,
+    canvas: Canvas,
+    tiles: Sequence[Tile],
+    *,
+    batch: int | None = None,
+    done: TileDone | None = None,
+    notice: Notice = ignored,
 ) -> Tensor:
     """The model's step on all tiles (of one size), blended: (B, c, h, w). Tiles that overflow are done in float32.
 
-    batch, done: as for `step_tiles`; a batch of None lets the denoiser choose. Raises UserError where values are
-    not finite in float32 either.
+    batch, done: as for `step_tiles`; a batch of None lets the denoiser choose. notice: told about such tiles.
+    Raises UserError where values are not finite in float32 either.
     """
     result, step, denoiser = torch.zeros_like(canvas.latent), model.recipe.step, model.denoiser
     missing = _step_with(denoiser, step, canvas, tiles, result, batch, done)
     if missing and denoiser.dtype != torch.float32:
+        notice(f"{len(missing)} of {len(tiles)} tiles overflowed in {denoiser.dtype} and were done in float32.")
         missing = _step_with(denoiser.in_float32(), step, canvas, missing, result, batch, done)
     if missing:
         raise UserError("The network gave values that are not finite: run it in float32.")

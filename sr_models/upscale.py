@@ -10,12 +10,13 @@ from torch import Tensor
 
 from . import color as colors
 from .errors import UserError
+from .geometry import geometry, latent_tile, require_window
 from .image import pad_to_multiple, resize, target_size
 from .memory import is_out_of_memory, release_cached
 from .noise import canvas_noise
 from .sr_model import Codec, SRModel
-from .tiled_step import Canvas, step_canvas
-from .tiling import Plan, Tile, plan
+from .tiled_step import Canvas, Notice, ignored, step_canvas
+from .tiling import Tile, plan
 
 Progress = Callable[[int, int, Tensor], None]
 SMALLEST_TILE = 16  # latent pixels, below which a network sees too little
@@ -32,6 +33,7 @@ def upscale(
     seed: int = 0,
     batch: int | None = None,
     progress: Progress | None = None,
+    notice: Notice = ignored,
 ) -> Tensor:
     """Enlarge pictures with one network evaluation a tile.
 
@@ -52,6 +54,7 @@ def upscale(
             out the batch is halved, then the tile.
         progress: called after each tile with (tiles done, tiles in all, a rough picture (3, h, w) in
             [0, 1] that grows). Whatever it raises ends the run.
+        notice: called with a sentence where the run goes on otherwise than asked.
 
     Returns:
         (B, 3 or 4, round(scale H), round(scale W)) float32 in [0, 1], on the image's device.
@@ -63,7 +66,8 @@ def upscale(
     size = target_size(image.shape[-2], image.shape[-1], scale)
     if not torch.isfinite(image).all():
         raise UserError("The picture holds values that are not finite numbers (NaN or infinite): repair it first.")
-    run = _Run(model, size, *latent_tile(model, tile, overlap), color or model.recipe.color, seed, batch)
+    sides = latent_tile(model.recipe, model.codec.factor, tile, overlap)
+    run = _Run(model, size, *sides, color or model.recipe.color, seed, batch, notice)
     # Channels last, so that a host that keeps pictures that way need not copy it.
     shape = (len(image), image.shape[1], *size)
     result = torch.empty(shape, device=image.device, memory_format=torch.channels_last)
@@ -90,17 +94,16 @@ class _Run:
     color: colors.ColorMatch
     seed: int
     batch: int | None
+    notice: Notice
 
     def __call__(self, image: Tensor, progress: Progress | None) -> Tensor:
         recipe, codec = self.model.recipe, self.model.codec
-        lr = fit(image, self.size, recipe.scale, recipe.shortest * codec.factor)
-        pixels = codec.factor // recipe.scale  # LR pixels a latent pixel
-        padded = pad_to_multiple(lr, recipe.multiple * pixels)
-        height, width = padded.shape[-2:]
+        way = geometry(recipe, codec.factor, (image.shape[-2], image.shape[-1]), self.size)
+        padded = pad_to_multiple(resize(image, way.lr), recipe.multiple * codec.factor // recipe.scale)
+        height, width = way.padded
         latent = codec.encode(resize(padded, (height * recipe.scale, width * recipe.scale)))
-        shown = (-(-lr.shape[-2] // pixels), -(-lr.shape[-1] // pixels))
-        latent = self._step(latent, padded * 2 - 1, progress, shown)
-        result = codec.decode(latent)[..., : lr.shape[-2] * recipe.scale, : lr.shape[-1] * recipe.scale]
+        latent = self._step(latent, padded * 2 - 1, progress, way.shown)
+        result = codec.decode(latent)[..., : way.network[0], : way.network[1]]
         if not torch.isfinite(result).all():
             raise UserError("The autoencoder gave values that are not finite: run it in float32.")
         result = resize(result.clamp(0, 1), self.size).clamp(0, 1)
@@ -111,28 +114,22 @@ class _Run:
 
         Where memory runs out on a single tile, all is done again with tiles of half the side.
         """
+        recipe, factor = self.model.recipe, self.model.codec.factor
         canvas = Canvas(latent, canvas_noise(latent, self.seed), condition)
         tile, overlap = self.tile, self.overlap
         while True:
             tiles = plan(latent.shape[-2], latent.shape[-1], tile, overlap)
-            self._require_window(tiles)
+            require_window(recipe, factor, (tiles.rows.size, tiles.columns.size))
             show = _Preview(self.model.codec, latent, len(tiles), shown, progress)
             try:
-                return step_canvas(self.model, canvas, list(tiles), batch=self.batch, done=show)
+                return step_canvas(self.model, canvas, list(tiles), batch=self.batch, done=show, notice=self.notice)
             except (MemoryError, RuntimeError) as error:
-                tile = tile // 2 // self.model.recipe.multiple * self.model.recipe.multiple
+                tile = tile // 2 // recipe.multiple * recipe.multiple
                 if not is_out_of_memory(error) or tile < SMALLEST_TILE:
                     raise
+            self.notice(f"Memory ran out: tiles of {tile * factor} px do the rest of this run.")
             overlap = min(overlap, tile // 2)
             release_cached()
-
-    def _require_window(self, tiles: Plan) -> None:
-        recipe, factor = self.model.recipe, self.model.codec.factor
-        if recipe.largest_tile and max(tiles.rows.size, tiles.columns.size) > recipe.largest_tile:
-            raise UserError(
-                f"Tile {self.tile * factor} is too large for {recipe.title}: "
-                f"choose {recipe.largest_tile * factor} px or less."
-            )
 
 
 class _Preview:
@@ -148,28 +145,6 @@ class _Preview:
         if self.progress is not None:
             tile.cut(self.picture).copy_(self.codec.preview(piece))
             self.progress(self.done, self.total, self.picture[0, :, : self.shown[0], : self.shown[1]])
-
-
-def latent_tile(model: SRModel, tile: int | None, overlap: int | None) -> tuple[int, int]:
-    """Tile and overlap in latent pixels, from result pixels or the recipe. Raises UserError for misfits."""
-    recipe, factor = model.recipe, model.codec.factor
-    if tile is not None and tile < 1:
-        raise UserError(f"Tile {tile} is too small: choose {recipe.multiple * factor} px or more.")
-    unit = recipe.multiple
-    side = recipe.tile if tile is None else -(-tile // (unit * factor)) * unit
-    if overlap is None:
-        return side, min(recipe.overlap, side // 2)
-    if not 0 <= overlap <= side * factor // 2:
-        raise UserError(f"Overlap {overlap} does not fit a tile of {side * factor}: choose 0 to {side * factor // 2}.")
-    return side, -(-overlap // factor)
-
-
-def fit(image: Tensor, size: tuple[int, int], network_scale: int, shortest: int = 0) -> Tensor:
-    """The network's input for a result of `size`, or of `shortest` px on the shorter side where that is more:
-    enlarged where the network alone would not reach it."""
-    enlarged = max(1.0, shortest / min(size)) / network_scale
-    wanted = (round(size[0] * enlarged), round(size[1] * enlarged))
-    return resize(image, wanted) if wanted[0] > image.shape[-2] or wanted[1] > image.shape[-1] else image
 
 
 def _for_picture(progress: Progress | None, index: int, count: int) -> Progress | None:

@@ -90,7 +90,7 @@ class Host:
         """Run a prompt that must succeed; the files that it saved."""
         entry = self.wait(self.queue(prompt))
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
-        images = [image for output in entry["outputs"].values() for image in output["images"]]
+        images = [image for output in entry["outputs"].values() for image in output.get("images", ())]
         return [self.base / image["type"] / image["subfolder"] / image["filename"] for image in images]
 
     def error(self, prompt: Prompt) -> str:
@@ -174,7 +174,8 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
         inputs = widget_values(node, info)
         for socket_ in node["inputs"]:
             assert socket_["name"] in (name for group in info["input"].values() for name in group), socket_
-            inputs[socket_["name"]] = sources[socket_["link"]]
+            if socket_["link"] is not None:
+                inputs[socket_["name"]] = sources[socket_["link"]]
         assert [output["type"] for output in node["outputs"]] == list(info["output"]), node["type"]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
@@ -190,7 +191,8 @@ def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
                 continue
             result[name] = values.pop(0)
             seed = name in ("seed", "noise_seed")
-            if options.get("image_upload") or options.get("control_after_generate", seed):
+            uploads = options.get("image_upload") or options.get("video_upload")
+            if uploads or options.get("control_after_generate", seed):
                 values.pop(0)
     assert not values, f"{node['type']} has no widgets for {values}"
     return result

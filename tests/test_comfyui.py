@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.error
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,12 @@ from comfyui_host import (
     HOW_TO_GET_ONE,
     ONE_THREAD,
     ROOT,
-    WIDGETS,
     Host,
     Prompt,
     choices,
     events,
     installed_hosts,
+    interpreter,
     start,
     stop,
     to_prompt,
@@ -41,8 +42,13 @@ NAMED_IN_WORKFLOWS = (
     "checkpoints/sd3_medium.safetensors",
     "loras/tsdsr/transformer.safetensors",
     "onestep_sr/tsdsr/prompt_embeds.pt",
+    "checkpoints/v1-5-pruned-emaonly-fp16.safetensors",
+    "onestep_sr/TAD-SR.pth",
+    "onestep_sr/SinSR_v2.pth",
 )
+WITHOUT_DOWNLOADS = ("quick-start", "region-only", "video-frames")
 HOSTS = installed_hosts()
+WRITE_CLIP = Path(__file__).parent / "host_scripts" / "write_clip.py"
 LOAD, UPSCALE = "OneStepSRLoadModel", "OneStepSRUpscaleImage"
 
 
@@ -74,6 +80,9 @@ def host(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytes
         pytest.skip(HOW_TO_GET_ONE)
     base = tmp_path_factory.mktemp("base")
     shutil.copytree(pictures, base / "input")
+    half = Image.open(base / "input" / "houses.png")
+    half.putalpha(Image.fromarray(np.repeat(np.repeat([[0, 255]], 48, 1), 80, 0).astype(np.uint8)))
+    half.save(base / "input" / "half.png")
     noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
     Image.fromarray(noise).save(base / "input" / "large.png")
     for folder in (base / "models" / "onestep_sr", base / "elsewhere" / "models"):
@@ -82,6 +91,7 @@ def host(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytes
     for file in NAMED_IN_WORKFLOWS:
         (base / "models" / file).parent.mkdir(parents=True, exist_ok=True)
         (base / "models" / file).touch()
+    subprocess.run([str(interpreter(request.param)), str(WRITE_CLIP), str(base / "input" / "example.mp4")], check=True)
     (base / "models" / "onestep_sr" / "readme.txt").write_text("No weights.")
     save_file({"weight": torch.zeros(2)}, base / "models" / "onestep_sr" / "other.safetensors")
     (base / "elsewhere" / "models" / "mine.safetensors").symlink_to(BUNDLED)
@@ -155,10 +165,9 @@ def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
     assert load["input_order"]["required"] == ["model", "autoencoder", "recipe"]
     assert load["output"] == ["SR_MODEL"]
     assert upscale["display_name"] == "Upscale Image (One-Step SR)"
-    assert upscale["input_order"] == {
-        "required": ["sr_model", "image", "upscale_by", "tile", "overlap", "color", "seed"],
-        "optional": ["mask"],
-    }
+    order = upscale["input_order"]
+    assert order["required"] == ["sr_model", "image", "upscale_by", "tile", "overlap", "color", "seed"]
+    assert order["optional"] == ["mask"]
     required = upscale["input"]["required"]
     defaults = {name: required[name][1]["default"] for name in ("upscale_by", "tile", "overlap", "color", "seed")}
     assert defaults == {"upscale_by": 4.0, "tile": 0, "overlap": 64, "color": "auto", "seed": 0}
@@ -173,14 +182,14 @@ def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
 @pytest.mark.host
 def test_every_node_has_a_help_page_and_tooltips(host: Host) -> None:
     ours = {kind: info for kind, info in host.object_info.items() if kind.startswith("OneStepSR")}
-    assert len(ours) == len(list((ROOT / "web" / "docs").glob("*.md"))) == 8
+    assert len(ours) == len(list((ROOT / "web" / "docs").glob("*.md"))) == 10
     for kind, info in ours.items():
         page = host.get(f"/extensions/onestep_sr/docs/{kind}.md").decode()
         assert page.startswith(f"# {info['display_name']}\n") and info["description"]
-        for name, spec in ((name, spec) for group in info["input"].values() for name, spec in group.items()):
-            assert f"| `{name}` |" in page or name == "unique_id", f"{kind}: {name} is not explained"
-            if isinstance(spec[0], list) or spec[0] in WIDGETS:
-                assert spec[1]["tooltip"], f"{kind}: {name} has no tooltip"
+        groups = (info["input"].get(group, {}) for group in ("required", "optional"))
+        for name, spec in ((name, spec) for group in groups for name, spec in group.items()):
+            assert f"| `{name}` |" in page, f"{kind}: {name} is not explained"
+            assert spec[1]["tooltip"], f"{kind}: {name} has no tooltip"
 
 
 @pytest.mark.host
@@ -202,13 +211,97 @@ def test_a_workflow_file_fits_the_nodes(host: Host, path: Path) -> None:
         assert groups.get("required", {}).keys() <= entry["inputs"].keys()
         for name, spec in {**groups.get("required", {}), **groups.get("optional", {})}.items():
             if isinstance(spec[0], list) or spec[0] == "COMBO":
-                assert entry["inputs"][name] in choices(spec)
+                assert name not in entry["inputs"] or entry["inputs"][name] in choices(spec)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("name", WITHOUT_DOWNLOADS)
+def test_a_workflow_without_downloads_runs(host: Host, name: str) -> None:
+    workflow = json.loads((ROOT / "workflows" / f"onestep-sr-{name}.json").read_text())
+    entry = host.wait(host.queue(to_prompt(workflow, host.object_info)))
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    files = [file for output in entry["outputs"].values() for file in output.get("images", ())]
+    assert files and all((host.base / file["type"] / file["subfolder"] / file["filename"]).is_file() for file in files)
+
+
+@pytest.mark.host
+def test_a_region_only_takes_the_models_detail_where_it_is_masked(host: Host, expected: Path) -> None:
+    workflow = json.loads((ROOT / "workflows" / "onestep-sr-region-only.json").read_text())
+    prompt = to_prompt(workflow, host.object_info)
+    node(prompt, "LoadImage")["inputs"]["image"] = "half.png"
+    result = pixels(next(path for path in host.results(prompt) if path.parent.name == "output"))
+    plain = (
+        Image.open(host.base / "input" / "half.png")
+        .convert("RGB")
+        .resize(result.shape[1::-1], Image.Resampling.LANCZOS)
+    )
+    middle, margin = result.shape[1] // 2, 16
+    assert np.abs(result - np.asarray(plain).astype(int))[:, middle + margin :].max() <= 1
+    assert np.abs(result - pixels(expected / "houses.png"))[:, : middle - margin].max() <= 1
 
 
 @pytest.mark.host
 def test_the_template_gives_the_command_lines_picture(host: Host, expected: Path) -> None:
     (result,) = host.results(quick_start(host))
     assert_same_picture(result, expected / "example.png")
+
+
+@pytest.mark.host
+def test_the_plan_is_known_before_the_run_and_its_time_after_one(host: Host) -> None:
+    def plan(**changes: object) -> dict:
+        model = {"model": "bundled", "autoencoder": "auto", "recipe": "auto"}
+        question = {
+            "node": LOAD,
+            "model": model,
+            "width": 256,
+            "height": 192,
+            "upscale_by": 4,
+            "tile": 512,
+            "overlap": 64,
+        }
+        return host.post("/onestep_sr/plan", question | changes)
+
+    (host.base / "user" / "onestep_sr" / "pace.json").unlink(missing_ok=True)
+    assert plan() == {
+        "text": "1024 x 768 px: 6 tiles (3 x 2) of 512 x 512 px, 50 MB of main memory, time known after a run",
+        "width": 1024,
+        "height": 768,
+    }
+    assert host.results(quick_start(host, "sky.png", seed=77))
+    assert re.search(r", about \d+ s$", plan()["text"])
+    assert plan(overlap=300)["text"] == "Overlap 300 does not fit a tile of 512: choose 0 to 256."
+    assert plan(model={"model": "../secret.safetensors", "recipe": "auto"})["width"] is None
+    large = plan(node="OneStepSRModel", model={"recipe": "tsd-sr"}, tile=0, upscale_by=8)
+    assert large["text"].startswith("2048 x 1536 px: 20 tiles (5 x 4) of 512 x 512 px, 201 MB")
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        host.post("/onestep_sr/plan", {"width": 3})
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("method", ["wavelet", "adain"])
+def test_colours_are_matched_as_the_core_does(host: Host, method: str) -> None:
+    prompt = quick_start(host, "transparent.png", color="none")
+    source = node(prompt, "LoadImage")
+    reference = next(key for key, entry in prompt.items() if entry is source)
+    upscaled = next(key for key, entry in prompt.items() if entry["class_type"] == UPSCALE)
+    prompt["match"] = {
+        "class_type": "OneStepSRMatchColor",
+        "inputs": {"image": [upscaled, 0], "reference": [reference, 0], "method": method},
+    }
+    node(prompt, "SaveImage")["inputs"]["images"] = ["match", 0]
+    (matched,) = host.results(prompt)
+    (wanted,) = host.results(quick_start(host, "transparent.png", color=method))
+    assert_same_picture(matched, wanted)
+
+
+@pytest.mark.host
+def test_a_comparison_keeps_both_pictures(host: Host) -> None:
+    prompt = quick_start(host, "sky.png")
+    before, after = node(prompt, UPSCALE)["inputs"]["image"], node(prompt, "SaveImage")["inputs"]["images"]
+    prompt["compare"] = {"class_type": "OneStepSRCompareImages", "inputs": {"before": before, "after": after}}
+    shown = host.wait(host.queue(prompt))["outputs"]["compare"]
+    sizes = [Image.open(host.base / "temp" / shown[side][0]["filename"]).size for side in ("before", "after")]
+    assert sizes == [(96, 80), (384, 320)]
 
 
 @pytest.mark.host
@@ -328,7 +421,8 @@ def test_models_come_from_both_folders_without_a_restart(host: Host, expected: P
     def offered() -> list[str]:
         return choices(host.get_json(f"/object_info/{LOAD}")[LOAD]["input"]["required"]["model"])
 
-    assert offered() == ["bundled", "empty.safetensors", "mine.safetensors", "other.safetensors"]
+    published = ["SinSR_v2.pth", "TAD-SR.pth"]
+    assert offered() == ["bundled", *published, "empty.safetensors", "mine.safetensors", "other.safetensors"]
     (result,) = host.results(quick_start(host, "sky.png", model="mine.safetensors"))
     assert_same_picture(result, expected / "sky.png")
     new = host.base / "models" / "onestep_sr" / "new" / "later.safetensors"

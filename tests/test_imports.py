@@ -117,7 +117,9 @@ ARROWS = {
     "memory": set(),
     "tiled_step": {"errors", "memory", "sr_model", "step", "tiling"},
     "noise": set(),
-    "upscale": {"color", "errors", "image", "memory", "noise", "sr_model", "tiled_step", "tiling"},
+    "geometry": {"errors", "recipe"},
+    "forecast": {"geometry", "image", "recipe", "tiling"},
+    "upscale": {"color", "errors", "geometry", "image", "memory", "noise", "sr_model", "tiled_step", "tiling"},
 }
 
 

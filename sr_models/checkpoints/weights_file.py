@@ -48,7 +48,23 @@ def _read_safetensors(path: Path) -> WeightsFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
             return WeightsFile(path, _without_prefixes(tensors), file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path.name} is cut short or no safetensors file ({error}): download it again.") from error
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path.name} is cut short or no safetensors file ({error}): download it again.")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says about itself, without its tensors; nothing for other formats."""
+    _must_exist(path)
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _broken(path, error) from error
 
 
 def read_tensor(path: Path) -> Tensor:

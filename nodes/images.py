@@ -1,0 +1,73 @@
+"""Nodes for any upscaler's result, in the host's own menu groups: matching colours, comparing."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..sr_models import color as colors
+from ..sr_models.color import ColorMatch
+from ..sr_models.errors import UserError
+from . import host
+from .schema import schema
+
+
+class MatchColor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="OneStepSRMatchColor",
+            display_name="Match Colour (One-Step SR)",
+            category="image/postprocessing",
+            description="Give an upscaled image the colours of the image that it was made from.",
+            search_aliases=["color match", "color fix", "colour transfer", "wavelet", "adain"],
+            inputs=[
+                io.Image.Input("image", tooltip="The upscaled image, of any upscaler."),
+                io.Image.Input("reference", tooltip="The image that it was made from, of any size."),
+                io.Combo.Input(
+                    "method",
+                    options=[method for method in colors.COLOR_MATCHES if method != "none"],
+                    default="wavelet",
+                    tooltip="wavelet: coarse colours from the reference, place by place, fine detail from the image. "
+                    "adain: each channel's mean and contrast, over the whole image.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The image in the reference's colours.")],
+        )
+
+    @classmethod
+    def execute(cls, image: torch.Tensor, reference: torch.Tensor, method: ColorMatch) -> io.NodeOutput:
+        if len(reference) not in (1, len(image)):
+            raise UserError(
+                f"There are {len(reference)} references for {len(image)} images: connect one, or one for each image."
+            )
+        result = image.clone()
+        for index, picture in enumerate(image):
+            pixels = host.from_host(picture[None, ..., :3])
+            small = host.from_host(reference[index % len(reference)][None, ..., :3]).to(pixels.device)
+            result[index, ..., :3] = host.to_host(colors.match(pixels, small, method).clamp(0, 1))[0]
+        return io.NodeOutput(result)
+
+
+class CompareImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="OneStepSRCompareImages",
+            display_name="Compare Images (One-Step SR)",
+            category="image",
+            description="Two images in one frame with a slider between them: drag it, or focus it and use the arrow "
+            "keys.",
+            search_aliases=["image compare", "before after", "a/b", "slider"],
+            inputs=[
+                io.Image.Input("before", tooltip="Left of the slider; of any size."),
+                io.Image.Input("after", tooltip="Right of the slider; of any size."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, before: torch.Tensor, after: torch.Tensor) -> io.NodeOutput:
+        shown = {"before": ui.PreviewImage(before, cls=cls).values, "after": ui.PreviewImage(after, cls=cls).values}
+        return io.NodeOutput(ui=shown)

@@ -1,0 +1,47 @@
+"""How fast runs went on this machine, kept in the user's folder, for what the next one will take."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from ..sr_models.errors import UserError
+from ..sr_models.image_files import write_whole
+from . import host
+
+
+def record(model: str, work: int, seconds: float) -> None:
+    """Keep the seconds a latent pixel of a run with `model`; `work` as in `Forecast`."""
+    with suppress(UserError):  # a forecast is not worth a result
+        write_whole(_file(), partial(_write, _read() | {_name(model): seconds / work}))
+
+
+def expected_seconds(model: str, work: int) -> float | None:
+    """None before the first run with that model on this device."""
+    pace = _read().get(_name(model))
+    return None if pace is None else pace * work
+
+
+def _name(model: str) -> str:
+    return f"{model} on {host.device_name()}"
+
+
+def _file() -> Path:
+    return host.user_folder() / "pace.json"
+
+
+def _read() -> dict[str, float]:
+    try:
+        content = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return (
+        {name: pace for name, pace in content.items() if isinstance(pace, float)} if isinstance(content, dict) else {}
+    )
+
+
+def _write(paces: dict[str, float], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(paces, indent=1), encoding="utf-8")

@@ -1,0 +1,78 @@
+"""What *Upscale Image (One-Step SR)* shows before it runs: the page asks, the core reckons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..sr_models.errors import UserError
+from ..sr_models.forecast import Forecast, forecast
+from ..sr_models.loading import recipe_of
+from ..sr_models.recipe import TSD_FAMILY, Recipe
+from . import host, host_sd3, pace, sd3, upscaling
+
+ROUTE = "/onestep_sr/plan"
+GIGABYTE = 1e9
+LONG = 100  # seconds, from which on minutes tell more
+
+
+@dataclass(frozen=True)
+class Question:
+    """The page's: which node gives the SR_MODEL and its widgets, the image's size, and the upscale node's widgets."""
+
+    node: str
+    model: dict[str, Any]
+    width: int
+    height: int
+    upscale_by: float
+    tile: int
+    overlap: int
+
+
+def add_route() -> None:
+    """POST a Question as JSON -> {text, width, height}: a line to show, and the result's size or None."""
+    host.add_route(ROUTE, answer)
+
+
+def answer(content: dict[str, Any]) -> dict[str, Any]:
+    """Raises KeyError, TypeError or ValueError where the content is no Question."""
+    question = Question(**content)
+    size = int(question.height), int(question.width)
+    tile = int(question.tile) or None
+    try:
+        recipe, factor = _recipe(question.node, question.model)
+        run = forecast(recipe, factor, size, float(question.upscale_by), tile, int(question.overlap))
+    except UserError as error:
+        return {"text": str(error), "width": None, "height": None}
+    return {"text": _line(recipe, run), "width": run.result[1], "height": run.result[0]}
+
+
+def _recipe(node: str, widgets: dict[str, Any]) -> tuple[Recipe, int]:
+    """What the node gives, by its widgets: the recipe, and the codec's factor."""
+    if node == sd3.MODEL_ID:
+        return TSD_FAMILY[widgets["recipe"]], host_sd3.VAE_FACTOR
+    model, recipe = widgets["model"], widgets["recipe"]
+    if model != upscaling.BUNDLED_NAME and model not in host.weights_files(host.MODEL_FOLDER):
+        raise UserError(f"{model} is not in models/{host.MODEL_FOLDER}: choose another model.")
+    return recipe_of(upscaling.model_path(model), None if recipe == upscaling.AUTO else recipe)
+
+
+def _line(recipe: Recipe, run: Forecast) -> str:
+    count = run.columns * run.rows
+    tiles = "1 tile" if count == 1 else f"{count} tiles ({run.columns} x {run.rows})"
+    seconds = pace.expected_seconds(recipe.name, run.work)
+    time = "time known after a run" if seconds is None else f"about {_duration(seconds)}"
+    return (
+        f"{run.result[1]} x {run.result[0]} px: {tiles} of {run.tile[1]} x {run.tile[0]} px, "
+        f"{_size(run.memory)} of main memory, {time}"
+    )
+
+
+def _size(amount: int) -> str:
+    return f"{amount / 1e6:.0f} MB" if amount < GIGABYTE else f"{amount / GIGABYTE:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < LONG:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min"

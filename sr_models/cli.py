@@ -178,6 +178,26 @@ def models_command(
             _say(f"{file.name}: {identify(file)}")
 
 
+@app.command("download")
+def download_command(
+    name: Annotated[str, typer.Argument(help="sinsr, resshift, resshift-s4 or sd3-medium.")],
+    to: Annotated[Path, typer.Option(help="The folder to put the files into.")],
+    sha256: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The hash that the first file must have; else the publisher's, where there is one."),
+    ] = None,
+) -> None:
+    """Fetch published weights, which have licences of their own. Nothing is fetched without this command."""
+    from .download import download, files_of
+    from .terminal import byte_bar
+
+    for position, file in enumerate(files_of(name)):
+        _say(f"{file.name}, {file.licence}, from {file.url}")
+        with byte_bar() as report:
+            found = download(file, to, report, sha256 if position == 0 else None)
+        _say(f"{to / file.name} (sha256 {found})")
+
+
 @app.command("convert")
 def convert_command(
     lora: Annotated[Path, typer.Argument(help="TSD-SR's folder, or its transformer.safetensors.")],

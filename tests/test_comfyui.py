@@ -48,6 +48,7 @@ NAMED_IN_WORKFLOWS = (
 )
 WITHOUT_DOWNLOADS = ("quick-start", "region-only", "video-frames")
 HOSTS = installed_hosts()
+LOOK_AT_HOST = Path(__file__).parent / "host_scripts" / "import_pack.py"
 WRITE_CLIP = Path(__file__).parent / "host_scripts" / "write_clip.py"
 LOAD, UPSCALE = "OneStepSRLoadModel", "OneStepSRUpscaleImage"
 
@@ -156,6 +157,19 @@ def test_the_pack_loads_quickly_and_silently(host: Host) -> None:
     assert mentions[0].startswith("Adding extra search path") and len(mentions) == 2, mentions
     seconds = re.fullmatch(r" *([\d.]+) seconds: .*/custom_nodes/onestep_sr", mentions[1])
     assert seconds and float(seconds[1]) <= 0.3
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("folder", HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
+def test_the_host_stays_as_it_was(folder: Path | None, tmp_path: Path) -> None:
+    if folder is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    command = [str(interpreter(folder)), str(LOOK_AT_HOST), str(ROOT), str(tmp_path)]
+    shown = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, env=os.environ | ONE_THREAD)
+    seen = json.loads(shown.stdout.splitlines()[-1])
+    assert seen["loaded"] and seen["shape"] == [1, 96, 128, 3]
+    assert seen["opened"] == [str(ROOT / "pyproject.toml")]  # by the host, which looks for a web folder in it
+    assert seen["connected"] == seen["after_import"] == seen["after_run"] == []
 
 
 @pytest.mark.host

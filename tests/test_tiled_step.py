@@ -89,6 +89,20 @@ def test_tiles_that_overflow_are_done_again_in_float32_and_only_those():
     assert 9 < tiles < 18
 
 
+def test_what_goes_otherwise_than_asked_is_told():
+    notices: list[str] = []
+    upscale(model(Limited(pixels=16 * 16)), picture(), notice=notices.append)
+    assert notices == ["Memory ran out: tiles of 64 px do the rest of this run."]
+    notices.clear()
+    image = picture()
+    image[..., 4:8, 4:8] = 1.0
+    upscale(model(Limited(dtype=torch.float16)), image, notice=notices.append)
+    assert notices == ["1 of 9 tiles overflowed in torch.float16 and were done in float32."]
+    notices.clear()
+    upscale(model(Limited()), picture(), notice=notices.append)
+    assert not notices
+
+
 def test_a_windows_limit_is_told_in_pixels():
     with pytest.raises(UserError, match=r"^Tile 384 is too large for Test model: choose 256 px or less\.$"):
         upscale(model(Limited()), picture(100, 100), tile=384)

@@ -3,8 +3,9 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 
 const NODE = "OneStepSRCompareImages"
+const LEAST_HEIGHT = 240
 const STYLE = `
-.onestep-sr-compare { position: relative; width: 100%; height: 100%; min-height: 0; --split: 50%; }
+.onestep-sr-compare { position: relative; width: 100%; height: 100%; min-height: ${LEAST_HEIGHT}px; --split: 50%; }
 .onestep-sr-compare img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .onestep-sr-compare img.after { clip-path: inset(0 0 0 var(--split)); }
 .onestep-sr-compare .line { position: absolute; top: 0; bottom: 0; left: var(--split); width: 2px; margin-left: -1px;
@@ -66,7 +67,7 @@ app.registerExtension({
     const widget = node.addDOMWidget("comparison", "onestep_sr_comparison", frame, {
       serialize: false,
       hideOnZoom: false,
-      getMinHeight: () => 240,
+      getMinHeight: () => LEAST_HEIGHT,
     })
     widget.serialize = false
     node.onestepCompare = show

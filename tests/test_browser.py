@@ -1,0 +1,248 @@
+"""What a person does in the page: a real browser on real ComfyUI servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comfyui_host import HOW_TO_GET_ONE, ROOT, Host, installed_hosts, start, stop
+from PIL import Image
+
+playwright = pytest.importorskip("playwright.sync_api")
+Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect
+
+PHOTOS = Path(__file__).parent / "photos"
+HOSTS = installed_hosts()
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, NAMES)), None)
+HOW_TO_GET_A_BROWSER = "no browser: install Chromium, or name one with CHROMIUM_PATH"
+WAIT = 60_000  # milliseconds
+OURS = "/extensions/onestep_sr/"
+LANGUAGES_OF_THE_PAGE = ("zh", "ja", "fr", "es")  # it has no German yet
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module", params=HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    if request.param is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    base = tmp_path_factory.mktemp("base")
+    (base / "input").mkdir()
+    shutil.copy(PHOTOS / "grass.png", base / "input" / "example.png")
+    noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(base / "input" / "large.png")
+    running = start(request.param, base)
+    running.post("/api/settings", {"Comfy.TutorialCompleted": True})
+    yield running
+    stop(running)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip(HOW_TO_GET_A_BROWSER)
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(host: Host, browser: Browser) -> Iterator[Page]:
+    """ComfyUI's page with an empty graph; afterwards none of our files may have complained."""
+    opened = browser.new_page(viewport={"width": 1600, "height": 900})
+    opened.set_default_timeout(WAIT)
+    complaints: list[str] = []
+
+    def on_message(message: playwright.ConsoleMessage) -> None:
+        source = message.location.get("url", "") + message.text
+        # The page asks for a help page in its language first, and takes the one without if there is none.
+        if message.type in ("error", "warning") and OURS in source and not re.search(r"/docs/\w+/\w+\.md", source):
+            complaints.append(message.text)
+
+    opened.on("console", on_message)
+    opened.on("pageerror", lambda error: complaints.append(error.stack) if OURS in (error.stack or "") else None)
+    open_page(opened, host)
+    yield opened
+    opened.close()
+    assert not complaints
+
+
+def open_page(page: Page, host: Host) -> None:
+    page.goto(f"http://127.0.0.1:{host.port}/", timeout=WAIT)
+    page.wait_for_selector("#graph-canvas")
+    # The page loads a graph of its own last.
+    page.wait_for_function("() => window.app?.graph?._nodes.length && window.app.extensionManager")
+    page.wait_for_timeout(1000)
+    page.evaluate("() => app.graph.clear()")
+
+
+def load_workflow(page: Page, name: str) -> None:
+    workflow = json.loads((ROOT / "workflows" / f"onestep-sr-{name}.json").read_text())
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+
+
+def set_widget(page: Page, kind: str, name: str, value: object) -> None:
+    page.evaluate(
+        """([kind, name, value]) => {
+            const widget = app.graph._nodes.find((n) => n.type === kind).widgets.find((w) => w.name === name)
+            widget.value = value
+            widget.callback?.(value)
+        }""",
+        [kind, name, value],
+    )
+
+
+def press_run(page: Page) -> None:
+    page.get_by_role("button", name="Run", exact=True).click()
+
+
+def test_the_template_is_found_run_and_gives_a_picture(page: Page) -> None:
+    page.get_by_role("button", name="Templates").first.click()
+    page.get_by_text("onestep_sr", exact=True).click()
+    page.get_by_text("onestep-sr-quick-start", exact=True).click()
+    page.wait_for_function("() => app.graph._nodes.some((n) => n.type === 'OneStepSRUpscaleImage')")
+    width, height = Image.open(PHOTOS / "grass.png").size
+    expect(page.locator(".onestep-sr-plan")).to_contain_text(f"{4 * width} x {4 * height} px: ")
+    set_widget(page, "OneStepSRUpscaleImage", "tile", 128)
+    expect(page.locator(".onestep-sr-plan")).to_contain_text("of 128 x 128 px")
+    page.evaluate(
+        """async () => {
+            const { api } = await import("/scripts/api.js")
+            window.steps = []
+            api.addEventListener("progress", ({ detail }) => window.steps.push(detail.value / detail.max))
+        }"""
+    )
+    press_run(page)
+    page.wait_for_function("() => app.graph._nodes.find((n) => n.type === 'SaveImage').imgs?.[0]?.naturalWidth")
+    size = page.evaluate(
+        """() => {
+            const picture = app.graph._nodes.find((n) => n.type === "SaveImage").imgs[0]
+            return [picture.naturalWidth, picture.naturalHeight]
+        }"""
+    )
+    assert size == [4 * width, 4 * height]
+    steps = page.evaluate("() => window.steps")
+    assert len(steps) > 4 and steps == sorted(steps) and steps[-1] == 1
+    expect(page.locator(".onestep-sr-plan")).to_contain_text("about ")
+
+
+def test_every_workflow_opens_whole(page: Page) -> None:
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        load_workflow(page, path.stem.removeprefix("onestep-sr-"))
+        nodes = page.evaluate(
+            """() => app.graph._nodes.map((node) => ({
+                type: node.type, missing: node.has_errors === true, least: [...node.computeSize()],
+            }))"""
+        )
+        saved = json.loads(path.read_text())["nodes"]
+        assert sorted(n["type"] for n in nodes) == sorted(n["type"] for n in saved)
+        assert not [n for n in nodes if n["missing"]]
+        crowded = [n for n in saved for m in nodes if m["type"] == n["type"] and n["size"][1] < m["least"][1] - 1]
+        assert not crowded, path.stem
+
+
+def test_nodes_come_from_the_search_box_and_by_dragging(page: Page) -> None:
+    page.mouse.dblclick(900, 550)
+    page.get_by_placeholder("Search Nodes").fill("Upscale Image (One")
+    page.get_by_text("Upscale Image (One-Step SR)").first.wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => app.graph._nodes.some((n) => n.type === 'OneStepSRUpscaleImage')")
+    page.keyboard.press("Escape")
+    leaf = find_in_library(page, "Match Colour (One-Step SR)")
+    leaf.drag_to(page.locator("#graph-canvas"), target_position={"x": 900, "y": 200})
+    page.wait_for_function("() => app.graph._nodes.some((n) => n.type === 'OneStepSRMatchColor')")
+
+
+def find_in_library(page: Page, title: str) -> playwright.Locator:
+    page.get_by_role("button", name="Node Library").click()
+    page.get_by_placeholder("Search Nodes").last.fill(title)
+    leaf = page.locator(".tree-leaf").filter(has_text=title)
+    leaf.wait_for()
+    return leaf
+
+
+def test_the_help_button_opens_the_page_with_its_picture(page: Page) -> None:
+    leaf = find_in_library(page, "Compare Images (One-Step SR)")
+    leaf.hover()
+    leaf.locator(".help-button").click()
+    page.get_by_text("Shows two images in one frame").wait_for()
+    page.wait_for_function(
+        """() => [...document.images].some(
+            (image) => image.src.endsWith("docs/images/OneStepSRCompareImages.jpg") && image.naturalWidth
+        )"""
+    )
+
+
+def test_the_languages_of_the_page_reach_the_nodes(host: Host, page: Page) -> None:
+    for language in LANGUAGES_OF_THE_PAGE:
+        texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text())["OneStepSRUpscaleImage"]
+        host.post("/api/settings", {"Comfy.Locale": language})
+        open_page(page, host)
+        shown = page.evaluate(
+            """() => {
+                const node = LiteGraph.createNode("OneStepSRUpscaleImage")
+                app.graph.add(node)
+                const widget = node.widgets.find((w) => w.name === "upscale_by")
+                return [node.title, widget.label]
+            }"""
+        )
+        assert shown == [texts["display_name"], texts["inputs"]["upscale_by"]["name"]]
+    host.post("/api/settings", {"Comfy.Locale": "en"})
+
+
+def test_cancel_stops_a_long_run_within_a_tile_or_two(page: Page) -> None:
+    load_workflow(page, "quick-start")
+    set_widget(page, "LoadImage", "image", "large.png")
+    set_widget(page, "OneStepSRUpscaleImage", "tile", 128)
+    page.evaluate(
+        """async () => {
+            const { api } = await import("/scripts/api.js")
+            const seen = (window.seen = { done: 0, total: 0, ended: null })
+            api.addEventListener("progress", ({ detail }) => {
+                seen.done = detail.value
+                seen.total = detail.max
+            })
+            api.addEventListener("execution_interrupted", () => (seen.ended = "interrupted"))
+            api.addEventListener("execution_success", () => (seen.ended = "success"))
+        }"""
+    )
+    press_run(page)
+    page.wait_for_function("() => window.seen.done >= 3")
+    page.get_by_role("button", name="Cancel current run").click()
+    at = page.evaluate("() => window.seen.done")
+    page.wait_for_function("() => window.seen.ended")
+    seen = page.evaluate("() => window.seen")
+    assert seen["ended"] == "interrupted"
+    assert seen["total"] > 200 and seen["done"] - at <= 10  # what runs while the click travels
+
+
+def test_the_comparison_is_moved_by_mouse_and_keys(page: Page) -> None:
+    load_workflow(page, "region-only")
+    press_run(page)
+    frame = page.locator(".onestep-sr-compare.filled")
+    frame.wait_for()
+    slider = frame.locator("input[type=range]")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.onestep-sr-compare img')].every((image) => image.naturalWidth)"
+    )
+    clip = "element => getComputedStyle(element).clipPath"
+    assert "50%" in frame.locator("img.after").evaluate(clip)
+    slider.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert "52%" in frame.locator("img.after").evaluate(clip)
+    page.keyboard.press("Home")
+    assert "inset(0px)" in frame.locator("img.after").evaluate(clip).replace("inset(0px 0px 0px 0%)", "inset(0px)")
+    box = slider.bounding_box()
+    page.mouse.click(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2)
+    assert 74 <= float(slider.input_value()) <= 76
+    saved = page.evaluate("() => app.graph.serialize().nodes.find((n) => n.type === 'OneStepSRCompareImages')")
+    assert not saved.get("widgets_values")

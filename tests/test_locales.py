@@ -1,0 +1,86 @@
+"""Every node's texts in every language: nothing missing, nothing stale, and what must not be translated is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from comfyui_host import HOW_TO_GET_ONE, Host, installed_hosts, start, stop
+from node_texts import LOCALES, Texts, node_texts, paths_of
+
+LANGUAGES = ("en", "zh", "ja", "fr", "de", "es")
+HOSTS = installed_hosts()
+KEPT = re.compile(
+    r"One-Step SR|TSD-SR|TAD-SR|SinSR|ResShift|Stable Diffusion 3|SDXL|CLIP|VQ-f4|models/\w+|\w+\.(?:safetensors|pt)|'bundled'|'from text'"
+    r"|\b(?:auto|tsd-sr(?:-mse)?|SR_MODEL|MODEL|VAE|MASK|BasicGuider|SamplerCustomAdvanced)\b"
+)
+
+
+def texts_of(language: str) -> Texts:
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def at(texts: Texts, path: str) -> str:
+    value: Any = texts
+    for key in path.split("."):
+        value = value[key]
+    return value
+
+
+def test_the_languages_are_those_that_are_promised() -> None:
+    assert sorted(path.name for path in LOCALES.iterdir()) == sorted(LANGUAGES)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_text_is_missing_stale_or_empty(language: str) -> None:
+    texts = texts_of(language)
+    assert paths_of(texts) == paths_of(texts_of("en"))
+    assert all(at(texts, path).strip() for path in paths_of(texts))
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_names_that_a_user_must_type_or_find_are_kept(language: str) -> None:
+    english, texts = texts_of("en"), texts_of(language)
+    for path in sorted(paths_of(english)):
+        kept = {word for word in KEPT.findall(at(english, path)) if not path.endswith(".name") or ".outputs." in path}
+        lost = [word for word in kept if word not in at(texts, path)]
+        assert not lost, f"{path}: {lost} in {at(texts, path)!r}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_choices_that_a_tooltip_explains_are_those_of_the_list(language: str) -> None:
+    explained = at(texts_of(language), "OneStepSRMatchColor.inputs.method.tooltip")
+    assert "wavelet" in explained and "adain" in explained
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_the_tooltips_are_translated(language: str) -> None:
+    english, texts = texts_of("en"), texts_of(language)
+    tooltips = [path for path in paths_of(english) if path.endswith((".tooltip", ".description"))]
+    same = [path for path in tooltips if at(english, path) == at(texts, path)]
+    assert not same
+
+
+@pytest.fixture(scope="module", params=HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    if request.param is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    running = start(request.param, tmp_path_factory.mktemp("base"))
+    yield running
+    stop(running)
+
+
+@pytest.mark.host
+def test_the_english_texts_are_those_of_the_nodes(host: Host) -> None:
+    """If this fails, run tests/node_texts.py and bring the translations after."""
+    assert node_texts(host.object_info) == texts_of("en")
+
+
+@pytest.mark.host
+def test_the_host_serves_all_languages(host: Host) -> None:
+    served = host.get_json("/i18n")
+    for language in LANGUAGES:
+        assert served[language]["nodeDefs"]["OneStepSRModel"] == texts_of(language)["OneStepSRModel"]

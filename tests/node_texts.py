@@ -15,7 +15,12 @@ from typing import Any
 from comfyui_host import ROOT, installed_hosts, start, stop
 
 LOCALES = ROOT / "locales"
+LANGUAGES = ("en", "zh", "ja", "fr", "de", "es")
 Texts = dict[str, Any]
+
+
+def texts_of(language: str) -> Texts:
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
 def node_texts(object_info: dict[str, Any]) -> Texts:

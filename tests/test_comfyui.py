@@ -31,6 +31,7 @@ from comfyui_host import (
     stop,
     to_prompt,
 )
+from node_texts import LANGUAGES, node_texts, texts_of
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -204,6 +205,19 @@ def test_every_node_has_a_help_page_and_tooltips(host: Host) -> None:
         for name, spec in ((name, spec) for group in groups for name, spec in group.items()):
             assert f"| `{name}` |" in page, f"{kind}: {name} is not explained"
             assert spec[1]["tooltip"], f"{kind}: {name} has no tooltip"
+
+
+@pytest.mark.host
+def test_the_english_texts_are_those_of_the_nodes(host: Host) -> None:
+    """If this fails, run tests/node_texts.py and bring the translations after."""
+    assert node_texts(host.object_info) == texts_of("en")
+
+
+@pytest.mark.host
+def test_the_host_serves_all_languages(host: Host) -> None:
+    served = host.get_json("/i18n")
+    for language in LANGUAGES:
+        assert served[language]["nodeDefs"]["OneStepSRModel"] == texts_of(language)["OneStepSRModel"]
 
 
 @pytest.mark.host

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from comfyui_host import HOW_TO_GET_ONE, Host, installed_hosts, start, stop
-from node_texts import LOCALES, Texts, node_texts, paths_of
+from node_texts import LANGUAGES, LOCALES, Texts, paths_of, texts_of
 
-LANGUAGES = ("en", "zh", "ja", "fr", "de", "es")
-HOSTS = installed_hosts()
 KEPT = re.compile(
-    r"One-Step SR|TSD-SR|TAD-SR|SinSR|ResShift|Stable Diffusion 3|SDXL|CLIP|VQ-f4|models/\w+|\w+\.(?:safetensors|pt)|'bundled'|'from text'"
+    r"One-Step SR|TSD-SR|TAD-SR|SinSR|ResShift|Stable Diffusion 3|SDXL|CLIP|VQ-f4|models/\w+|\w+\.(?:safetensors|pt)"
+    r"|'bundled'|'from text'"
     r"|\b(?:auto|tsd-sr(?:-mse)?|SR_MODEL|MODEL|VAE|MASK|BasicGuider|SamplerCustomAdvanced)\b"
 )
-
-
-def texts_of(language: str) -> Texts:
-    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
 def at(texts: Texts, path: str) -> str:
@@ -62,25 +54,3 @@ def test_the_tooltips_are_translated(language: str) -> None:
     tooltips = [path for path in paths_of(english) if path.endswith((".tooltip", ".description"))]
     same = [path for path in tooltips if at(english, path) == at(texts, path)]
     assert not same
-
-
-@pytest.fixture(scope="module", params=HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    if request.param is None:
-        pytest.skip(HOW_TO_GET_ONE)
-    running = start(request.param, tmp_path_factory.mktemp("base"))
-    yield running
-    stop(running)
-
-
-@pytest.mark.host
-def test_the_english_texts_are_those_of_the_nodes(host: Host) -> None:
-    """If this fails, run tests/node_texts.py and bring the translations after."""
-    assert node_texts(host.object_info) == texts_of("en")
-
-
-@pytest.mark.host
-def test_the_host_serves_all_languages(host: Host) -> None:
-    served = host.get_json("/i18n")
-    for language in LANGUAGES:
-        assert served[language]["nodeDefs"]["OneStepSRModel"] == texts_of(language)["OneStepSRModel"]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -150,9 +151,14 @@ def test_every_workflow_opens_whole(page: Page) -> None:
 
 
 def test_nodes_come_from_the_search_box_and_by_dragging(page: Page) -> None:
-    page.mouse.dblclick(900, 550)
-    page.get_by_placeholder("Search Nodes").fill("Upscale Image (One")
-    page.get_by_text("Upscale Image (One-Step SR)").first.wait_for()
+    search = page.get_by_placeholder("Search Nodes")
+    for _ in range(10):  # a busy page may miss a double click
+        page.mouse.dblclick(900, 550)
+        with suppress(playwright.TimeoutError):
+            search.wait_for(timeout=3000)
+            break
+    search.fill("Upscale Image (One")
+    page.get_by_role("option", name="Upscale Image (One-Step SR)").first.wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("() => app.graph._nodes.some((n) => n.type === 'OneStepSRUpscaleImage')")
     page.keyboard.press("Escape")

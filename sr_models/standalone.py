@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +38,10 @@ TRANSFORMER_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 
 @dataclass(frozen=True)
 class StandaloneModel:
-    """An SR model, and what its user should know though it runs; empty for nothing."""
+    """An SR model, the torch modules in it, and what its user should know though it runs; empty for nothing."""
 
     model: SRModel
+    modules: tuple[nn.Module, ...]
     warning: str
 
 
@@ -70,6 +72,7 @@ def load_sd3(
     dtype: torch.dtype = torch.float16,
     device: torch.device | None = None,
     offload: bool = False,
+    budget: int | None = None,
 ) -> StandaloneModel:
     """Stable Diffusion 3 with TSD-SR's LoRA as an SR model.
 
@@ -82,10 +85,13 @@ def load_sd3(
         recipe: `tsd-sr` or `tsd-sr-mse`, in place of what the LoRA's name stands for.
         dtype: of the weights and the computation.
         offload: keep transformer and VAE on the CPU while the other one works.
+        budget: of the VAE, as `AutoencoderCodec` takes it.
 
     Raises:
-        UserError: for files that are missing or broken, or that do not belong together.
+        UserError: where diffusers is missing, and for files that are missing or broken, or that do not belong together.
     """
+    if find_spec("diffusers") is None:
+        raise UserError("TSD-SR needs a package for Stable Diffusion 3: pip install diffusers.")
     weights = tsd_sr.read(lora)
     chosen = recipe or weights.recipe
     if chosen not in TSD_FAMILY:
@@ -99,7 +105,8 @@ def load_sd3(
     merge_update(transformer, weights.transformer, weights.name, "the base's transformer")
     merge_update(vae, weights.vae, weights.name, "the base's VAE")
     denoiser = SD3Denoiser(transformer, condition, placement)
-    return StandaloneModel(SRModel(TSD_FAMILY[chosen], denoiser, SD3Codec(vae, placement)), warning)
+    model = SRModel(TSD_FAMILY[chosen], denoiser, SD3Codec(vae, placement, budget))
+    return StandaloneModel(model, (transformer, vae), warning)
 
 
 def merge_update(network: nn.Module, update: Update, name: str, target: str) -> None:
@@ -149,8 +156,8 @@ class SD3Denoiser:
 class SD3Codec(AutoencoderCodec):
     """diffusers' VAE as a codec, in TSD-SR's latents: the posterior's mode, scaled and not shifted."""
 
-    def __init__(self, vae: AutoencoderKL, placement: Placement):
-        super().__init__(vae, factor=8, latent_channels=LATENT_CHANNELS, scaling=SCALING)
+    def __init__(self, vae: AutoencoderKL, placement: Placement, budget: int | None = None):
+        super().__init__(vae, factor=8, latent_channels=LATENT_CHANNELS, scaling=SCALING, budget=budget)
         self.placement = placement
 
     def encode(self, image: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class ExtrasSection(ScriptPostprocessing):
         parts: dict[str, Any] = {}
         with InputAccordion(False, label=self.name, elem_id="extras_onestep_sr") as parts["enable"]:
             with FormRow():
-                parts["model"] = _list("model", "Model", lambda: list(models.listed()))
+                parts["model"] = _list("model", "Model", lambda: list(models.listed()), models.BUNDLED_NAME)
                 parts["scale"] = _part(gr.Slider, "scale", "Scale", value=4.0, **SCALES)
             with FormRow():
                 parts["checkpoint"] = _list("checkpoint", "Stable Diffusion 3, for TSD-SR", host.checkpoint_names)
@@ -77,7 +77,7 @@ class ExtrasSection(ScriptPostprocessing):
         pp.image = result
         # The host leaves out what is None.
         pp.info |= {
-            self.name: model,
+            f"{self.name} model": model,
             f"{self.name} checkpoint": choice.checkpoint and choice.checkpoint.name,
             f"{self.name} scale": options.scale,
             f"{self.name} tile": options.tile,
@@ -91,9 +91,8 @@ def _part(kind: type, name: str, label: str, **arguments: Any) -> Any:
     return kind(label=label, elem_id=f"extras_onestep_sr_{name}", **arguments)
 
 
-def _list(name: str, label: str, choices: Callable[[], list[str]]) -> Any:
+def _list(name: str, label: str, choices: Callable[[], list[str]], value: str | None = None) -> Any:
     """A list with a button that looks for new files."""
-    found = choices()
-    component = _part(gr.Dropdown, name, label, value=next(iter(found), None), choices=found)
+    component = _part(gr.Dropdown, name, label, value=value, choices=choices())
     create_refresh_button(component, lambda: None, lambda: {"choices": choices()}, f"extras_onestep_sr_{name}_refresh")
     return component

@@ -25,6 +25,7 @@ from ...sr_models.standalone import load_sd3
 from . import host
 
 TITLE = "One-Step SR"
+BUNDLED_NAME = f"{TITLE} x4"
 PARTS = (AUTOENCODER_NAME, VAE_FILE, PROMPT_FILE, POOLED_FILE)  # of a model, none by themselves
 WORKSPACE = 2**30  # bytes, beside the weights
 
@@ -47,7 +48,7 @@ def listed() -> dict[str, Choice]:
     ours = [path for path in host.weights_files(host.MODEL_FOLDER) if path.name not in PARTS]
     loras = [path for path in ours if _is_tsd_sr(path)]
     pairs = [path for path in host.weights_files(host.lora_folder()) if _is_pair(path)]
-    choices = {f"{TITLE} x4": Choice(BUNDLED)}
+    choices = {BUNDLED_NAME: Choice(BUNDLED)}
     choices |= {f"{TITLE}: {_inside(path)}": Choice(path) for path in ours if path not in loras}
     return choices | {f"TSD-SR: {_set_name(path)}": Choice(path, is_lora=True) for path in loras + pairs}
 

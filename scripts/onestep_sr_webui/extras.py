@@ -31,18 +31,16 @@ class ExtrasSection(ScriptPostprocessing):
         with InputAccordion(False, label=self.name, elem_id="extras_onestep_sr") as parts["enable"]:
             with FormRow():
                 parts["model"] = _list("model", "Model", lambda: list(models.listed()), models.BUNDLED_NAME)
+                parts["checkpoint"] = _list("checkpoint", "SD3, for TSD-SR", host.checkpoint_names)
+            with FormRow():
                 parts["scale"] = _part(gr.Slider, "scale", "Scale", value=4.0, **SCALES)
+                color = {"choices": COLORS, "value": host.setting("color")}
+                parts["color"] = _part(gr.Dropdown, "color", "Match colours", **color)
             with FormRow():
-                parts["checkpoint"] = _list("checkpoint", "Stable Diffusion 3, for TSD-SR", host.checkpoint_names)
-                parts["color"] = _part(
-                    gr.Dropdown, "color", "Match colours", value=host.setting("color"), choices=COLORS
-                )
-            with FormRow():
-                parts["tile"] = _part(
-                    gr.Slider, "tile", "Tile (0: the model's own)", value=host.setting("tile"), **TILES
-                )
-                parts["overlap"] = _part(gr.Slider, "overlap", "Overlap", value=host.setting("overlap"), **OVERLAPS)
-                parts["seed"] = _part(gr.Number, "seed", "Seed", value=0, precision=0)
+                tile, overlap = TILES | {"value": host.setting("tile")}, OVERLAPS | {"value": host.setting("overlap")}
+                parts["tile"] = _part(gr.Slider, "tile", "Tile (0: model's own)", **tile)
+                parts["overlap"] = _part(gr.Slider, "overlap", "Overlap", **overlap)
+            parts["seed"] = _part(gr.Number, "seed", "Seed", value=0, precision=0)
         return parts
 
     def process_firstpass(self, pp: PostprocessedImage, enable: bool | None = None, scale: float = 1, **_: Any) -> None:

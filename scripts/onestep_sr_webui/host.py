@@ -66,7 +66,9 @@ def setting(name: str) -> Any:
     return getattr(shared.opts, f"onestep_sr_{name}")
 
 
-def options(scale: float, tile: int, overlap: int, color: ColorMatch | Literal["auto"], seed: int | None = 0) -> Options:
+def options(
+    scale: float, tile: int, overlap: int, color: ColorMatch | Literal["auto"], seed: int | None = 0
+) -> Options:
     """One run's options as the core takes them. Tile 0 and color `auto` are the model's own; an empty seed is 0."""
     return Options(scale, int(tile) or None, int(overlap), None if color == AUTO else color, int(seed or 0))
 

@@ -62,7 +62,7 @@ def choose(name: str, checkpoint: str | None) -> Choice:
         return choice
     path = host.checkpoint_path(checkpoint)
     if path is None:
-        raise UserError(f"{name} works on Stable Diffusion 3: choose a checkpoint of it below the model.")
+        raise UserError(f"{name} works on Stable Diffusion 3: choose a checkpoint of it beside the model.")
     return replace(choice, checkpoint=path)
 
 

@@ -1,7 +1,7 @@
-"""Runs in Forge's own interpreter, from its folder: its start without a page, then what users do, without one.
+"""Runs in Forge's own interpreter, from its folder: its start as it is, then what users do, without a browser.
 
-python in_forge.py OPTIONS --data-dir DATA: results go to DATA/results, as pictures and
-`results.json`. Forge reads the options itself.
+python in_forge.py OPTIONS --data-dir DATA: results go to DATA/results, as pictures and `results.json`. Forge reads
+the options itself. There is no checkpoint, so that nothing is generated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import webui  # noqa: I001 (starts everything but the page)
 import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from modules import call_queue, images, postprocessing, scripts, shared, ui
+from modules import call_queue, images, postprocessing, scripts, sd_models, shared, ui
 from modules.paths import data_path
 from PIL import Image
 
@@ -98,15 +98,15 @@ save(
     upscaler("One-Step SR x4").scaler.upscale(picture("input/houses"), 2.03, upscaler("One-Step SR x4").data_path),
 )
 own = upscaler("One-Step SR: faces/mine")
-save("own file", own.scaler.upscale(picture("input/sky"), 9, own.data_path))
-save("shrunk", own.scaler.upscale(picture("input/sky"), 0.5, own.data_path))
+save("own file", own.scaler.upscale(picture("small"), 9, own.data_path))
+save("shrunk", own.scaler.upscale(picture("small"), 0.5, own.data_path))
 
 # The page, and the section in it
 demo = ui.create_ui()
 results["elements"] = [block.elem_id for block in demo.blocks.values() if "onestep_sr" in str(block.elem_id)]
-results["models"] = next(
-    [name for name, _ in block.choices] for block in demo.blocks.values() if block.elem_id == "extras_onestep_sr_model"
-)
+results["lists"] = {
+    block.elem_id: [name for name, _ in block.choices] for block in demo.blocks.values() if hasattr(block, "choices")
+}
 outputs, results["text"] = extras(picture("input/transparent"), scale=2.5, seed=7)
 save("extras", outputs[0])
 results["folder"] = extras_folder(DATA / "input", RESULTS / "folder", scale=2)
@@ -157,5 +157,17 @@ save(
     "settings",
     upscaler("One-Step SR x4").scaler.upscale(picture("input/houses"), 4, upscaler("One-Step SR x4").data_path),
 )
+# As Automatic1111, which has no memory management of its own
+calls = []
+host = sys.modules["onestep_sr_extension.scripts.onestep_sr_webui.host"]
+host.memory_management, host.device = None, lambda: torch.device("meta")
+sd_models.model_data.sd_model = "model"
+sd_models.send_model_to_cpu = lambda model: calls.append(f"{model} to the CPU")
+sd_models.send_model_to_device = lambda model: calls.append(f"{model} back")
+for size in (2**20, 2**34):
+    with host.room_for(size):
+        calls.append(size)
+results["calls"] = calls
+
 results["our packages"] = sorted(name for name in sys.modules if "onestep_sr" in name and "." not in name)
 (RESULTS / "results.json").write_text(json.dumps(results))

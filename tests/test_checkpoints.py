@@ -276,6 +276,11 @@ def test_torch_files_without_a_table_of_weights(tmp_path, content):
     assert "holds no table of weights" in refusal(path)
 
 
+def test_a_host_that_refuses_a_file_without_an_error(tmp_path):
+    torch.save(None, tmp_path / "refused.pth")
+    assert "the host's own check refused it" in refusal(tmp_path / "refused.pth")
+
+
 class Attack:
     """Unpickling it makes a folder."""
 

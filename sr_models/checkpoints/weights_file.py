@@ -69,7 +69,8 @@ def _must_exist(path: Path) -> None:
 
 def _load_torch(path: Path) -> object:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        # as a string: torch 2.1 maps no file that is named by a Path
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path.name} is no weights file, or holds more than weights, which could run code: get it as safetensors."

@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +87,9 @@ def load_sd3(
         budget: of the VAE, as `AutoencoderCodec` takes it.
 
     Raises:
-        UserError: where diffusers is missing, and for files that are missing or broken, or that do not belong together.
+        UserError: where diffusers is missing or does not suit the rest, and for files that are missing or broken, or that do not belong together.
     """
-    if find_spec("diffusers") is None:
-        raise UserError("TSD-SR needs a package for Stable Diffusion 3: pip install diffusers.")
+    _require_diffusers()
     weights = tsd_sr.read(lora)
     chosen = recipe or weights.recipe
     if chosen not in TSD_FAMILY:
@@ -107,6 +105,16 @@ def load_sd3(
     denoiser = SD3Denoiser(transformer, condition, placement)
     model = SRModel(TSD_FAMILY[chosen], denoiser, SD3Codec(vae, placement, budget))
     return StandaloneModel(model, (transformer, vae), warning)
+
+
+def _require_diffusers() -> None:
+    try:
+        from diffusers import SD3Transformer2DModel  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # the second where it does not suit another package's version
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"TSD-SR needs a diffusers that can be imported here ({reason}): pip install diffusers."
+        ) from error
 
 
 def merge_update(network: nn.Module, update: Update, name: str, target: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -335,6 +336,12 @@ def test_sd35_large_is_refused(small, tmp_path):
     transformer.save_pretrained(tmp_path / "transformer")
     shutil.copytree(small.folder / "vae", tmp_path / "vae")
     assert "3.5 large" in refusal(load_sd3, tmp_path, small.lora, embeddings=small.embeddings)
+
+
+def test_a_missing_diffusers_is_named(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match=r"TSD-SR needs a diffusers .*: pip install diffusers\.$"):
+        load_sd3(small.checkpoint, small.lora, embeddings=small.embeddings)
 
 
 def test_bases_that_are_none_are_refused(small, tmp_path):

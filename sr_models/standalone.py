@@ -87,7 +87,8 @@ def load_sd3(
         budget: of the VAE, as `AutoencoderCodec` takes it.
 
     Raises:
-        UserError: where diffusers is missing or does not suit the rest, and for files that are missing or broken, or that do not belong together.
+        UserError: where diffusers is missing or does not suit the rest, and for files that are missing or broken,
+            or that do not belong together.
     """
     _require_diffusers()
     weights = tsd_sr.read(lora)

@@ -114,7 +114,8 @@ def _require_diffusers() -> None:
     except (ImportError, RuntimeError) as error:  # the second where it does not suit another package's version
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"TSD-SR needs a diffusers that can be imported here ({reason}): pip install diffusers."
+            f"TSD-SR needs diffusers, which cannot be imported here ({reason}): install one that suits the torch and "
+            "transformers that are here, 0.31.0 or newer."
         ) from error
 
 

@@ -109,8 +109,9 @@ def refusal(path: Path, named: str | None = None, **options) -> str:
 
 
 def test_a_published_file_loads_with_its_autoencoder(published):
-    loaded = load(published / "TAD-SR.pth", dtype=torch.float16)
+    loaded = load(published / "TAD-SR.pth", dtype=torch.float16, budget=2**30)
     unet, vq = loaded.modules
+    assert loaded.model.codec.budget == 2**30
     assert sum(p.numel() for p in unet.parameters()) == 118_593_583
     assert sum(p.numel() for p in vq.parameters()) == 55_322_782
     assert {p.dtype for module in loaded.modules for p in module.parameters()} == {torch.float16}

@@ -182,7 +182,8 @@ def test_small_results_are_made_larger_and_shrunk(small):
 
 def test_offloading_and_low_precision_give_the_same_picture(small, image):
     exact = upscale(opened(small), image, 1)
-    assert torch.equal(upscale(opened(small, offload=True), image, 1), exact)
+    offloaded = opened(small, offload=True, budget=2**26)
+    assert torch.equal(upscale(offloaded, image, 1), exact) and offloaded.codec.budget == 2**26
     rough = upscale(opened(small, dtype=torch.bfloat16), image, 1)
     assert 0 < (rough - exact).abs().mean() < 0.02
 

@@ -46,14 +46,22 @@ class NetworkDenoiser:
 class AutoencoderCodec:
     """An AutoencoderKL or VQ-f4 as a codec, run without seams within the memory that its device has free.
 
-    `scaling` is the denoiser's latent over the autoencoder's own.
+    `scaling` is the denoiser's latent over the autoencoder's own. `budget` is what its feature maps may take, in
+    bytes; None asks the device at each use.
     """
 
     is_local = False
 
-    def __init__(self, autoencoder: nn.Module, factor: int, latent_channels: int, scaling: float = 1.0):
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        factor: int,
+        latent_channels: int,
+        scaling: float = 1.0,
+        budget: int | None = None,
+    ):
         self.autoencoder, self.factor, self.latent_channels = autoencoder, factor, latent_channels
-        self.scaling = scaling
+        self.scaling, self.budget = scaling, budget
 
     def encode(self, image: Tensor) -> Tensor:
         return self._run(seamless_vae.encode, image * 2 - 1) * self.scaling
@@ -66,5 +74,5 @@ class AutoencoderCodec:
         return (latent[:, :3] / 2 + 0.5).clamp(0, 1)
 
     def _run(self, function: Callable[..., Tensor], canvas: Tensor) -> Tensor:
-        budget = free_budget(next(self.autoencoder.parameters()).device)
+        budget = self.budget or free_budget(next(self.autoencoder.parameters()).device)
         return within_budget(lambda budget: function(self.autoencoder, canvas.float(), budget=budget), budget)

@@ -125,6 +125,14 @@ def run_job(model: SRModel, job: Job, options: Options, progress: Progress | Non
     if is_too_large(model, picture, options):
         run_large_job(model, job, picture, options, progress)
         return
+    large = enlarge(model, picture, options, progress)
+    if options.compare:
+        write_picture(job.comparison, before_after(picture, large))
+    write_picture(job.target, large, quality=options.quality)
+
+
+def enlarge(model: SRModel, picture: Picture, options: Options, progress: Progress | None = None) -> Picture:
+    """The picture `options.scale` times as large, in memory, alpha and all. Raises UserError as `upscale` does."""
     channels = [picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha]
     result = upscale(
         model,
@@ -137,10 +145,7 @@ def run_job(model: SRModel, job: Job, options: Options, progress: Progress | Non
         batch=options.batch,
         progress=progress,
     )[0]
-    large = replace(picture, pixels=result[:3], alpha=result[3:] if picture.alpha is not None else None)
-    if options.compare:
-        write_picture(job.comparison, before_after(picture, large))
-    write_picture(job.target, large, quality=options.quality)
+    return replace(picture, pixels=result[:3], alpha=result[3:] if picture.alpha is not None else None)
 
 
 def before_after(small: Picture, large: Picture) -> Picture:

@@ -52,7 +52,7 @@ def read_picture(path: Path) -> Picture:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path} has {image.width} x {image.height} px, which is too large: cut it into parts.")
-            return _deep_picture(path, image) or _pillow_picture(image)
+            return _deep_picture(path, image) or from_pillow(image)
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is not a picture that can be read: choose PNG, JPEG, WebP or TIFF.") from error
     except Image.DecompressionBombError as error:
@@ -98,7 +98,8 @@ def _turned(channels: Tensor, orientation: int) -> Tensor:
     return channels.flip(flips[orientation]) if orientation in flips else channels
 
 
-def _pillow_picture(image: Image.Image) -> Picture:
+def from_pillow(image: Image.Image) -> Picture:
+    """A Pillow picture of any mode, with EXIF rotation applied; CMYK goes through its own profile to sRGB."""
     image = ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile")
     if image.mode == "CMYK":
@@ -126,6 +127,14 @@ def _from_cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 def _channels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def to_pillow(picture: Picture) -> Image.Image:
+    """RGB, or RGBA where the picture has alpha, in 8 bits."""
+    image = Image.fromarray(_values(picture, picture.alpha is not None, np.uint8))
+    if picture.icc_profile is not None:
+        image.info["icc_profile"] = picture.icc_profile
+    return image
 
 
 def write_picture(path: Path, picture: Picture, quality: int = 95) -> None:

@@ -35,6 +35,7 @@ def load(
     autoencoder: Path | None = None,
     recipe: str | None = None,
     dtype: torch.dtype = torch.float32,
+    budget: int | None = None,
 ) -> LoadedModel:
     """Read an SR model onto the CPU.
 
@@ -45,6 +46,7 @@ def load(
             beside it. Our own files need none.
         recipe: for published files, in place of the recipe that the file's name stands for.
         dtype: of the weights and the computation.
+        budget: of the autoencoder, as `AutoencoderCodec` takes it.
 
     Raises:
         UserError: for a file that is missing, broken, of an unknown kind or incomplete.
@@ -54,7 +56,7 @@ def load(
         return _load_own(file, dtype)
     if resshift.is_network(file):
         chosen = resshift.recipe_for(file.name, recipe)
-        return _load_published(file, chosen, autoencoder or path.with_name(AUTOENCODER_NAME), dtype)
+        return _load_published(file, chosen, autoencoder or path.with_name(AUTOENCODER_NAME), dtype, budget)
     if resshift.is_autoencoder(file):
         raise UserError(
             f"{file.name} is an autoencoder, which cannot upscale by itself: choose a TAD-SR, SinSR or "
@@ -89,7 +91,9 @@ def _load_own(file: WeightsFile, dtype: torch.dtype) -> LoadedModel:
     )
 
 
-def _load_published(file: WeightsFile, recipe: Recipe, autoencoder: Path, dtype: torch.dtype) -> LoadedModel:
+def _load_published(
+    file: WeightsFile, recipe: Recipe, autoencoder: Path, dtype: torch.dtype, budget: int | None
+) -> LoadedModel:
     if not autoencoder.is_file():
         raise UserError(
             f"{file.name} needs its autoencoder, and {autoencoder} is not there: "
@@ -97,7 +101,7 @@ def _load_published(file: WeightsFile, recipe: Recipe, autoencoder: Path, dtype:
         )
     network = resshift.load_network(file, dtype)
     vq = resshift.load_autoencoder(read_weights(autoencoder), dtype)
-    codec = AutoencoderCodec(vq, vq.config.factor, vq.config.latent_channels)
+    codec = AutoencoderCodec(vq, vq.config.factor, vq.config.latent_channels, budget=budget)
     loaded = _assemble(replace(recipe, multiple=network.config.multiple), network, codec)
     return replace(loaded, modules=(network, vq))
 

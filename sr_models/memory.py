@@ -40,7 +40,8 @@ def _system_memory() -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """CUDA has its own error; CPUs (Linux and Windows word it differently), MPS and drivers only a message."""
     phrases = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(p in str(error).lower() for p in phrases)
+    # torch.OutOfMemoryError under the name that torch before 2.5 has too
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(p in str(error).lower() for p in phrases)
 
 
 def release_cached() -> None:

@@ -37,9 +37,10 @@ TRANSFORMER_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 
 @dataclass(frozen=True)
 class StandaloneModel:
-    """An SR model, and what its user should know though it runs; empty for nothing."""
+    """An SR model, the torch modules in it, and what its user should know though it runs; empty for nothing."""
 
     model: SRModel
+    modules: tuple[nn.Module, ...]
     warning: str
 
 
@@ -70,6 +71,7 @@ def load_sd3(
     dtype: torch.dtype = torch.float16,
     device: torch.device | None = None,
     offload: bool = False,
+    budget: int | None = None,
 ) -> StandaloneModel:
     """Stable Diffusion 3 with TSD-SR's LoRA as an SR model.
 
@@ -82,10 +84,13 @@ def load_sd3(
         recipe: `tsd-sr` or `tsd-sr-mse`, in place of what the LoRA's name stands for.
         dtype: of the weights and the computation.
         offload: keep transformer and VAE on the CPU while the other one works.
+        budget: of the VAE, as `AutoencoderCodec` takes it.
 
     Raises:
-        UserError: for files that are missing or broken, or that do not belong together.
+        UserError: where diffusers is missing or does not suit the rest, and for files that are missing or broken,
+            or that do not belong together.
     """
+    _require_diffusers()
     weights = tsd_sr.read(lora)
     chosen = recipe or weights.recipe
     if chosen not in TSD_FAMILY:
@@ -99,7 +104,19 @@ def load_sd3(
     merge_update(transformer, weights.transformer, weights.name, "the base's transformer")
     merge_update(vae, weights.vae, weights.name, "the base's VAE")
     denoiser = SD3Denoiser(transformer, condition, placement)
-    return StandaloneModel(SRModel(TSD_FAMILY[chosen], denoiser, SD3Codec(vae, placement)), warning)
+    model = SRModel(TSD_FAMILY[chosen], denoiser, SD3Codec(vae, placement, budget))
+    return StandaloneModel(model, (transformer, vae), warning)
+
+
+def _require_diffusers() -> None:
+    try:
+        from diffusers import SD3Transformer2DModel  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # the second where it does not suit another package's version
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"TSD-SR needs diffusers, which cannot be imported here ({reason}): install one that suits the torch and "
+            "transformers that are here, 0.31.0 or newer."
+        ) from error
 
 
 def merge_update(network: nn.Module, update: Update, name: str, target: str) -> None:
@@ -149,8 +166,8 @@ class SD3Denoiser:
 class SD3Codec(AutoencoderCodec):
     """diffusers' VAE as a codec, in TSD-SR's latents: the posterior's mode, scaled and not shifted."""
 
-    def __init__(self, vae: AutoencoderKL, placement: Placement):
-        super().__init__(vae, factor=8, latent_channels=LATENT_CHANNELS, scaling=SCALING)
+    def __init__(self, vae: AutoencoderKL, placement: Placement, budget: int | None = None):
+        super().__init__(vae, factor=8, latent_channels=LATENT_CHANNELS, scaling=SCALING, budget=budget)
         self.placement = placement
 
     def encode(self, image: Tensor) -> Tensor:

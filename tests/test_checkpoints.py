@@ -109,8 +109,9 @@ def refusal(path: Path, named: str | None = None, **options) -> str:
 
 
 def test_a_published_file_loads_with_its_autoencoder(published):
-    loaded = load(published / "TAD-SR.pth", dtype=torch.float16)
+    loaded = load(published / "TAD-SR.pth", dtype=torch.float16, budget=2**30)
     unet, vq = loaded.modules
+    assert loaded.model.codec.budget == 2**30
     assert sum(p.numel() for p in unet.parameters()) == 118_593_583
     assert sum(p.numel() for p in vq.parameters()) == 55_322_782
     assert {p.dtype for module in loaded.modules for p in module.parameters()} == {torch.float16}
@@ -274,6 +275,11 @@ def test_torch_files_without_a_table_of_weights(tmp_path, content):
     path = tmp_path / "list.pth"
     torch.save(content, path)
     assert "holds no table of weights" in refusal(path)
+
+
+def test_a_host_that_refuses_a_file_without_an_error(tmp_path):
+    torch.save(None, tmp_path / "refused.pth")
+    assert "the host's own check refused it" in refusal(tmp_path / "refused.pth")
 
 
 class Attack:

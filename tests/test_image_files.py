@@ -13,7 +13,7 @@ import tifffile
 import torch
 from onestep_sr.sr_models import image_files
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.image_files import Picture, read_picture, write_picture
+from onestep_sr.sr_models.image_files import Picture, from_pillow, read_picture, to_pillow, write_picture
 from PIL import Image
 
 PHOTO = Path(__file__).parent / "photos" / "houses.png"
@@ -190,3 +190,12 @@ def test_values_are_rounded_not_cut(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png", Picture(torch.full((3, 8, 8), 127.6 / 255)))
     assert np.asarray(Image.open(tmp_path / "a.png"))[0, 0, 0] == 128
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_pillow_pictures_come_back_as_they_were(mode: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, len(mode)), dtype=np.uint8))
+    image.info["icc_profile"] = b"profile"
+    result = to_pillow(from_pillow(image))
+    assert result.mode == mode and result.info["icc_profile"] == b"profile"
+    assert np.array_equal(np.asarray(result), np.asarray(image))

@@ -10,8 +10,11 @@ import pytest
 
 ROOT = Path(onestep_sr.__file__).parent
 CORE = sorted((ROOT / "sr_models").rglob("*.py"))
-SHIPPED = [ROOT / "__init__.py", ROOT / "__main__.py", *CORE, *sorted((ROOT / "nodes").rglob("*.py"))]
-HOSTS = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "modules")
+NODES, SCRIPTS = sorted((ROOT / "nodes").rglob("*.py")), sorted((ROOT / "scripts").rglob("*.py"))
+SHIPPED = [ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "install.py", *CORE, *NODES, *SCRIPTS]
+COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server")
+WEBUI = ("modules", "backend", "launch", "gradio")
+HOSTS = (*COMFYUI, *WEBUI)
 OPTIONAL = ("accelerate", "peft", "tensorboard", "tifffile", "imagecodecs", "rich", "typer", "diffusers", "PIL")
 
 
@@ -97,12 +100,23 @@ def test_the_core_never_imports_a_host_or_what_stands_before_it(path):
     assert own <= {"sr_models"}
 
 
+@pytest.mark.parametrize(
+    ("files", "other_host", "other_part"),
+    [(NODES, WEBUI, "scripts"), (SCRIPTS, COMFYUI, "nodes")],
+    ids=["nodes", "scripts"],
+)
+def test_a_hosts_part_knows_its_own_host_and_the_core_only(files, other_host, other_part):
+    names = {name for path in files for name in imports(path)}
+    assert {name.split(".")[0] for name in names}.isdisjoint(other_host)
+    assert not any(name.startswith(f"onestep_sr.{other_part}") for name in names)
+
+
 def test_the_pack_imports_itself_by_relative_names_only():
-    """ComfyUI loads the folder under its own name, where `onestep_sr` may not exist and `nodes` is the host's."""
+    """Hosts load the folder under a name of theirs, where `onestep_sr` may not exist and `nodes` is the host's."""
     for path in SHIPPED:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == 0:
-                assert (node.module or "").split(".")[0] not in ("onestep_sr", "sr_models", "nodes"), path
+                assert (node.module or "").split(".")[0] not in ("onestep_sr", "sr_models", "nodes", "scripts"), path
 
 
 ARROWS = {

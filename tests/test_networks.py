@@ -8,6 +8,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 import torch.nn.functional as F
+from onestep_sr.sr_models import adapters
 from onestep_sr.sr_models.adapters import AutoencoderCodec, NetworkDenoiser
 from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.networks.swin_unet import (
@@ -452,6 +453,18 @@ def test_an_autoencoder_as_a_codec_takes_and_gives_pictures_between_0_and_1():
     assert torch.allclose(latent, 1.5 * autoencoder.encode(image * 2 - 1), atol=1e-5)
     assert torch.allclose(codec.decode(latent), autoencoder.decode(latent / 1.5) / 2 + 0.5, atol=1e-5)
     assert not latent.requires_grad
+
+
+def test_a_codec_runs_its_autoencoder_within_its_budget(monkeypatch):
+    budgets = []
+    monkeypatch.setattr(adapters, "free_budget", lambda device: 7)
+    for function in ("encode", "decode"):
+        fake = lambda autoencoder, canvas, budget: budgets.append(budget) or canvas  # noqa: E731
+        monkeypatch.setattr(adapters.seamless_vae, function, fake)
+    for budget in (5, None):
+        codec = AutoencoderCodec(nn.Linear(1, 1), 2, 3, budget=budget)
+        codec.decode(codec.encode(torch.zeros(1, 3, 8, 8)))
+    assert budgets == [5, 5, 7, 7]
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])

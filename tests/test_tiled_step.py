@@ -38,7 +38,7 @@ class Limited:
         assert len(latent) <= self.prepared[0]
         self.shapes.append(tuple(latent.shape))
         if latent.shape[0] * latent.shape[2] * latent.shape[3] > self.pixels:
-            raise torch.OutOfMemoryError("out of memory")
+            raise torch.cuda.OutOfMemoryError("out of memory")
         result = 0.25 * latent
         if self.dtype == torch.float16:
             result[(latent > 0.99).flatten(1).any(dim=1)] = torch.inf

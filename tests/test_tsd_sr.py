@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,7 +182,8 @@ def test_small_results_are_made_larger_and_shrunk(small):
 
 def test_offloading_and_low_precision_give_the_same_picture(small, image):
     exact = upscale(opened(small), image, 1)
-    assert torch.equal(upscale(opened(small, offload=True), image, 1), exact)
+    offloaded = opened(small, offload=True, budget=2**26)
+    assert torch.equal(upscale(offloaded, image, 1), exact) and offloaded.codec.budget == 2**26
     rough = upscale(opened(small, dtype=torch.bfloat16), image, 1)
     assert 0 < (rough - exact).abs().mean() < 0.02
 
@@ -335,6 +337,12 @@ def test_sd35_large_is_refused(small, tmp_path):
     transformer.save_pretrained(tmp_path / "transformer")
     shutil.copytree(small.folder / "vae", tmp_path / "vae")
     assert "3.5 large" in refusal(load_sd3, tmp_path, small.lora, embeddings=small.embeddings)
+
+
+def test_a_missing_diffusers_is_named(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match=r"^TSD-SR needs diffusers, which cannot be imported here \(.*\): install"):
+        load_sd3(small.checkpoint, small.lora, embeddings=small.embeddings)
 
 
 def test_bases_that_are_none_are_refused(small, tmp_path):

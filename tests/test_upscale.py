@@ -413,7 +413,7 @@ def failing_network(fail):
     "fail",
     [
         allocate_the_impossible,
-        raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+        raising(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
         raising(MemoryError()),
         raising(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")),
         raising(RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)")),

@@ -85,13 +85,17 @@ def _must_exist(path: Path) -> None:
 
 def _load_torch(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        # as a string: torch 2.1 maps no file that is named by a Path
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path.name} is no weights file, or holds more than weights, which could run code: get it as safetensors."
         ) from error
     except Exception as error:  # on broken bytes torch.load raises what its parser trips over, of any kind
         raise UserError(f"{path.name} is cut short or no torch file: download it again.") from error
+    if content is None:  # Automatic1111 puts a check of its own before torch.load, which refuses some newer files so
+        raise UserError(f"{path.name} is empty, or the host's own check refused it: get it as safetensors.")
+    return content
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,96 @@
+"""The section in Extras."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from modules import shared
+from modules.scripts_postprocessing import PostprocessedImage, ScriptPostprocessing
+from modules.ui_common import create_refresh_button
+from modules.ui_components import FormRow, InputAccordion
+
+from ...sr_models.image import MAX_SCALE, MIN_SCALE
+from . import host, models
+from .settings import COLORS, OVERLAPS, TILES
+
+SCALES = {"minimum": MIN_SCALE, "maximum": MAX_SCALE, "step": 0.05}
+
+
+class ExtrasSection(ScriptPostprocessing):
+    """Every model, with the settings of a run. TSD-SR is offered only here: it brings a Stable Diffusion 3 of its own,
+    for which the host's model may have to make way."""
+
+    name = models.TITLE
+    order = 1100  # after the host's own Upscale
+
+    def ui(self) -> dict[str, Any]:
+        """The components, by the names of `process`'s arguments."""
+        parts: dict[str, Any] = {}
+        with InputAccordion(False, label=self.name, elem_id="extras_onestep_sr") as parts["enable"]:
+            with FormRow():
+                parts["model"] = _list("model", "Model", lambda: list(models.listed()), models.BUNDLED_NAME)
+                parts["checkpoint"] = _list("checkpoint", "SD3, for TSD-SR", host.checkpoint_names)
+            with FormRow():
+                parts["scale"] = _part(gr.Slider, "scale", "Scale", value=4.0, **SCALES)
+                color = {"choices": COLORS, "value": host.setting("color")}
+                parts["color"] = _part(gr.Dropdown, "color", "Match colours", **color)
+            with FormRow():
+                tile, overlap = TILES | {"value": host.setting("tile")}, OVERLAPS | {"value": host.setting("overlap")}
+                parts["tile"] = _part(gr.Slider, "tile", "Tile (0: model's own)", **tile)
+                parts["overlap"] = _part(gr.Slider, "overlap", "Overlap", **overlap)
+            parts["seed"] = _part(gr.Number, "seed", "Seed", value=0, precision=0)
+        return parts
+
+    def process_firstpass(self, pp: PostprocessedImage, enable: bool | None = None, scale: float = 1, **_: Any) -> None:
+        """Tell other sections the size to come."""
+        if enable:
+            pp.shared.target_width = round(pp.image.width * scale)
+            pp.shared.target_height = round(pp.image.height * scale)
+
+    def process(
+        self,
+        pp: PostprocessedImage,
+        enable: bool | None = None,
+        model: str = "",
+        checkpoint: str | None = None,
+        scale: float = 4.0,
+        tile: int = 0,
+        overlap: int = 0,
+        color: Any = host.AUTO,
+        seed: int = 0,
+    ) -> None:
+        """Replace the picture by the enlarged one. Where the user interrupts, it is skipped: nothing is saved.
+
+        The host's `extra-single-image` interface knows its own sections only, and gives None for all of these.
+        """
+        if not enable:
+            return
+        choice, options = models.choose(model, checkpoint), host.options(scale, tile, overlap, color, seed)
+        result = models.run(choice, pp.image, options)
+        if result is None:
+            shared.state.skipped = True
+            return
+        pp.image = result
+        # The host leaves out what is None.
+        pp.info |= {
+            f"{self.name} model": model,
+            f"{self.name} checkpoint": choice.checkpoint and choice.checkpoint.name,
+            f"{self.name} scale": options.scale,
+            f"{self.name} tile": options.tile,
+            f"{self.name} overlap": options.overlap,
+            f"{self.name} color": options.color,
+            f"{self.name} seed": options.seed,
+        }
+
+
+def _part(kind: type, name: str, label: str, **arguments: Any) -> Any:
+    return kind(label=label, elem_id=f"extras_onestep_sr_{name}", **arguments)
+
+
+def _list(name: str, label: str, choices: Callable[[], list[str]], value: str | None = None) -> Any:
+    """A list with a button that looks for new files."""
+    component = _part(gr.Dropdown, name, label, value=value, choices=choices())
+    create_refresh_button(component, lambda: None, lambda: {"choices": choices()}, f"extras_onestep_sr_{name}_refresh")
+    return component

@@ -1,0 +1,37 @@
+"""The Settings page's section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import gradio as gr
+from modules import shared
+
+from ...sr_models.color import COLOR_MATCHES
+from ...sr_models.model_choice import DTYPES
+from .host import AUTO
+
+SECTION = ("onestep_sr", "One-Step SR")
+COLORS = [AUTO, *COLOR_MATCHES]
+TILES = {"minimum": 0, "maximum": 4096, "step": 64}
+OVERLAPS = {"minimum": 0, "maximum": 1024, "step": 8}
+
+
+def add_settings() -> None:
+    """Called at the start and not with the page, which a host without one (--nowebui) never makes."""
+    _add("tile", 0, "Tile, in pixels of the result (0: the model's own)", gr.Slider, TILES)
+    _add("overlap", 64, "Overlap of tiles, in pixels of the result (at most half a tile)", gr.Slider, OVERLAPS)
+    _add("color", AUTO, "Match the picture's colours (auto: what suits the model)", gr.Radio, {"choices": COLORS})
+    _add("dtype", AUTO, "Precision (auto: the host's)", gr.Radio, {"choices": [AUTO, *DTYPES]})
+    _add(
+        "budget",
+        0,
+        "Memory of an autoencoder's feature maps, in MB (0: what is free)",
+        gr.Slider,
+        {"minimum": 0, "maximum": 16384, "step": 64},
+    )
+
+
+def _add(name: str, default: object, label: str, component: type, arguments: Mapping[str, object]) -> None:
+    info = shared.OptionInfo(default, label, component, dict(arguments), section=SECTION)
+    shared.opts.add_option(f"{SECTION[0]}_{name}", info)

@@ -1,0 +1,34 @@
+"""The models that need no checkpoint, wherever the host lists upscalers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from modules.upscaler import LANCZOS, Upscaler, UpscalerData
+from PIL import Image
+
+from ...sr_models.image import MAX_SCALE
+from . import host, models
+
+
+class UpscalerOneStepSR(Upscaler):
+    """The host makes one at its start and lists `scalers`."""
+
+    def __init__(self, path: str | None = None):
+        self.name = host.MODEL_FOLDER.name
+        self.user_path = path
+        super().__init__(create_dirs=True)
+        choices = {name: choice for name, choice in models.listed().items() if not choice.is_lora}
+        self.scalers = [UpscalerData(name, str(choice.file), self, 4) for name, choice in choices.items()]
+
+    def upscale(self, img: Image.Image, scale: float, selected_model: str | None = None) -> Image.Image:
+        """Exactly `scale` times as large: the host's own way cuts sides down to multiples of 8.
+
+        What the models do not do, to shrink and to go beyond 8 times, and what is left when the user interrupts,
+        is Lanczos's, as with the host's other upscalers.
+        """
+        size = (round(img.width * scale), round(img.height * scale))
+        if scale >= 1:
+            choice = models.Choice(Path(str(selected_model)))
+            img = models.run(choice, img, host.default_options(min(scale, MAX_SCALE))) or img
+        return img if img.size == size else img.resize(size, LANCZOS)

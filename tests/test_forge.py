@@ -1,0 +1,254 @@
+"""The Automatic1111 and Forge adapter: in a real Forge without a checkpoint, and what needs none."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_sd3
+import torch
+from forge_host import HOW_TO_GET_ONE, ROOT, installed_host, run_in_forge
+from onestep_sr.sr_models.batch import Options, enlarge
+from onestep_sr.sr_models.image_files import from_pillow, to_pillow
+from onestep_sr.sr_models.loading import BUNDLED, default_dtype, load
+from onestep_sr.sr_models.networks.swin_unet import SwinUNet
+from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
+from onestep_sr.sr_models.standalone import load_sd3
+from PIL import Image
+from safetensors.torch import save_file
+
+PHOTOS = Path(__file__).parent / "photos"
+DTYPE = default_dtype(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder as users have it: the extension under a name of its own, models, checkpoints and pictures."""
+    if not installed_host():
+        pytest.skip(HOW_TO_GET_ONE)
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "extensions").mkdir()
+    (folder / "extensions" / "1 upscaler-main").symlink_to(ROOT, target_is_directory=True)
+    write_pictures(folder)
+    models = folder / "models" / "OneStepSR"
+    (models / "faces").mkdir(parents=True)
+    shutil.copy(BUNDLED, models / "faces" / "mine.safetensors")
+    (models / "empty.pth").touch()
+    write_published(models)
+    write_tsd_sr(folder, tmp_path_factory.mktemp("small"))
+    return folder
+
+
+def write_pictures(folder: Path) -> None:
+    (folder / "input").mkdir()
+    (folder / "large").mkdir()
+    for name in ("houses", "sky"):
+        Image.open(PHOTOS / f"{name}.png").convert("RGB").crop((0, 0, 97, 83)).save(folder / "input" / f"{name}.png")
+    transparent = Image.open(folder / "input" / "houses.png")
+    transparent.putalpha(Image.linear_gradient("L").resize(transparent.size))
+    transparent.save(folder / "input" / "transparent.png")
+    Image.open(PHOTOS / "sky.png").convert("RGB").crop((0, 0, 40, 30)).save(folder / "small.png")
+    for name in ("a", "b"):
+        transparent.resize((200, 200)).save(folder / "large" / f"{name}.png")
+
+
+def write_published(folder: Path) -> None:
+    """TAD-SR's two files in full size, random, with one number a row so that they are small on disk."""
+    random = torch.Generator().manual_seed(0)
+    for network, name in ((SwinUNet, "TAD-SR.pth"), (VQAutoencoder, "autoencoder_vq_f4.pth")):
+        with torch.device("meta"):
+            state = network().state_dict()
+        torch.save({key: rows(t, random) if t.is_meta else t for key, t in state.items()}, folder / name)
+
+
+def rows(tensor: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    numbers = torch.randn(len(tensor), generator=random, dtype=torch.float16) / (tensor[0].numel() ** 0.5)
+    return numbers.view(-1, *[1] * (tensor.ndim - 1)).expand(tensor.shape)
+
+
+def write_tsd_sr(folder: Path, small: Path) -> None:
+    """A small Stable Diffusion 3 in a folder of its own, TSD-SR's files among the LoRA files and its prompt in ours."""
+    files = small_sd3.write(small, vae_widths=(32, 32, 64, 64))
+    for target, source in (
+        (folder / "checkpoints", files.checkpoint),
+        (folder / "models" / "Lora" / "tsdsr", files.lora),
+        (folder / "models" / "OneStepSR" / "default", files.embeddings),
+    ):
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            target.mkdir()
+            shutil.copy(source, target)
+    save_file({"weight": torch.zeros(2)}, folder / "checkpoints" / "other.safetensors")
+
+
+@pytest.fixture(scope="module")
+def results(data: Path) -> dict:
+    """What in_forge.py found; `log` is what the host printed."""
+    log = run_in_forge(installed_host(), data, "--ckpt-dir", str(data / "checkpoints"))
+    return {"log": log, **json.loads((data / "results" / "results.json").read_text())}
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def assert_core_made(
+    data: Path, result: str, source: str, options: Options, model: Path = BUNDLED, dtype=DTYPE
+) -> None:
+    loaded = load(model, dtype=dtype).model
+    assert_same(data / "results" / f"{result}.png", enlarged(loaded, data / f"{source}.png", options))
+
+
+def enlarged(model, source: Path, options: Options) -> np.ndarray:
+    return np.asarray(to_pillow(enlarge(model, from_pillow(Image.open(source)), options))).astype(int)
+
+
+def assert_same(path: Path, wanted: np.ndarray) -> None:
+    """To one level of 255: both run the same code, perhaps with another torch."""
+    result = pixels(path)
+    assert result.shape == wanted.shape
+    assert np.abs(result - wanted).max() <= 1
+
+
+@pytest.mark.host
+def test_the_folder_loads_under_any_name_and_apart_from_an_installed_package(results):
+    assert "Error loading script" not in results["log"]
+    assert results["our packages"] == ["onestep_sr_extension"]
+
+
+@pytest.mark.host
+def test_upscalers_are_the_models_that_need_no_checkpoint(results):
+    names = ["One-Step SR x4", "One-Step SR: empty", "One-Step SR: faces/mine", "One-Step SR: TAD-SR"]
+    assert [name for name in results["upscalers"] if "Step" in name or "SR:" in name] == names
+    assert [name for name in results["listed"] if "One-Step" in name] == names
+    for place in ("extras_upscaler_1", "txt2img_hr_upscaler", "script_sd_upscale_upscaler_index"):
+        assert set(names) <= set(results["lists"][place])
+    assert set(results["lists"]["extras_onestep_sr_model"]) == {*names, "TSD-SR: tsdsr"}
+    assert set(results["lists"]["extras_onestep_sr_checkpoint"]) == {"sd3.safetensors", "other.safetensors"}
+
+
+@pytest.mark.host
+def test_an_upscaler_enlarges_exactly_as_the_core_does(results, data):
+    assert_core_made(data, "upscaler", "input/houses", Options(2.03, overlap=64))
+    assert_core_made(data, "interface", "input/transparent", Options(4, overlap=64))
+    assert_core_made(data, "TAD-SR", "small", Options(4, overlap=64), data / "models" / "OneStepSR" / "TAD-SR.pth")
+    assert pixels(data / "results" / "hires fix.png").shape == (210, 250, 3)
+    assert results["batch"] == [[194, 166], [194, 166]]
+    assert "Postprocess upscaler: One-Step SR x4" in results["interface text"]
+
+
+@pytest.mark.host
+def test_an_upscaler_takes_any_scale(results, data):
+    assert pixels(data / "results" / "own file.png").shape == (9 * 30, 9 * 40, 3)
+    assert pixels(data / "results" / "shrunk.png").shape == (15, 20, 3)
+
+
+@pytest.mark.host
+def test_the_section_keeps_alpha_and_writes_its_parameters(results, data):
+    assert_core_made(data, "extras", "input/transparent", Options(2.5, overlap=64, seed=7))
+    text = "One-Step SR model: One-Step SR x4, One-Step SR scale: 2.5, One-Step SR overlap: 64, One-Step SR seed: 7"
+    assert text in results["text"]
+    assert {"extras_onestep_sr", "extras_onestep_sr_tile", "setting_onestep_sr_tile"} <= set(results["elements"])
+
+
+@pytest.mark.host
+def test_a_folder_is_done_picture_by_picture(results, data):
+    assert results["folder"] == ["houses.png", "sky.png", "transparent.png"]
+    with Image.open(data / "results" / "folder" / "transparent.png") as last:
+        assert last.mode == "RGBA" and last.size == (194, 166)
+        assert "One-Step SR scale: 2" in last.info["postprocessing"]
+
+
+@pytest.mark.host
+def test_interrupt_ends_a_run_within_a_tile_and_saves_nothing(results):
+    run = results["interrupted"]
+    assert run["saved"] == []
+    assert run["tiles"] <= run["tiles at the interrupt"] + 2 < run["of"]
+    assert re.search(r"tile \d+ of \d+", run["progress"]["textinfo"])
+    assert run["progress"]["current_image"]
+
+
+@pytest.mark.host
+def test_tsd_sr_runs_on_a_checkpoint_of_the_host(results, data):
+    models = data / "models"
+    loaded = load_sd3(
+        data / "checkpoints" / "sd3.safetensors",
+        models / "Lora" / "tsdsr",
+        embeddings=models / "OneStepSR" / "default",
+        dtype=DTYPE,
+    )
+    wanted = enlarged(loaded.model, data / "input" / "sky.png", Options(2, overlap=0))
+    result = pixels(data / "results" / "TSD-SR.png")
+    assert result.shape == wanted.shape
+    assert np.abs(result - wanted).mean() < 1  # another version of diffusers computes in another order
+    assert "One-Step SR checkpoint: sd3.safetensors" in results["TSD-SR text"]
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("scale", "Scale 11 is out of range"),
+        ("overlap", "Overlap 100 does not fit a tile of 128"),
+        ("small", "The picture is 5 x 9 px"),
+        ("gone", "One-Step SR: gone is not there any more"),
+        ("empty", "empty.pth is empty"),
+        ("no checkpoint", "TSD-SR: tsdsr works on Stable Diffusion 3"),
+        ("wrong checkpoint", "other.safetensors holds no Stable Diffusion 3 transformer"),
+    ],
+)
+def test_failures_are_one_sentence_under_the_picture(results, name, words):
+    shown = results["failures"][name]
+    assert re.match(rf"<div class=.error.>UserError: {re.escape(words)}[^\n]*\.</div>", shown), shown
+
+
+@pytest.mark.host
+def test_settings_hold_for_upscalers(results, data):
+    names = {"tile": 0, "overlap": 64, "color": "auto", "dtype": "auto", "budget": 0}
+    assert results["settings"] == {f"onestep_sr_{name}": value for name, value in names.items()}
+    options = Options(4, tile=128, overlap=64, color="wavelet")
+    assert_core_made(data, "settings", "input/houses", options, dtype=torch.float32)
+
+
+@pytest.mark.host
+def test_without_memory_management_the_hosts_model_makes_way_where_memory_is_short(results):
+    """Automatic1111's two functions, by its names; it was not at hand."""
+    assert results["calls"] == [2**20, "model to the CPU", 2**34, "model back"]
+
+
+# Without a host
+
+
+def test_scripts_stays_a_package_that_extensions_share():
+    """Others import `scripts.their_file`: a regular package of that name here would hide all of theirs."""
+    assert not (ROOT / "scripts" / "__init__.py").exists()
+
+
+def test_install_does_nothing_outside_the_host(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "install.py"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout == done.stderr == ""
+
+
+def test_install_asks_the_host_for_what_is_missing_only(tmp_path):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "launch_utils.py").write_text(
+        "def is_installed(package): return package == 'safetensors'\ndef run_pip(command, what): print(command)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, ROOT / "install.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},  # as the host calls it
+        check=True,
+    )
+    assert done.stdout == "install --no-deps einops\n"

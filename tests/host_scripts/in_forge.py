@@ -29,7 +29,7 @@ RESULTS = DATA / "results"
 
 
 def picture(name):
-    return images.read(DATA / f"{name}.png")
+    return Image.open(DATA / f"{name}.png")
 
 
 def save(name, result):

@@ -94,7 +94,7 @@ def load_sd3(
     condition = _published_embeddings(weights, embeddings, prompt)
     if condition is None:
         condition = encode_prompt(base, prompt or TSD_FAMILY[chosen].prompt, device=placement.device, dtype=dtype)
-    transformer, vae = _open_folder(base, dtype) if base.is_dir() else _open_file(base, dtype)
+    transformer, vae = open_networks(base, dtype)
     warning = _check_base(transformer, weights.name)
     merge_update(transformer, weights.transformer, weights.name, "the base's transformer")
     merge_update(vae, weights.vae, weights.name, "the base's VAE")
@@ -163,6 +163,14 @@ class SD3Codec(AutoencoderCodec):
 
 
 # Opening the base
+
+
+def open_networks(base: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, AutoencoderKL]:
+    """Transformer and VAE of a diffusers folder or a checkpoint file, frozen, on the CPU.
+
+    Raises UserError for files that are missing, broken or of another model.
+    """
+    return _open_folder(base, dtype) if base.is_dir() else _open_file(base, dtype)
 
 
 def _open_folder(base: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, AutoencoderKL]:

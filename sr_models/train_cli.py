@@ -47,13 +47,10 @@ def train_teacher(
     from .distill.loop import TrainConfig
 
     config = TrainConfig(
-        data,
         output,
         steps,
         batch,
         accumulate,
-        crop,
-        learning_rate,
         ema=ema,
         precision=precision,
         seed=seed,
@@ -61,7 +58,7 @@ def train_teacher(
         save_every=save_every,
         validation=validation,
     )
-    typer.echo(f"The model is in {runs.train_teacher(config, init, regression)}")
+    typer.echo(f"The model is in {runs.train_teacher(config, runs.Crops(data, crop), learning_rate, init, regression)}")
 
 
 @train_app.command("student")
@@ -90,13 +87,10 @@ def train_student(
     from .distill.objectives import StudentWeights
 
     config = TrainConfig(
-        data,
         output,
         steps,
         batch,
         accumulate,
-        crop,
-        learning_rate,
         ema=ema,
         precision=precision,
         seed=seed,
@@ -105,7 +99,8 @@ def train_student(
         validation=validation,
     )
     weights = StudentWeights(regression_weight, score_weight, adversarial_weight)
-    typer.echo(f"The model is in {runs.train_student(config, teacher, weights)}")
+    crops = runs.Crops(data, crop)
+    typer.echo(f"The model is in {runs.train_student(config, crops, learning_rate, teacher, weights)}")
 
 
 @train_app.command("mix")

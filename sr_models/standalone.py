@@ -288,7 +288,12 @@ def _published_embeddings(weights: TSDWeights, embeddings: Path | None, prompt: 
 
 
 def encode_prompt(base: Path, prompt: str, *, device: torch.device, dtype: torch.dtype) -> PromptEmbeddings:
-    """Encode a text with the text encoders of a diffusers folder, which are let go afterwards.
+    """Encode one text as `open_text_encoders` does; the encoders are let go afterwards."""
+    return open_text_encoders(base, device=device, dtype=dtype)(prompt)
+
+
+def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) -> Callable[[str], PromptEmbeddings]:
+    """The text encoders of a diffusers folder: a function from a text to its embeddings.
 
     The third one, T5, may be missing: SD3 then gets zeros for its part. Raises UserError for a single-file
     checkpoint, and where the `transformers` package or the other two encoders are missing.
@@ -315,13 +320,22 @@ def encode_prompt(base: Path, prompt: str, *, device: torch.device, dtype: torch
         for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
             if getattr(pipeline, name) is not None:
                 getattr(pipeline, name).to(device)
-        with torch.no_grad():
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _no_encoders(base, error) from error
+
+    @torch.no_grad()
+    def encode(prompt: str) -> PromptEmbeddings:
+        try:
             encoded, _, pooled, _ = pipeline.encode_prompt(
                 prompt, prompt_2=prompt, prompt_3=prompt, device=device, do_classifier_free_guidance=False
             )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{base} has no text encoders that can be read ({reason}): give TSD-SR's embeddings instead."
-        ) from error
-    return PromptEmbeddings(encoded.cpu(), pooled.cpu())
+        except (OSError, ValueError, TypeError, AttributeError) as error:  # encoders that do not belong together
+            raise _no_encoders(base, error) from error
+        return PromptEmbeddings(encoded.cpu(), pooled.cpu())
+
+    return encode
+
+
+def _no_encoders(base: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(f"{base} has no text encoders that can be read ({reason}): give TSD-SR's embeddings instead.")

@@ -41,7 +41,7 @@ class CropPairs(Dataset[dict[str, Tensor]]):
         rng = np.random.default_rng((self.seed, number))
         hr = random_crop(self._open(rng), self.crop, rng)
         lr = self.degradation(hr, rng)
-        return {"hr": _to_tensor(hr), "lr": _to_tensor(lr)}
+        return {"hr": to_tensor(hr), "lr": to_tensor(lr)}
 
     def settings(self) -> dict[str, Any]:
         """What a run must keep to be gone on with."""
@@ -73,5 +73,5 @@ def enlarged_to(image: Image.Image, size: int) -> Image.Image:
     return image.resize([max(size, round(side * size / short)) for side in image.size], Image.Resampling.BICUBIC)
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
+from ..image_files import write_whole
 from .checkpoint import Best, keep_what_learns, resume, save_checkpoint
 from .draws import Draws
 from .objectives import Objective
@@ -40,7 +41,8 @@ class Samples(Protocol):
 class TrainConfig:
     """How long, how fast and where. `batch` counts samples per process and backward pass.
 
-    `best` is the validation score by which the best result is kept: psnr, ssim or niqe.
+    `best` is the validation score by which the best result is kept: psnr, ssim or niqe. `run_file` is the text of
+    the run.toml that reproduces the run.
     """
 
     output: Path
@@ -57,6 +59,7 @@ class TrainConfig:
     log_every: int = 20
     validation: Path | None = None
     best: str = "psnr"
+    run_file: str = ""
 
 
 def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
@@ -82,6 +85,8 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
 
     settings = run_settings(config, objective, samples, accelerator.num_processes)
     step, best = resume(accelerator, config.output / "checkpoint", settings)
+    if accelerator.is_main_process:
+        write_whole(config.output / "run.toml", lambda path: path.write_text(config.run_file, encoding="utf-8"))
     batches = sample_batches(config, samples, accelerator, step)
     with progress_bar(accelerator.is_main_process) as progress:
         task = progress.add_task("training", total=config.steps, completed=step, note="")

@@ -42,7 +42,7 @@ class SharedBase(nn.Module):
         """
         super().__init__()
         self.family, self.process, self.network, self.vae = base.family, base.process, base.network, base.vae
-        self.dtype = base.vae.dtype
+        self.ranks, self.dtype = ranks, base.vae.dtype
         self.scaling = float(base.vae.config.scaling_factor)
         self._add_student(ranks, start)
         add_adapter(self.network, AUXILIARY, ranks.auxiliary, self.family.auxiliary)

@@ -131,7 +131,8 @@ class TSDObjective(nn.Module):
 
     def settings(self) -> dict:
         perceptual = "encoder" if self.lpips is None else "lpips"
-        return {"method": "tsd", "perceptual": perceptual, **asdict(self.config)}
+        adapters = {"ranks": asdict(self.base.ranks), "teacher": self.base.teacher_adapters}
+        return {"method": "tsd", "perceptual": perceptual, **adapters, **asdict(self.config)}
 
 
 def _enlarged(lr: Tensor) -> Tensor:

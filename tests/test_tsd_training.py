@@ -1,0 +1,439 @@
+"""TSD-SR's training on a small Stable Diffusion 3: from pictures to LoRA files that every reader takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_sd3
+import torch
+from onestep_sr.sr_models.checkpoints import tsd_sr
+from onestep_sr.sr_models.distill import features, loop, prepare, sd_runs, shards, tsd_objective
+from onestep_sr.sr_models.distill.bases import open_base
+from onestep_sr.sr_models.distill.data import list_images
+from onestep_sr.sr_models.distill.draws import Draws
+from onestep_sr.sr_models.distill.sd_runs import PromptSource, TSDRun
+from onestep_sr.sr_models.distill.shared_base import AUXILIARY, STUDENT, Ranks, SharedBase
+from onestep_sr.sr_models.distill.tsd_objective import Stage, TSDConfig, TSDObjective
+from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.standalone import load_sd3
+from onestep_sr.sr_models.upscale import upscale
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+PHOTOS = Path(__file__).parent / "photos"
+NARROW = (32, 32, 64, 64)
+CROP = 64
+RANKS = Ranks(4, 4, 4)
+CONFIG = prepare.PrepareConfig(crop=CROP, crops=3, shard=4)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> small_sd3.SmallSD3:
+    files = small_sd3.write(tmp_path_factory.mktemp("small"), NARROW)
+    null = files.root / "null"
+    null.mkdir()
+    generator = torch.Generator().manual_seed(8)
+    torch.save(0.5 * torch.randn(1, 333, 4096, generator=generator), null / "prompt_embeds.pt")
+    torch.save(torch.randn(1, 2048, generator=generator), null / "pool_embeds.pt")
+    return files
+
+
+def prepared(
+    small: small_sd3.SmallSD3, output: Path, config=CONFIG, folder: Path = PHOTOS, workers=0, **source
+) -> list:
+    source = {"embeddings": small.embeddings, "null_embeddings": small.root / "null", "captions": False} | source
+    where = {"device": torch.device("cpu"), "dtype": torch.float32, "workers": workers, "report": lambda crops: None}
+    return sd_runs.prepare_data(folder, output, small.folder, config, PromptSource(**source), **where)
+
+
+@pytest.fixture(scope="module")
+def data(small: small_sd3.SmallSD3, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    assert prepared(small, folder) == []
+    return folder
+
+
+# Data
+
+
+def test_shards_hold_crops_twins_and_latents(small, data) -> None:
+    counts = shards.list_shards(data)
+    pictures = len(list_images(PHOTOS))
+    assert sum(counts.values()) == 3 * pictures and max(counts.values()) == 4
+    samples = shards.ShardSamples(data, seed=0)
+    seen = [samples[number] for number in range(samples.count)]
+    assert seen[0]["hr"].shape == (3, CROP, CROP) and seen[0]["lr"].shape == (3, CROP // 4, CROP // 4)
+    vae = open_base(small.folder, torch.float32).vae
+    with torch.no_grad():
+        expected = 1.5305 * vae.encode(seen[1]["hr"][None].float() / 127.5 - 1).latent_dist.mode()
+    assert torch.allclose(seen[1]["z_h"].float(), expected[0], atol=2e-3 * float(expected.abs().max()))
+    every = {crop["hr"].numpy().tobytes() for crop in seen}
+    assert len(every) == samples.count, "a pass sees each crop once"
+    again = [samples[samples.count + number]["hr"].numpy().tobytes() for number in range(samples.count)]
+    assert set(again) == every and again != [crop["hr"].numpy().tobytes() for crop in seen]
+    mean = torch.nn.functional.avg_pool2d(seen[0]["hr"].float(), 4)
+    assert (mean - seen[0]["lr"].float()).abs().mean() < 25, "the twin shows the same picture"
+
+
+def test_a_stopped_preparation_goes_on_and_workers_change_nothing(small, data, tmp_path) -> None:
+    for path in data.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    victims = list(shards.list_shards(data))[1::2]
+    kept = [path for path in shards.list_shards(data) if path not in victims]
+    times = {path.name: (tmp_path / path.name).stat().st_mtime_ns for path in kept}
+    for path in victims:
+        (tmp_path / path.name).unlink()
+    assert prepared(small, tmp_path, workers=2) == []
+    assert {path.name: (tmp_path / path.name).stat().st_mtime_ns for path in kept} == times, "made only once"
+    for path in shards.list_shards(data):
+        first, second = load_file(path), load_file(tmp_path / path.name)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(UserError, match="other settings"):
+        prepared(small, tmp_path, replace(CONFIG, crops=2))
+
+
+def test_captions_and_broken_pictures(small, tmp_path) -> None:
+    pictures, base = tmp_path / "pictures" / "deep", tmp_path / "sd3"
+    pictures.mkdir(parents=True)
+    for index, text in enumerate(["a cat", "", "a cat", None]):
+        Image.new("RGB", (80, 90), (60 * index, 9, 9)).save(pictures / f"{index}.png")
+        if text is not None:
+            (pictures / f"{index}.txt").write_text(text)
+    (pictures / "9.jpg").write_bytes(b"no picture")
+    base.mkdir()
+    for part in ("transformer", "vae", "scheduler"):
+        (base / part).symlink_to(small.folder / part)
+    small_sd3.write_text_encoders(base)
+    files = small_sd3.SmallSD3(tmp_path)
+    source = {"embeddings": None, "null_embeddings": None, "captions": True}
+    broken = prepared(files, tmp_path / "out", replace(CONFIG, crops=1, shard=8), tmp_path / "pictures", **source)
+    assert [path.name for path in broken] == ["9.jpg"]
+    [path] = shards.list_shards(tmp_path / "out")
+    made = load_file(path)
+    assert made["caption"].tolist() == [0, -1, 0, -1] and len(made["prompt"]) == 1
+    default, null = shards.read_prompts(tmp_path / "out")
+    texts = sd_runs.open_text_encoders(base, open_base(base, torch.float32), torch.device("cpu"), torch.float32)
+    for words, found in (("a cat", made["prompt"]), ("", null.prompt), (PromptSource().prompt, default.prompt)):
+        assert torch.allclose(texts(words).prompt, found.float(), atol=2e-3)
+    samples = shards.ShardSamples(tmp_path / "out", 0)
+    prompts = [samples[number]["prompt"] for number in range(4)]
+    assert sorted(torch.equal(prompt, made["prompt"][0]) for prompt in prompts) == [False, False, True, True]
+
+
+def test_preparing_what_cannot_be_ends_in_one_sentence(small, tmp_path) -> None:
+    for changes, words in (
+        ({"folder": tmp_path / "nowhere"}, "is no folder"),
+        ({"folder": tmp_path}, "holds no pictures"),
+        ({"config": replace(CONFIG, crop=100)}, "multiple of 64"),
+    ):
+        with pytest.raises(UserError, match=words):
+            prepared(small, tmp_path / "out", **changes)
+    with pytest.raises(UserError, match="onestep-sr prepare"):
+        shards.ShardSamples(tmp_path, 0)
+
+
+# The models
+
+
+def shared(small, **options) -> SharedBase:
+    torch.manual_seed(0)
+    return SharedBase(open_base(small.folder, torch.float32), RANKS, **options)
+
+
+def shaken(base: SharedBase, seed: int = 0) -> SharedBase:
+    """Adapters that do something."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in base.named_parameters():
+        if ".lora_B." in name:
+            weight.data = 0.05 * torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5
+    return base
+
+
+def objective(base: SharedBase, data: Path, config: TSDConfig | None = None) -> TSDObjective:
+    default, null = shards.read_prompts(data)
+    return TSDObjective(base, default, null, config or TSDConfig())
+
+
+def batch(data: Path, numbers=(0, 1)) -> dict[str, torch.Tensor]:
+    samples = [shards.ShardSamples(data, 0)[number] for number in numbers]
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
+
+
+def test_one_base_is_three_models(small, data) -> None:
+    base = shaken(shared(small, teacher=small.lora / "transformer.safetensors"))
+    z, index = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([300])
+    condition, _ = shards.read_prompts(data)
+    with torch.no_grad():
+        student, teacher, auxiliary = (
+            f(z, *a, condition) for f, a in ((base.student, ()), (base.teacher, [index]), (base.auxiliary, [index]))
+        )
+        again = base.teacher(z, index, condition)
+        plain = shared(small).teacher(z, index, condition)
+    assert torch.equal(teacher, again), "switching leaves nothing behind"
+    assert len({float(x.sum()) for x in (student, teacher, auxiliary, plain)}) == 4
+    learning = {name for name, weight in base.named_parameters() if weight.requires_grad}
+    assert learning == {n for n, _ in base.named_parameters() if f".{STUDENT}." in n or f".{AUXILIARY}." in n}
+    vae = small_sd3.build_vae(NARROW)
+    vae.load_state_dict(load_file(small.folder / "vae" / "diffusion_pytorch_model.safetensors"))
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert not torch.allclose(base.encode(image), 1.5305 * vae.encode(image).latent_dist.mode(), atol=1e-3)
+        assert torch.allclose(base.decode(z), vae.decode(z / 1.5305).sample, atol=1e-5)
+
+
+def test_each_player_learns_from_its_own_loss_only(small, data, monkeypatch) -> None:
+    monkeypatch.setattr(tsd_objective, "EARLY", Stage(0.0, 0.0, 0.0, 1))
+    made = objective(shaken(shared(small)), data)
+    losses = made(batch(data), Draws(0, [0, 1]), 0)
+    losses["loss"].backward()
+    moved = {name for name, gradient in gradients(made.base).items() if gradient.any()}
+    assert moved and all(f".{AUXILIARY}." in name for name in moved)
+    monkeypatch.setattr(tsd_objective, "EARLY", Stage(1.0, 1.0, 1.0, 1))
+    made.zero_grad()
+    losses = made(batch(data), Draws(0, [0, 1]), 0)
+    (losses["loss"] - losses["auxiliary"]).backward()
+    moved = {name for name, gradient in gradients(made.base).items() if gradient.any()}
+    assert all(f".{STUDENT}." in name for name in moved)
+    assert any(name.startswith("vae.encoder") for name in moved) and any(name.startswith("network") for name in moved)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_distillation_term_alone_pulls_z_s_along_g(small, data, monkeypatch, steps) -> None:
+    """Its gradient has to reach the student: in the published script it is computed without one and does not."""
+    monkeypatch.setattr(tsd_objective, "EARLY", Stage(0.0, 0.0, 1.0, steps))
+    made, seen = objective(shaken(shared(small)), data), {}
+    student = made.base.student
+
+    def kept(*arguments):
+        seen["z_s"] = student(*arguments)
+        seen["z_s"].retain_grad()
+        return seen["z_s"]
+
+    monkeypatch.setattr(made.base, "student", kept)
+    losses = made(batch(data), Draws(0, [0, 1]), 0)
+    losses["loss"].backward()
+    g = seen["z_s"].grad * seen["z_s"].numel()
+    assert float(losses["distillation"].detach()) == pytest.approx(0.5 * float(g.square().mean()), rel=1e-5)
+    assert g.abs().max() > 1e-3
+
+
+def test_gradient_checkpointing_changes_no_gradient(small, data) -> None:
+    """The second forward pass comes when other adapters are active."""
+    found = []
+    for saving in (False, True):
+        made = objective(shaken(shared(small)), data, TSDConfig(early_steps=0))
+        if saving:
+            made.base.enable_gradient_checkpointing()
+        made(batch(data), Draws(0, [0, 1]), 0)["loss"].backward()
+        found.append(gradients(made.base))
+    assert found[0].keys() == found[1].keys()
+    largest = max(float(gradient.abs().max()) for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-6 * largest), name
+
+
+def test_the_curriculum_changes_over_once() -> None:
+    config = TSDConfig(early_steps=10)
+    stages = [config.stage(step) for step in range(20)]
+    assert stages == [tsd_objective.EARLY] * 10 + [tsd_objective.LATE] * 10
+    assert (tsd_objective.EARLY.latent, tsd_objective.LATE.latent) == (1, 0)
+    assert (tsd_objective.EARLY.dasm_steps, tsd_objective.LATE.dasm_steps) == (1, 4)
+
+
+# Perceptual losses
+
+
+def test_feature_distance_equals_its_formula() -> None:
+    maps = [torch.randn(2, c, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(c)) for c in (3, 4)]
+    others = [
+        torch.randn(2, c, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(9 * c)) for c in (3, 4)
+    ]
+    weights = [torch.rand(c, dtype=torch.float64, generator=torch.Generator().manual_seed(c)) for c in (3, 4)]
+    expected = 0.0
+    for a, b, w in zip(maps, others, weights, strict=True):
+        u, v = (x.numpy() / np.sqrt((x.numpy() ** 2).sum(1, keepdims=True)) for x in (a, b))
+        expected += (w.numpy().reshape(1, -1, 1, 1) * (u - v) ** 2).sum(1).mean()
+    assert float(features.feature_distance(maps, others, weights)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_lpips_is_read_from_a_folder_and_missing_weights_are_said(small, data, tmp_path, monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network, linear = {}, {}
+    for index, (name, spec) in enumerate(zip(features.ALEXNET_NAMES, features.ALEXNET, strict=True)):
+        fan_in = spec[0] * spec[2] ** 2
+        network[f"{name}.weight"] = torch.randn(spec[1], spec[0], spec[2], spec[2], generator=generator) / fan_in**0.5
+        network[f"{name}.bias"] = torch.randn(spec[1], generator=generator) * 0.1
+        linear[f"lin{index}.model.1.weight"] = torch.rand(1, spec[1], 1, 1, generator=generator)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    assert features.find_lpips(None) is None
+    with pytest.raises(UserError, match=r"alexnet\*.pth"):
+        features.find_lpips(tmp_path)
+    torch.save(network, tmp_path / "alexnet-owt-7be5be79.pth")
+    torch.save(linear, tmp_path / "alex.pth")
+    lpips = features.find_lpips(tmp_path)
+    x, y = (torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1 for _ in range(2))
+    assert float(lpips(x, x)) == 0 and float(lpips(x, y)) > 0
+    stages = torch.nn.Sequential()
+    for (a, b, kernel, stride, padding, pooled), name in zip(features.ALEXNET, features.ALEXNET_NAMES, strict=True):
+        layer = torch.nn.Conv2d(a, b, kernel, stride, padding)
+        layer.load_state_dict({"weight": network[f"{name}.weight"], "bias": network[f"{name}.bias"]})
+        stages.append(torch.nn.Sequential(*([torch.nn.MaxPool2d(3, 2)] if pooled else []), layer, torch.nn.ReLU()))
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    hidden, expected = [(image - shift[:, None, None]) / scale[:, None, None] for image in (x, y)], 0.0
+    for index, stage in enumerate(stages):
+        hidden = [stage(h) for h in hidden]
+        u, v = (h / h.square().sum(1, keepdim=True).sqrt().clamp_min(1e-10) for h in hidden)
+        expected += float((linear[f"lin{index}.model.1.weight"] * (u - v) ** 2).sum(1).mean())
+    assert float(lpips(x, y)) == pytest.approx(expected, rel=1e-4)
+    made = TSDObjective(shared(small), *shards.read_prompts(data), TSDConfig(), lpips)
+    made(batch(data), Draws(0, [0, 1]), 0)["loss"].backward()
+    assert made.settings()["perceptual"] == "lpips" and not any("lpips" in name for name in gradients(made))
+
+
+# Runs
+
+
+def run_config(output: Path, **changes) -> loop.TrainConfig:
+    settings: dict = {"steps": 4, "batch": 2, "warmup": 1, "workers": 0, "save_every": 2, "log_every": 1, "ema": 0.5}
+    return loop.TrainConfig(output, **(settings | changes))
+
+
+def run(small, data, **changes) -> TSDRun:
+    method = TSDConfig(learning_rate=1e-3, auxiliary_learning_rate=1e-3, early_steps=2)
+    return TSDRun(small.folder, data, RANKS, method, **changes)
+
+
+def scalars(folder: Path, name: str) -> dict[int, float]:
+    return {event.step: event.value for event in EventAccumulator(str(folder / "log")).Reload().Scalars(name)}
+
+
+LOSSES = ("loss", "perceptual", "latent", "distillation", "auxiliary")
+
+
+@pytest.fixture(scope="module")
+def trained(small, data, tmp_path_factory) -> Path:
+    """An unbroken run over both stages."""
+    output = tmp_path_factory.mktemp("trained")
+    assert sd_runs.train_tsd(run_config(output, validation=PHOTOS), run(small, data), None) == output
+    return output
+
+
+def test_losses_are_finite_and_everything_is_logged(trained) -> None:
+    for name in (*LOSSES, "gradient_norm/student", "gradient_norm/auxiliary", "learning_rate/auxiliary"):
+        values = scalars(trained, name)
+        assert sorted(values) == [1, 2, 3, 4] and all(np.isfinite(value) for value in values.values())
+    assert set(scalars(trained, "validation/niqe")) == {2, 4}
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"checkpoint", "best", "log", "run.toml", "transformer.safetensors", "vae.safetensors"}
+    assert sum(path.stat().st_size for path in (trained / "checkpoint").iterdir()) < 20e6, "no frozen weights in there"
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(small, data, trained, tmp_path, monkeypatch) -> None:
+    step = loop.training_step
+
+    def stopped(*arguments):
+        if arguments[-1] == 3:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    config = run_config(tmp_path, validation=PHOTOS)
+    monkeypatch.setattr(loop, "training_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sd_runs.train_tsd(config, run(small, data), None)
+    monkeypatch.setattr(loop, "training_step", step)
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
+    sd_runs.train_tsd(config, run(small, data), None)
+    for name in ("transformer.safetensors", "vae.safetensors"):
+        whole, parts = load_file(trained / name), load_file(tmp_path / name)
+        assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
+    for name in LOSSES:
+        assert scalars(tmp_path, name) == scalars(trained, name)
+    with pytest.raises(UserError, match="other settings"):
+        sd_runs.train_tsd(config, replace(run(small, data), ranks=Ranks(8, 8, 8)), None)
+
+
+def test_the_files_are_the_published_kind(small, trained) -> None:
+    weights, published = tsd_sr.read(trained), tsd_sr.read(small.lora)
+    for part in ("transformer", "vae"):
+        ours, theirs = getattr(weights, part), getattr(published, part)
+        assert ours.keys() == theirs.keys()
+        assert all(ours[m].down.shape == theirs[m].down.shape and ours[m].alpha is None for m in ours)
+        assert any(layer.up.any() for layer in ours.values())
+
+
+def test_the_result_is_what_was_validated(small, data, trained) -> None:
+    """The merged LoRA, as people run it, gives the picture that training's own adapters give."""
+    default, null = shards.read_prompts(data)
+    made = TSDObjective(shared(small, start=trained), default, null, TSDConfig())
+    lr = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(2))
+    model = load_sd3(small.folder, trained, embeddings=small.embeddings, dtype=torch.float32).model
+    bare = replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
+    found = upscale(bare, lr, 4)
+    assert (found - made.restore(lr, 0)).abs().max() < 2e-3
+    plain = TSDObjective(shared(small), default, null, TSDConfig())
+    assert (found - plain.restore(lr, 0)).abs().max() > 1e-2, "training changed something"
+
+
+def test_training_goes_on_from_published_files(small, data, tmp_path) -> None:
+    base = shared(small, start=small.lora)
+    base.save(tmp_path)
+    for name in ("transformer.safetensors", "vae.safetensors"):
+        ours, theirs = load_file(tmp_path / name), load_file(small.lora / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[key].float(), theirs[key], rtol=1e-3, atol=1e-6) for key in ours)
+    narrow = small_sd3.write(tmp_path / "other", (32, 64))
+    with pytest.raises(UserError, match="does not fit the base"):
+        shared(small, start=narrow.lora)
+
+
+def test_data_of_another_base_is_refused(small, data, tmp_path) -> None:
+    samples = shards.ShardSamples(data, 0)[0]
+    with pytest.raises(UserError, match="prepared for another base"):
+        sd_runs._require_match(
+            samples | {"z_h": torch.zeros(4, 8, 8)}, open_base(small.folder, torch.float32), run(small, data)
+        )
+
+
+def command(*words: object) -> list[str]:
+    return [str(word) for word in words]
+
+
+def cli(*words: object, launch: int = 0) -> subprocess.CompletedProcess:
+    start = [sys.executable, "-m"]
+    if launch:
+        start += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(launch), "--num_machines", "1"]
+        start += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    arguments = command(*start, "onestep_sr", *words)
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.slow
+def test_the_command_line_and_two_processes(small, data, tmp_path) -> None:
+    """Two processes give the losses of one with twice the batch; run.toml gives the run again."""
+    options = ["--precision", "no", "--rank", 4, "--rank-vae", 4, "--rank-auxiliary", 4, "--steps", 2, "--workers", 0]
+    options += ["--learning-rate", 1e-3, "--early-steps", 1, "--warmup", 1, "--base", small.folder]
+    one = cli("train", "tsd", data, *options, "--batch", 2, "-o", tmp_path / "one")
+    assert one.returncode == 0, one.stderr
+    assert "VAE encoder" in one.stdout and str(tmp_path / "one") in one.stdout
+    two = cli("train", "tsd", data, *options, "--batch", 1, "-o", tmp_path / "two", launch=2)
+    assert two.returncode == 0, two.stderr
+    for name in LOSSES:
+        assert scalars(tmp_path / "two", name) == pytest.approx(scalars(tmp_path / "one", name), rel=1e-4)
+    again = cli("train", "tsd", "--config", tmp_path / "one" / "run.toml", "-o", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    first, second = (load_file(tmp_path / name / "transformer.safetensors") for name in ("one", "again"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert json.loads((tmp_path / "one" / "checkpoint" / "run.json").read_text())["step"] == 2

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_sd3
+import small_unet
 import torch
+from diffusers import DDPMScheduler
 from onestep_sr.sr_models.checkpoints import tsd_sr
-from onestep_sr.sr_models.distill import features, loop, prepare, sd_runs, shards, tsd_objective
+from onestep_sr.sr_models.distill import features, loop, lora, prepare, sd_runs, shards, tsd_objective
 from onestep_sr.sr_models.distill.bases import open_base
 from onestep_sr.sr_models.distill.data import list_images
 from onestep_sr.sr_models.distill.draws import Draws
@@ -437,3 +439,33 @@ def test_the_command_line_and_two_processes(small, data, tmp_path) -> None:
     first, second = (load_file(tmp_path / name / "transformer.safetensors") for name in ("one", "again"))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert json.loads((tmp_path / "one" / "checkpoint" / "run.json").read_text())["step"] == 2
+
+
+# U-Nets
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_u_net_trains_too(prediction: str, tmp_path) -> None:
+    """From pictures to LoRA files, over both stages; the student's step is the scheduler's own x_0."""
+    base, pictures = small_unet.write(tmp_path / "base", prediction), tmp_path / "pictures"
+    pictures.mkdir()
+    Image.effect_noise((80, 90), 50).convert("RGB").save(pictures / "photo.png")
+    where = {"device": torch.device("cpu"), "dtype": torch.float32, "workers": 0, "report": lambda crops: None}
+    sd_runs.prepare_data(pictures, tmp_path / "data", base, replace(CONFIG, crops=2), PromptSource(), **where)
+    settings = TSDRun(base, tmp_path / "data", RANKS, TSDConfig(1e-3, 1e-3, early_steps=1))
+    config = run_config(tmp_path / "run", steps=2, batch=1)
+    sd_runs.train_tsd(config, settings, None)
+    assert all(np.isfinite(value) for name in LOSSES for value in scalars(tmp_path / "run", name).values())
+
+    trained = SharedBase(open_base(base, torch.float32), RANKS, start=tmp_path / "run")
+    condition, _ = shards.read_prompts(tmp_path / "data")
+    z_lr = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
+    with torch.no_grad(), lora.active(trained.network, STUDENT):
+        output = trained.network(z_lr, 999, condition.prompt.float()).sample
+        expected = scheduler.step(output, 999, z_lr).pred_original_sample
+        found = trained.student(z_lr, condition)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    with torch.no_grad():
+        plain = SharedBase(open_base(base, torch.float32), RANKS).student(z_lr, condition)
+    assert (plain - expected).abs().max() > 1e-3 * expected.abs().max(), "training changed something"

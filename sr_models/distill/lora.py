@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,7 +28,9 @@ def add_adapter(network: nn.Module, name: str, rank: int, modules: list[str] | s
     whatever the base's precision. peft freezes those that were added before it.
     """
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=modules)
-    network.add_adapter(config, adapter_name=name)  # pyright: ignore[reportCallIssue] (diffusers' PeftAdapterMixin)
+    with warnings.catch_warnings():  # peft warns of more than one adapter
+        warnings.simplefilter("ignore", UserWarning)
+        network.add_adapter(config, adapter_name=name)  # pyright: ignore[reportCallIssue] (diffusers' mixin)
     for parameter in adapter_parameters(network, name).values():
         parameter.data = parameter.data.float()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -30,6 +30,9 @@ BaseOption = Annotated[
         "1.5, 2.1 or SDXL."
     ),
 ]
+if TYPE_CHECKING:
+    from .distill.loop import TrainConfig
+
 LPIPS = "LPIPS on AlexNet"
 ENCODER = "features of the base's own VAE encoder, as no weights of LPIPS are here (--lpips takes them)"
 FolderOption = Optional[Path]  # noqa: UP045
@@ -49,6 +52,8 @@ def prepare_command(
         typer.Option(help="The default prompt, encoded: a folder with prompt_embeds.pt and pool_embeds.pt."),
     ] = None,
     null_embeddings: Annotated[FolderOption, typer.Option(help="The empty prompt, likewise.")] = None,
+    lr: Annotated[FolderOption, typer.Option(help="Your own LR pictures, under the same names.")] = None,
+    targets: Annotated[FolderOption, typer.Option(help="A multi-step teacher's results, for tad-sd.")] = None,
     device: Annotated[str, typer.Option(help="Where to encode: cpu, cuda; auto picks.")] = "auto",
     precision: TrainPrecisionOption = "no",
     workers: WorkersOption = 2,
@@ -57,7 +62,7 @@ def prepare_command(
     import torch
     from rich.progress import Progress
 
-    from .distill.prepare import PrepareConfig, count_pictures
+    from .distill.prepare import Partners, PrepareConfig, count_pictures
     from .distill.sd_runs import FROZEN_DTYPES, PromptSource, prepare_data
     from .errors import UserError
 
@@ -67,83 +72,126 @@ def prepare_command(
     total = count_pictures(folder) * crops if folder.is_dir() else 0
     with Progress() as progress:
         task = progress.add_task("crops", total=total)
-        broken = prepare_data(
+        left_out = prepare_data(
             folder,
             output,
             base,
-            PrepareConfig(crop, crops, shard, seed),
+            PrepareConfig(crop, crops, shard, seed, partners=Partners(lr, targets)),
             PromptSource(embeddings, null_embeddings, captions),
             device=where,
             dtype=FROZEN_DTYPES[precision],
             workers=workers,
             report=lambda crops: progress.advance(task, crops),
         )
-    for file in broken:
-        typer.echo(f"{file} cannot be read as a picture and was left out.", err=True)
+    for file in left_out:
+        typer.echo(f"{file} was left out: it is broken, or lacks a partner of the right size.", err=True)
     typer.echo(f"The training data is in {output}")
+
+
+PreparedArgument = Annotated[Path, typer.Argument(help="A folder made by onestep-sr prepare.")]
+StudentRateOption = Annotated[float, typer.Option(help="AdamW's, of the student.")]
+WarmupOption = Annotated[int, typer.Option(min=0, help="Steps in which the learning rates rise.")]
+RankOption = Annotated[int, typer.Option(min=1, help="Of the student's LoRA on the network.")]
+VaeRankOption = Annotated[int, typer.Option(min=1, help="Of the student's LoRA on the VAE's encoder.")]
+StartOption = Annotated[FolderOption, typer.Option(help="Go on from these LoRA files, as published ones.")]
+TeacherOption = Annotated[FolderOption, typer.Option(help="A LoRA file that the teacher wears.")]
+CheckpointingOption = Annotated[bool, typer.Option(help="Less memory, a third slower.")]
+BestOption = Annotated[str, typer.Option(help="The score that decides the best result: psnr, ssim or niqe.")]
 
 
 @train_app.command("tsd")
 def train_tsd_command(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="A folder made by onestep-sr prepare.")],
+    data: PreparedArgument,
     base: BaseOption,
     output: OutputOption,
     config: ConfigOption = None,
     steps: StepsOption = 100_000,
     batch: BatchOption = 2,
     accumulate: AccumulateOption = 1,
-    learning_rate: Annotated[float, typer.Option(help="AdamW's, of the student.")] = 5e-6,
+    learning_rate: StudentRateOption = 5e-6,
     auxiliary_learning_rate: Annotated[float, typer.Option(help="AdamW's, of the auxiliary model.")] = 1e-6,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps in which the learning rates rise.")] = 3000,
+    warmup: WarmupOption = 3000,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance of teacher and auxiliary.")] = 7.5,
     early_steps: Annotated[
         int, typer.Option(min=0, help="So many steps hold on to the HR latent; later ones sample along DASM.")
     ] = 50_000,
-    rank: Annotated[int, typer.Option(min=1, help="Of the student's LoRA on the network.")] = 64,
-    rank_vae: Annotated[int, typer.Option(min=1, help="Of the student's LoRA on the VAE's encoder.")] = 64,
+    rank: RankOption = 64,
+    rank_vae: VaeRankOption = 64,
     rank_auxiliary: Annotated[int, typer.Option(min=1, help="Of the auxiliary's LoRA.")] = 64,
-    start: Annotated[FolderOption, typer.Option(help="Go on from these LoRA files, as published ones.")] = None,
-    teacher: Annotated[FolderOption, typer.Option(help="A LoRA file that the teacher wears.")] = None,
+    start: StartOption = None,
+    teacher: TeacherOption = None,
     lpips: Annotated[FolderOption, typer.Option(help="A folder with AlexNet's weights and LPIPS's alex.pth.")] = None,
-    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, a third slower.")] = True,
+    gradient_checkpointing: CheckpointingOption = True,
     ema: EmaOption = 0.999,
     precision: TrainPrecisionOption = "bf16",
     seed: SeedOption = 0,
     workers: WorkersOption = 1,
     save_every: SaveOption = 500,
     validation: ValidationOption = None,
-    best: Annotated[str, typer.Option(help="The score that decides the best result: psnr, ssim or niqe.")] = "psnr",
+    best: BestOption = "psnr",
 ) -> None:
     """Train a one-step SR LoRA by target score distillation (TSD-SR). Run it again to go on where it stopped."""
     from .distill.features import find_lpips
-    from .distill.loop import TrainConfig
-    from .distill.sd_runs import TSDRun, train_tsd
+    from .distill.sd_runs import SDRun, train_tsd
     from .distill.shared_base import Ranks
     from .distill.tsd_objective import TSDConfig
 
-    training = TrainConfig(
-        output,
-        steps,
-        batch,
-        accumulate,
-        warmup,
-        ema=ema,
-        precision=precision,
-        seed=seed,
-        workers=workers,
-        save_every=save_every,
-        validation=validation,
-        best=best,
-        run_file=run_file_text(context),
-    )
-    method = TSDConfig(learning_rate, auxiliary_learning_rate, guidance, early_steps)
-    ranks = Ranks(rank, rank_vae, rank_auxiliary)
     distance = find_lpips(lpips)
     _say_once(f"Perceptual loss: {LPIPS if distance else ENCODER}.")
-    run = TSDRun(base, data, ranks, method, start, teacher, gradient_checkpointing)
-    result = train_tsd(training, run, distance)
-    _say_once(f"The LoRA is in {result}")
+    run = SDRun(base, data, Ranks(rank, rank_vae, rank_auxiliary), start, teacher, gradient_checkpointing)
+    method = TSDConfig(learning_rate, auxiliary_learning_rate, guidance, early_steps)
+    _say_once(f"The LoRA is in {train_tsd(_train_config(context), run, method, distance)}")
+
+
+@train_app.command("tad-sd")
+def train_tad_command(
+    context: typer.Context,
+    data: PreparedArgument,
+    base: BaseOption,
+    output: OutputOption,
+    config: ConfigOption = None,
+    steps: StepsOption = 30_000,
+    batch: BatchOption = 2,
+    accumulate: AccumulateOption = 1,
+    learning_rate: StudentRateOption = 5e-6,
+    discriminator_learning_rate: Annotated[float, typer.Option(help="AdamW's, of the discriminator.")] = 5e-5,
+    warmup: WarmupOption = 1000,
+    regression_weight: Annotated[float, typer.Option(help="Weight of the distance to the target.")] = 1.0,
+    score_weight: Annotated[float, typer.Option(help="Weight of high-frequency score distillation.")] = 1.0,
+    adversarial_weight: Annotated[float, typer.Option(help="Weight of the time-aware discriminator.")] = 0.02,
+    rank: RankOption = 64,
+    rank_vae: VaeRankOption = 64,
+    start: StartOption = None,
+    teacher: TeacherOption = None,
+    gradient_checkpointing: CheckpointingOption = True,
+    ema: EmaOption = 0.999,
+    precision: TrainPrecisionOption = "bf16",
+    seed: SeedOption = 0,
+    workers: WorkersOption = 1,
+    save_every: SaveOption = 500,
+    validation: ValidationOption = None,
+    best: BestOption = "psnr",
+) -> None:
+    """Train a one-step SR LoRA by time-aware distillation (TAD-SR): towards the targets that were prepared, or HR."""
+    from .distill.objectives import StudentWeights
+    from .distill.sd_runs import SDRun, train_tad
+    from .distill.shared_base import Ranks
+    from .distill.tad_sd_objective import TADConfig
+
+    run = SDRun(base, data, Ranks(rank, rank_vae, 0), start, teacher, gradient_checkpointing)
+    weights = StudentWeights(regression_weight, score_weight, adversarial_weight)
+    method = TADConfig(learning_rate, discriminator_learning_rate, weights)
+    _say_once(f"The LoRA is in {train_tad(_train_config(context), run, method)}")
+
+
+def _train_config(context: typer.Context) -> TrainConfig:
+    """From the options that every training command has."""
+    from .distill.loop import TrainConfig
+
+    shared = ("output", "steps", "batch", "accumulate", "warmup", "ema", "precision", "seed", "workers", "save_every")
+    options = {name: context.params[name] for name in (*shared, "validation", "best")}
+    return TrainConfig(**options, run_file=run_file_text(context))
 
 
 def _say_once(line: str) -> None:

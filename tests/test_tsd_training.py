@@ -16,11 +16,10 @@ import small_unet
 import torch
 from diffusers import DDPMScheduler
 from onestep_sr.sr_models.checkpoints import tsd_sr
-from onestep_sr.sr_models.distill import features, loop, lora, prepare, sd_runs, shards, tsd_objective
-from onestep_sr.sr_models.distill.bases import open_base
-from onestep_sr.sr_models.distill.data import list_images
+from onestep_sr.sr_models.distill import features, loop, lora, prepare, sd_runs, shards, tad_sd_objective, tsd_objective
+from onestep_sr.sr_models.distill.bases import Condition, open_base
 from onestep_sr.sr_models.distill.draws import Draws
-from onestep_sr.sr_models.distill.sd_runs import PromptSource, TSDRun
+from onestep_sr.sr_models.distill.sd_runs import PromptSource, SDRun
 from onestep_sr.sr_models.distill.shared_base import AUXILIARY, STUDENT, Ranks, SharedBase
 from onestep_sr.sr_models.distill.tsd_objective import Stage, TSDConfig, TSDObjective
 from onestep_sr.sr_models.errors import UserError
@@ -28,32 +27,15 @@ from onestep_sr.sr_models.standalone import load_sd3
 from onestep_sr.sr_models.upscale import upscale
 from PIL import Image
 from safetensors.torch import load_file
+from small_training import CONFIG, NARROW, PHOTOS, paired, prepared, write_base
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-PHOTOS = Path(__file__).parent / "photos"
-NARROW = (32, 32, 64, 64)
-CROP = 64
 RANKS = Ranks(4, 4, 4)
-CONFIG = prepare.PrepareConfig(crop=CROP, crops=3, shard=4)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> small_sd3.SmallSD3:
-    files = small_sd3.write(tmp_path_factory.mktemp("small"), NARROW)
-    null = files.root / "null"
-    null.mkdir()
-    generator = torch.Generator().manual_seed(8)
-    torch.save(0.5 * torch.randn(1, 333, 4096, generator=generator), null / "prompt_embeds.pt")
-    torch.save(torch.randn(1, 2048, generator=generator), null / "pool_embeds.pt")
-    return files
-
-
-def prepared(
-    small: small_sd3.SmallSD3, output: Path, config=CONFIG, folder: Path = PHOTOS, workers=0, **source
-) -> list:
-    source = {"embeddings": small.embeddings, "null_embeddings": small.root / "null", "captions": False} | source
-    where = {"device": torch.device("cpu"), "dtype": torch.float32, "workers": workers, "report": lambda crops: None}
-    return sd_runs.prepare_data(folder, output, small.folder, config, PromptSource(**source), **where)
+    return write_base(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
@@ -61,85 +43,6 @@ def data(small: small_sd3.SmallSD3, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("data")
     assert prepared(small, folder) == []
     return folder
-
-
-# Data
-
-
-def test_shards_hold_crops_twins_and_latents(small, data) -> None:
-    counts = shards.list_shards(data)
-    pictures = len(list_images(PHOTOS))
-    assert sum(counts.values()) == 3 * pictures and max(counts.values()) == 4
-    samples = shards.ShardSamples(data, seed=0)
-    seen = [samples[number] for number in range(samples.count)]
-    assert seen[0]["hr"].shape == (3, CROP, CROP) and seen[0]["lr"].shape == (3, CROP // 4, CROP // 4)
-    vae = open_base(small.folder, torch.float32).vae
-    with torch.no_grad():
-        expected = 1.5305 * vae.encode(seen[1]["hr"][None].float() / 127.5 - 1).latent_dist.mode()
-    assert torch.allclose(seen[1]["z_h"].float(), expected[0], atol=2e-3 * float(expected.abs().max()))
-    every = {crop["hr"].numpy().tobytes() for crop in seen}
-    assert len(every) == samples.count, "a pass sees each crop once"
-    again = [samples[samples.count + number]["hr"].numpy().tobytes() for number in range(samples.count)]
-    assert set(again) == every and again != [crop["hr"].numpy().tobytes() for crop in seen]
-    mean = torch.nn.functional.avg_pool2d(seen[0]["hr"].float(), 4)
-    assert (mean - seen[0]["lr"].float()).abs().mean() < 25, "the twin shows the same picture"
-
-
-def test_a_stopped_preparation_goes_on_and_workers_change_nothing(small, data, tmp_path) -> None:
-    for path in data.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    victims = list(shards.list_shards(data))[1::2]
-    kept = [path for path in shards.list_shards(data) if path not in victims]
-    times = {path.name: (tmp_path / path.name).stat().st_mtime_ns for path in kept}
-    for path in victims:
-        (tmp_path / path.name).unlink()
-    assert prepared(small, tmp_path, workers=2) == []
-    assert {path.name: (tmp_path / path.name).stat().st_mtime_ns for path in kept} == times, "made only once"
-    for path in shards.list_shards(data):
-        first, second = load_file(path), load_file(tmp_path / path.name)
-        assert all(torch.equal(first[name], second[name]) for name in first)
-    with pytest.raises(UserError, match="other settings"):
-        prepared(small, tmp_path, replace(CONFIG, crops=2))
-
-
-def test_captions_and_broken_pictures(small, tmp_path) -> None:
-    pictures, base = tmp_path / "pictures" / "deep", tmp_path / "sd3"
-    pictures.mkdir(parents=True)
-    for index, text in enumerate(["a cat", "", "a cat", None]):
-        Image.new("RGB", (80, 90), (60 * index, 9, 9)).save(pictures / f"{index}.png")
-        if text is not None:
-            (pictures / f"{index}.txt").write_text(text)
-    (pictures / "9.jpg").write_bytes(b"no picture")
-    base.mkdir()
-    for part in ("transformer", "vae", "scheduler"):
-        (base / part).symlink_to(small.folder / part)
-    small_sd3.write_text_encoders(base)
-    files = small_sd3.SmallSD3(tmp_path)
-    source = {"embeddings": None, "null_embeddings": None, "captions": True}
-    broken = prepared(files, tmp_path / "out", replace(CONFIG, crops=1, shard=8), tmp_path / "pictures", **source)
-    assert [path.name for path in broken] == ["9.jpg"]
-    [path] = shards.list_shards(tmp_path / "out")
-    made = load_file(path)
-    assert made["caption"].tolist() == [0, -1, 0, -1] and len(made["prompt"]) == 1
-    default, null = shards.read_prompts(tmp_path / "out")
-    texts = sd_runs.open_text_encoders(base, open_base(base, torch.float32), torch.device("cpu"), torch.float32)
-    for words, found in (("a cat", made["prompt"]), ("", null.prompt), (PromptSource().prompt, default.prompt)):
-        assert torch.allclose(texts(words).prompt, found.float(), atol=2e-3)
-    samples = shards.ShardSamples(tmp_path / "out", 0)
-    prompts = [samples[number]["prompt"] for number in range(4)]
-    assert sorted(torch.equal(prompt, made["prompt"][0]) for prompt in prompts) == [False, False, True, True]
-
-
-def test_preparing_what_cannot_be_ends_in_one_sentence(small, tmp_path) -> None:
-    for changes, words in (
-        ({"folder": tmp_path / "nowhere"}, "is no folder"),
-        ({"folder": tmp_path}, "holds no pictures"),
-        ({"config": replace(CONFIG, crop=100)}, "multiple of 64"),
-    ):
-        with pytest.raises(UserError, match=words):
-            prepared(small, tmp_path / "out", **changes)
-    with pytest.raises(UserError, match="onestep-sr prepare"):
-        shards.ShardSamples(tmp_path, 0)
 
 
 # The models
@@ -312,9 +215,11 @@ def run_config(output: Path, **changes) -> loop.TrainConfig:
     return loop.TrainConfig(output, **(settings | changes))
 
 
-def run(small, data, **changes) -> TSDRun:
-    method = TSDConfig(learning_rate=1e-3, auxiliary_learning_rate=1e-3, early_steps=2)
-    return TSDRun(small.folder, data, RANKS, method, **changes)
+def run(small, data) -> SDRun:
+    return SDRun(small.folder, data, RANKS)
+
+
+METHOD = TSDConfig(learning_rate=1e-3, auxiliary_learning_rate=1e-3, early_steps=2)
 
 
 def scalars(folder: Path, name: str) -> dict[int, float]:
@@ -328,7 +233,7 @@ LOSSES = ("loss", "perceptual", "latent", "distillation", "auxiliary")
 def trained(small, data, tmp_path_factory) -> Path:
     """An unbroken run over both stages."""
     output = tmp_path_factory.mktemp("trained")
-    assert sd_runs.train_tsd(run_config(output, validation=PHOTOS), run(small, data), None) == output
+    assert sd_runs.train_tsd(run_config(output, validation=PHOTOS), run(small, data), METHOD, None) == output
     return output
 
 
@@ -353,17 +258,17 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(small, data, trained, tmp_path, 
     config = run_config(tmp_path, validation=PHOTOS)
     monkeypatch.setattr(loop, "training_step", stopped)
     with pytest.raises(KeyboardInterrupt):
-        sd_runs.train_tsd(config, run(small, data), None)
+        sd_runs.train_tsd(config, run(small, data), METHOD, None)
     monkeypatch.setattr(loop, "training_step", step)
     (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
-    sd_runs.train_tsd(config, run(small, data), None)
+    sd_runs.train_tsd(config, run(small, data), METHOD, None)
     for name in ("transformer.safetensors", "vae.safetensors"):
         whole, parts = load_file(trained / name), load_file(tmp_path / name)
         assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
     for name in LOSSES:
         assert scalars(tmp_path, name) == scalars(trained, name)
     with pytest.raises(UserError, match="other settings"):
-        sd_runs.train_tsd(config, replace(run(small, data), ranks=Ranks(8, 8, 8)), None)
+        sd_runs.train_tsd(config, replace(run(small, data), ranks=Ranks(8, 8, 8)), METHOD, None)
 
 
 def test_the_files_are_the_published_kind(small, trained) -> None:
@@ -441,6 +346,21 @@ def test_the_command_line_and_two_processes(small, data, tmp_path) -> None:
     assert json.loads((tmp_path / "one" / "checkpoint" / "run.json").read_text())["step"] == 2
 
 
+def test_the_auxiliary_tracks_the_student(small, data) -> None:
+    made = objective(shaken(shared(small)), data)
+    pictures = batch(data, range(4))
+    condition = Condition(pictures["prompt"], pictures["pooled"])
+    with torch.no_grad():
+        z_s = made.student(pictures["lr"].float() / 255, None)
+    optimizer, losses = torch.optim.Adam(made.base.auxiliary_parameters(), lr=1e-2), []
+    for _ in range(30):
+        losses.append(made._auxiliary_loss(z_s, condition, Draws(0, range(4))))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert float(losses[-1]) < 0.8 * float(losses[0])
+
+
 # U-Nets
 
 
@@ -452,9 +372,8 @@ def test_a_u_net_trains_too(prediction: str, tmp_path) -> None:
     Image.effect_noise((80, 90), 50).convert("RGB").save(pictures / "photo.png")
     where = {"device": torch.device("cpu"), "dtype": torch.float32, "workers": 0, "report": lambda crops: None}
     sd_runs.prepare_data(pictures, tmp_path / "data", base, replace(CONFIG, crops=2), PromptSource(), **where)
-    settings = TSDRun(base, tmp_path / "data", RANKS, TSDConfig(1e-3, 1e-3, early_steps=1))
     config = run_config(tmp_path / "run", steps=2, batch=1)
-    sd_runs.train_tsd(config, settings, None)
+    sd_runs.train_tsd(config, SDRun(base, tmp_path / "data", RANKS), TSDConfig(1e-3, 1e-3, early_steps=1), None)
     assert all(np.isfinite(value) for name in LOSSES for value in scalars(tmp_path / "run", name).values())
 
     trained = SharedBase(open_base(base, torch.float32), RANKS, start=tmp_path / "run")
@@ -469,3 +388,58 @@ def test_a_u_net_trains_too(prediction: str, tmp_path) -> None:
     with torch.no_grad():
         plain = SharedBase(open_base(base, torch.float32), RANKS).student(z_lr, condition)
     assert (plain - expected).abs().max() > 1e-3 * expected.abs().max(), "training changed something"
+
+
+# Time-aware distillation
+
+
+def test_the_noise_seen_is_the_noise_that_was_added() -> None:
+    z, noise = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    sigma = torch.tensor([0.05, 0.25], dtype=torch.float64)[:, None, None, None]
+    found = tad_sd_objective.noise_of((1 - sigma) * z + sigma * noise, z, sigma)
+    assert torch.allclose(found, noise, rtol=1e-9)
+
+
+def test_each_player_of_tad_learns_from_its_own_loss_only(small, data) -> None:
+    torch.manual_seed(0)
+    base = shaken(SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 0)))
+    made = tad_sd_objective.TADObjective(base, *shards.read_prompts(data), tad_sd_objective.TADConfig())
+    for head in made.discriminator.heads:
+        torch.nn.init.normal_(head.mix.weight, std=0.1)
+    maps = base.features(torch.randn(2, 16, 8, 6), torch.tensor([100, 900]), shards.read_prompts(data)[0].expand(2))
+    assert [tuple(each.shape) for each in maps] == [(2, 128, 4, 3)] * 2
+    losses = made(batch(data), Draws(0, [0, 1]), 0)
+    assert all(torch.isfinite(value) for value in losses.values())
+    for name, mine in (("adversarial", "base."), ("discriminator", "discriminator.")):
+        made.zero_grad()
+        losses[name].backward(retain_graph=True)
+        moved = [key for key, gradient in gradients(made).items() if gradient.any()]
+        assert moved and all(key.startswith(mine) for key in moved)
+    made.zero_grad()
+    losses["score"].backward()
+    assert any(key.startswith("base.network") for key in gradients(made))
+
+
+def test_the_score_difference_is_near_the_clean_end_and_vanishes_at_the_target(small, data, monkeypatch) -> None:
+    base = SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 0))
+    made = tad_sd_objective.TADObjective(base, *shards.read_prompts(data), tad_sd_objective.TADConfig())
+    seen = []
+    teacher = base.teacher
+    monkeypatch.setattr(
+        base, "teacher", lambda z, index, c: seen.append(base.process.path[index]) or teacher(z, index, c)
+    )
+    z, condition = torch.randn(8, 16, 8, 8), shards.read_prompts(data)[0].expand(8)
+    assert float(made._score_loss(z, z, condition, Draws(0, range(8)))) == 0
+    assert all(((path >= 0.04) & (path <= 0.26)).all() for path in seen)
+
+
+def test_a_tad_run_on_targets_goes_through(small, tmp_path) -> None:
+    folders = paired(tmp_path)
+    config = replace(CONFIG, partners=prepare.Partners(targets=folders["targets"]))
+    prepared(small, tmp_path / "out", config, folders["hr"])
+    method = tad_sd_objective.TADConfig(1e-3, 1e-3)
+    run = SDRun(small.folder, tmp_path / "out", Ranks(4, 4, 0))
+    result = sd_runs.train_tad(run_config(tmp_path / "run", steps=2), run, method)
+    assert tsd_sr.read(result).transformer
+    for name in ("regression", "score", "adversarial", "discriminator"):
+        assert all(np.isfinite(value) for value in scalars(result, name).values())

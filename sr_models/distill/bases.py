@@ -49,6 +49,8 @@ class Family:
         prefix, vae_prefix: before the names in the LoRA's files. TSD-SR publishes both under `transformer.`.
         student, auxiliary: what the adapters change, ends of diffusers' module names.
         call: network, z_t, timesteps (B,) and condition -> the network's output.
+        taps: the network's modules whose outputs a discriminator looks at, and each one's channels.
+        feature: such an output, and the latent's size (h, w) -> a map (B, C, h', w').
     """
 
     folder: str
@@ -57,6 +59,8 @@ class Family:
     student: list[str]
     auxiliary: list[str]
     call: Call
+    taps: Callable[[Any], list[tuple[nn.Module, int]]]
+    feature: Callable[[Any, tuple[int, int]], Tensor]
 
 
 def _call_transformer(network: Any, z_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
@@ -67,6 +71,27 @@ def _call_transformer(network: Any, z_t: Tensor, timesteps: Tensor, condition: C
         pooled_projections=condition.pooled,
         return_dict=False,
     )[0]
+
+
+def _transformer_taps(network: Any) -> list[tuple[nn.Module, int]]:
+    """The ends of the transformer's quarters."""
+    blocks = network.transformer_blocks
+    return [(blocks[i], network.inner_dim) for i in sorted({max(0, len(blocks) * k // 4 - 1) for k in (1, 2, 3, 4)})]
+
+
+def _transformer_feature(output: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+    """A block gives the prompt's tokens and the picture's, a token for 2 x 2 of the latent."""
+    return output[1].transpose(1, 2).unflatten(2, (size[0] // 2, size[1] // 2))
+
+
+def _unet_taps(network: Any) -> list[tuple[nn.Module, int]]:
+    """The encoder's levels and the middle."""
+    widths = network.config.block_out_channels
+    return [*zip(network.down_blocks, widths, strict=True), (network.mid_block, widths[-1])]
+
+
+def _unet_feature(output: Any, size: tuple[int, int]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _call_unet(network: Any, z_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
@@ -88,6 +113,8 @@ TRANSFORMER = Family(
     student=[*ATTENTION, *_CONTEXT, "proj", "linear", "proj_out"],
     auxiliary=[*ATTENTION, *_CONTEXT],
     call=_call_transformer,
+    taps=_transformer_taps,
+    feature=_transformer_feature,
 )
 UNET = Family(
     folder="unet",
@@ -100,6 +127,8 @@ UNET = Family(
     ],
     auxiliary=ATTENTION,
     call=_call_unet,
+    taps=_unet_taps,
+    feature=_unet_feature,
 )
 
 

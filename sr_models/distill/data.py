@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,34 @@ class CropPairs(Dataset[dict[str, Tensor]]):
             raise UserError(f"{file} cannot be read as a picture ({error}): repair or remove it.") from error
 
 
+@dataclass(frozen=True)
+class Window:
+    """A square of a picture, in px, and how it is flipped and turned."""
+
+    left: int
+    top: int
+    side: int
+    flipped: bool
+    turned: bool
+
+    def cut(self, image: Image.Image, shrunk: int = 1) -> Image.Image:
+        """Out of the picture, or of one that shows the same `shrunk` times smaller."""
+        left, top, side = self.left // shrunk, self.top // shrunk, self.side // shrunk
+        image = image.crop((left, top, left + side, top + side))
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else image
+        return image.transpose(Image.Transpose.ROTATE_90) if self.turned else image
+
+
+def random_window(image: Image.Image, side: int, rng: Generator, unit: int = 1) -> Window:
+    """A random square of `side` px inside the picture, at multiples of `unit` px."""
+    left, top = (unit * int(rng.integers((length - side) // unit + 1)) for length in image.size)
+    return Window(left, top, side, flipped=rng.random() < 0.5, turned=rng.random() < 0.5)
+
+
 def random_crop(image: Image.Image, size: int, rng: Generator) -> Image.Image:
     """A square of `size` px at a random place, flipped and turned at random; small pictures are enlarged first."""
     image = enlarged_to(image, size)
-    left, top = int(rng.integers(image.width - size + 1)), int(rng.integers(image.height - size + 1))
-    image = image.crop((left, top, left + size, top + size))
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return image.transpose(Image.Transpose.ROTATE_90) if rng.random() < 0.5 else image
+    return random_window(image, size, rng).cut(image)
 
 
 def enlarged_to(image: Image.Image, size: int) -> Image.Image:

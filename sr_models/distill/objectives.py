@@ -195,12 +195,7 @@ class StudentObjective(PixelObjective):
         fake = features(z_s)
         with torch.no_grad():
             real = features(batch.z_h)
-        steps = self.schedule.steps
-        constants = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        judged = torch.func.functional_call(self.discriminator, constants, (fake, t, steps))
-        logits_fake = self.discriminator([f.detach() for f in fake], t, steps)
-        logits_real = self.discriminator(real, t, steps)
-        return tad.generator_loss(judged), tad.discriminator_loss(logits_real, logits_fake)
+        return tad.players_losses(self.discriminator, real, fake, t, self.schedule.steps)
 
     def settings(self) -> dict[str, Any]:
         weights = {"weights": asdict(self.weights), "score_timesteps": self.score_timesteps}

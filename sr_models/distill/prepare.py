@@ -23,12 +23,22 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ..errors import UserError
 from ..image_files import write_whole
 from .bases import Condition
-from .data import SUFFIXES, random_crop, to_tensor
+from .data import SUFFIXES, enlarged_to, random_window, to_tensor
 from .degradation import Degradation
 from .shards import SETTINGS_FILE, list_shards, shard_path, write_prompts, write_tensors
 
+SCALE = 4
 ENCODED_AT_ONCE = 4
 UNIT = 64  # 8 of the VAE, 2 of the transformer's patches, 4 of the scale
+
+
+@dataclass(frozen=True)
+class Partners:
+    """Folders of pictures under the same names as the HR ones: `lr` of a quarter of their size, in place of degraded
+    twins, and `targets` of the same size, a multi-step teacher's results."""
+
+    lr: Path | None = None
+    targets: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class PrepareConfig:
     shard: int = 64
     seed: int = 0
     degradation: Degradation = field(default_factory=Degradation)
+    partners: Partners = field(default_factory=Partners)
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,8 @@ def stream_crops(folder: Path, crops: int) -> Iterator[Crop]:
 class CropShards(IterableDataset[dict[str, Any]]):
     """The raw content of the shards that are not `done`, in order: of W workers, each makes every W-th.
 
-    An item: `index`, `hr` and `lr` as in the shard, `captions` a text or None for each, and `broken`, the files
-    that could not be read.
+    An item: `index`, `hr`, `lr` and perhaps `target` as lists of pictures, `captions` a text or None for each, and
+    `left_out`, the files that could not be used.
     """
 
     def __init__(self, folder: Path, config: PrepareConfig, done: set[int]):
@@ -89,18 +100,44 @@ class CropShards(IterableDataset[dict[str, Any]]):
             yield {"index": index, **self._make(index, crops)}
 
     def _make(self, index: int, crops: list[Crop]) -> dict[str, Any]:
-        made: dict[str, list] = {"hr": [], "lr": [], "captions": [], "broken": []}
+        made: dict[str, list] = {"hr": [], "lr": [], "target": [], "captions": [], "left_out": []}
         for place, (file, _) in enumerate(crops):
             rng = np.random.default_rng((self.config.seed, index * self.config.shard + place))
             try:
-                hr = random_crop(Image.open(file).convert("RGB"), self.config.crop, rng)
+                pictures = self._pictures(file, rng)
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-                made["broken"].append(file)
+                made["left_out"].append(file)
                 continue
-            made["hr"].append(to_tensor(hr))
-            made["lr"].append(to_tensor(self.config.degradation(hr, rng)))
+            for name, picture in pictures.items():
+                made[name].append(to_tensor(picture))
             made["captions"].append(caption_of(file))
         return made
+
+    def _pictures(self, file: Path, rng: np.random.Generator) -> dict[str, Image.Image]:
+        """A crop by its kinds. Raises OSError or ValueError where a picture is missing, broken or of another size."""
+        config, partners = self.config, self.config.partners
+        hr = Image.open(file).convert("RGB")
+        others = {"lr": (partners.lr, SCALE), "target": (partners.targets, 1)}
+        opened = {
+            name: (_open_partner(folder / file.relative_to(self.folder), hr, shrunk), shrunk)
+            for name, (folder, shrunk) in others.items()
+            if folder is not None
+        }
+        hr = hr if opened else enlarged_to(hr, config.crop)
+        window = random_window(hr, config.crop, rng, SCALE if opened else 1)
+        cut = {"hr": window.cut(hr), **{name: window.cut(image, shrunk) for name, (image, shrunk) in opened.items()}}
+        return cut if "lr" in cut else {**cut, "lr": config.degradation(cut["hr"], rng)}
+
+
+def _open_partner(file: Path, hr: Image.Image, shrunk: int) -> Image.Image:
+    """The picture of that name, whatever its ending."""
+    found = next((path for path in sorted(file.parent.glob(f"{file.stem}.*")) if path.suffix.lower() in SUFFIXES), None)
+    if found is None:
+        raise FileNotFoundError(file)
+    image = Image.open(found).convert("RGB")
+    if image.size != (hr.width // shrunk, hr.height // shrunk):
+        raise ValueError(f"{found} has another size")
+    return image
 
 
 def _grouped(stream: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
@@ -127,7 +164,8 @@ def prepare(
     workers: int = 1,
     report: Report = lambda crops: None,
 ) -> list[Path]:
-    """Make the shards that are missing; returns the pictures that could not be read.
+    """Make the shards that are missing; returns the pictures that were left out: broken ones, and those without a
+    partner of the right size.
 
     `prompts` are the default and the null one; `base` names the model, as its latents suit no other; `report` is
     called with each shard's crops. Raises UserError for a folder without pictures, a crop that does not suit,
@@ -141,15 +179,15 @@ def prepare(
     report(len(done) * config.shard)
     missing = CropShards(folder, config, done)
     loader = DataLoader(missing, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
-    broken: dict[Path, None] = {}
+    left_out: dict[Path, None] = {}
     for content in loader:
-        broken |= dict.fromkeys(content["broken"])
+        left_out |= dict.fromkeys(content["left_out"])
         if content["hr"]:
             write_tensors(shard_path(output, content["index"], len(content["hr"])), _encode(content, encoders))
-        report(len(content["captions"]) + len(content["broken"]))
+        report(len(content["captions"]) + len(content["left_out"]))
     if not list_shards(output):
-        raise UserError(f"{folder} holds no picture that can be read: name another folder.")
-    return list(broken)
+        raise UserError(f"{folder} holds no picture that can be used: name another folder.")
+    return list(left_out)
 
 
 def count_pictures(folder: Path) -> int:
@@ -158,9 +196,10 @@ def count_pictures(folder: Path) -> int:
 
 @torch.no_grad()
 def _encode(content: dict[str, Any], encoders: Encoders) -> dict[str, Tensor]:
-    hr, lr = torch.stack(content["hr"]), torch.stack(content["lr"])
-    latents = [encoders.latents(pictures.float() / 127.5 - 1).cpu() for pictures in hr.split(ENCODED_AT_ONCE)]
-    tensors = {"hr": hr, "lr": lr, "z_h": torch.cat(latents).half()}
+    tensors = {name: torch.stack(content[name]) for name in ("hr", "lr")}
+    tensors["z_h"] = _latents(tensors["hr"], encoders)
+    if content["target"]:
+        tensors["z_t"] = _latents(torch.stack(content["target"]), encoders)
     texts = [] if encoders.text is None else sorted({text for text in content["captions"] if text})
     rows = {text: row for row, text in enumerate(texts)}
     tensors["caption"] = torch.tensor([rows.get(text, -1) for text in content["captions"]])
@@ -169,6 +208,11 @@ def _encode(content: dict[str, Any], encoders: Encoders) -> dict[str, Tensor]:
         tensors["prompt"] = torch.cat([condition.prompt for condition in encoded]).half()
         tensors["pooled"] = torch.cat([condition.pooled for condition in encoded]).half()
     return tensors
+
+
+def _latents(pictures: Tensor, encoders: Encoders) -> Tensor:
+    parts = [encoders.latents(part.float() / 127.5 - 1).cpu() for part in pictures.split(ENCODED_AT_ONCE)]
+    return torch.cat(parts).half()
 
 
 def _check(folder: Path, config: PrepareConfig) -> None:
@@ -181,7 +225,7 @@ def _check(folder: Path, config: PrepareConfig) -> None:
 
 
 def _keep_settings(output: Path, settings: dict[str, Any]) -> None:
-    path, text = output / SETTINGS_FILE, json.dumps(settings, indent=1)
+    path, text = output / SETTINGS_FILE, json.dumps(settings, indent=1, default=str)
     if path.exists() and json.loads(path.read_text()) != json.loads(text):
         raise UserError(f"{output} was prepared with other settings: use the same ones, or another output folder.")
     write_whole(path, lambda temporary: temporary.write_text(text))

@@ -20,6 +20,7 @@ from .features import Lpips
 from .loop import TrainConfig, train
 from .shards import ShardSamples, read_prompts
 from .shared_base import Ranks, SharedBase
+from .tad_sd_objective import TADConfig, TADObjective
 from .tsd_objective import TSDConfig, TSDObjective
 
 FROZEN_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,7 +52,7 @@ def prepare_data(
     workers: int,
     report: preparing.Report,
 ) -> list[Path]:
-    """Make training data for a base; returns the pictures that could not be read. See `prepare.prepare`."""
+    """Make training data for a base; returns the pictures that were left out. See `prepare.prepare`."""
     opened = open_base(base, dtype)
     needs_text = source.captions or source.embeddings is None or source.null_embeddings is None
     text = open_text_encoders(base, opened, device, dtype) if needs_text else None
@@ -111,33 +112,42 @@ def open_text_encoders(path: Path, base: Base, device: torch.device, dtype: torc
 
 
 @dataclass(frozen=True)
-class TSDRun:
-    """What a TSD-SR run trains on: the base, the prepared data, and the files it starts from, if any."""
+class SDRun:
+    """What a run trains on: the base, the prepared data, and the files it starts from, if any."""
 
     base: Path
     data: Path
     ranks: Ranks
-    method: TSDConfig
     start: Path | None = None
     teacher: Path | None = None
     gradient_checkpointing: bool = True
 
 
-def train_tsd(config: TrainConfig, run: TSDRun, lpips: Lpips | None) -> Path:
-    """Train a one-step student; returns the folder with its LoRA files. Raises UserError as `train` does, and for
-    data that was prepared for another kind of base."""
+def train_tsd(config: TrainConfig, run: SDRun, method: TSDConfig, lpips: Lpips | None) -> Path:
+    """Train a one-step student by TSD-SR; returns the folder with its LoRA files. Raises UserError as `train` does,
+    and for data that was prepared for another kind of base."""
+    samples, base = _opened(config, run)
+    return train(config, TSDObjective(base, *read_prompts(run.data), method, lpips), samples)
+
+
+def train_tad(config: TrainConfig, run: SDRun, method: TADConfig) -> Path:
+    """Train a one-step student by time-aware distillation, as `train_tsd`."""
+    samples, base = _opened(config, run)
+    return train(config, TADObjective(base, *read_prompts(run.data), method), samples)
+
+
+def _opened(config: TrainConfig, run: SDRun) -> tuple[ShardSamples, SharedBase]:
     samples = ShardSamples(run.data, config.seed)
-    default, null = read_prompts(run.data)
     opened = open_base(run.base, FROZEN_DTYPES.get(config.precision, torch.float32))
     _require_match(samples[0], opened, run)
     torch.manual_seed(config.seed)
     base = SharedBase(opened, run.ranks, start=run.start, teacher=run.teacher)
     if run.gradient_checkpointing:
         base.enable_gradient_checkpointing()
-    return train(config, TSDObjective(base, default, null, run.method, lpips), samples)
+    return samples, base
 
 
-def _require_match(sample: dict[str, Tensor], base: Base, run: TSDRun) -> None:
+def _require_match(sample: dict[str, Tensor], base: Base, run: SDRun) -> None:
     config: Any = base.network.config
     width = config.joint_attention_dim if base.family is not UNET else config.cross_attention_dim
     expected, found = (base.vae.config.latent_channels, width), (len(sample["z_h"]), sample["prompt"].shape[-1])

@@ -3,7 +3,8 @@
 A folder of shards holds `prepare.json` (what they were made with), `prompts.safetensors` (the default and the null
 prompt), and `shard-000012-0064.safetensors` and the like, whose name ends in how many crops it holds:
 
-- `hr` (n, 3, crop, crop) and `lr` (n, 3, crop/4, crop/4), uint8; `z_h` (n, c, crop/8, crop/8), float16;
+- `hr` (n, 3, crop, crop) and `lr` (n, 3, crop/4, crop/4), uint8; `z_h` (n, c, crop/8, crop/8), float16; perhaps
+  `z_t`, the same for a teacher's results;
 - `caption` (n,): the row of `prompt` and `pooled` that is the crop's own prompt, or -1 for the default one.
 
 Rows are read straight from the mapped file, so that a set of any size takes next to no memory.
@@ -27,6 +28,7 @@ from ..image_files import write_whole
 from .bases import Condition
 
 PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prepare.json"
+CROP_TENSORS = ("hr", "lr", "z_h", "z_t")
 OPEN_SHARDS = 16  # mapped at once in each worker
 
 
@@ -62,8 +64,8 @@ def read_prompts(folder: Path) -> tuple[Condition, Condition]:
 class ShardSamples(Dataset[dict[str, Tensor]]):
     """Samples by number, without end: every pass over all crops is in a new order, from (seed, pass) alone.
 
-    A sample: `hr`, `lr`, `z_h`, `prompt` (tokens, width) and `pooled` (width,). Raises UserError for a folder
-    without shards.
+    A sample: `hr`, `lr`, `z_h` and perhaps `z_t`, `prompt` (tokens, width) and `pooled` (width,). Raises UserError
+    for a folder without shards.
     """
 
     def __init__(self, folder: Path, seed: int):
@@ -86,7 +88,7 @@ class ShardSamples(Dataset[dict[str, Tensor]]):
         shard = int(np.searchsorted(self.ends, crop, side="right"))
         row = crop - (int(self.ends[shard - 1]) if shard else 0)
         file = self._open(self.paths[shard])
-        sample = {name: file.get_slice(name)[row] for name in ("hr", "lr", "z_h")}
+        sample = {name: file.get_slice(name)[row] for name in CROP_TENSORS if name in file.keys()}  # noqa: SIM118
         caption = int(file.get_slice("caption")[row])
         if caption < 0:
             return sample | {"prompt": self.default.prompt[0], "pooled": self.default.pooled[0]}

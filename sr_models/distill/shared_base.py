@@ -22,7 +22,7 @@ STUDENT, AUXILIARY, TEACHER = "student", "auxiliary", "teacher"
 
 @dataclass(frozen=True)
 class Ranks:
-    """Of the adapters: the student's on the network and on the VAE's encoder, and the auxiliary's."""
+    """Of the adapters: the student's on the network and on the VAE's encoder, and the auxiliary's; 0 for none of it."""
 
     student: int = 64
     vae: int = 64
@@ -45,7 +45,8 @@ class SharedBase(nn.Module):
         self.ranks, self.dtype = ranks, base.vae.dtype
         self.scaling = float(base.vae.config.scaling_factor)
         self._add_student(ranks, start)
-        add_adapter(self.network, AUXILIARY, ranks.auxiliary, self.family.auxiliary)
+        if ranks.auxiliary:
+            add_adapter(self.network, AUXILIARY, ranks.auxiliary, self.family.auxiliary)
         if teacher is not None:
             update = read_update(teacher, self.family.prefix)
             load_adapter(self.network, TEACHER, update, self.family.student, teacher.name)
@@ -108,6 +109,19 @@ class SharedBase(nn.Module):
         """phi's x_0."""
         with active(self.network, AUXILIARY):
             return self._x_0(z, index, condition)
+
+    def features(self, z: Tensor, index: Tensor, condition: Condition) -> list[Tensor]:
+        """What the base without adapters sees in z at the family's taps: maps (B, C, h', w')."""
+        outputs: list[Any] = []
+        keep = lambda module, inputs, output: outputs.append(output)  # noqa: E731
+        hooks = [module.register_forward_hook(keep) for module, _ in self.family.taps(self.network)]
+        try:
+            with active(self.network):
+                self._x_0(z, index, condition)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [self.family.feature(output, (z.shape[-2], z.shape[-1])).float() for output in outputs]
 
     def _x_0(self, z: Tensor, index: Tensor, condition: Condition) -> Tensor:
         z_t = self.process.network_input(z, index)

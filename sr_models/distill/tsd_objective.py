@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..image import resize
 from . import tsd
 from .bases import Condition
 from .draws import Draws
 from .features import Lpips, encoder_distance
 from .objectives import Losses, ParameterGroup
+from .sd_objective import StableDiffusionObjective
 from .shared_base import SharedBase, guided
-
-SCALE = 4
 
 
 @dataclass(frozen=True)
@@ -47,34 +44,28 @@ class TSDConfig:
         return EARLY if step < self.early_steps else LATE
 
 
-class TSDObjective(nn.Module):
+class TSDObjective(StableDiffusionObjective):
     """The student's L = w_p perceptual(x_s, x_h) + w_l mean (z_s - z_h)^2 + w_d L_tsd, and the auxiliary's loss.
 
-    One backward pass serves both, as neither's weights have a gradient in the other's loss. A batch holds `lr`
-    (B, 3, h, w) and `hr` (B, 3, 4h, 4w), uint8, HR latents `z_h` (B, c, h/2, w/2), and each picture's own
-    prompt (`prompt`, `pooled`) for teacher and auxiliary; the student always has the one of `default`.
+    One backward pass serves both, as neither's weights have a gradient in the other's loss.
     """
 
     def __init__(
         self, base: SharedBase, default: Condition, null: Condition, config: TSDConfig, lpips: Lpips | None = None
     ):
-        super().__init__()
-        self.base, self.config, self.lpips = base, config, lpips
-        for name, condition in (("default", default), ("null", null)):
-            self.register_buffer(f"{name}_prompt", condition.prompt.float(), persistent=False)
-            self.register_buffer(f"{name}_pooled", condition.pooled.float(), persistent=False)
+        super().__init__(base, default, null)
+        self.config, self.lpips = config, lpips
 
     def forward(self, batch: dict[str, Tensor], draws: Draws, step: int) -> Losses:
-        stage, z_h = self.config.stage(step), batch["z_h"].float()
-        enlarged, x_h = _enlarged(batch["lr"].float() / 255), batch["hr"].float() / 255 * 2 - 1
-        z_lr = self.base.encode(enlarged, draws.normal(*z_h.shape[1:]))
-        z_s = self.base.student(z_lr, self._prompt("default", len(z_lr)))
-        g = self._gradient(z_s.detach(), z_h, Condition(batch["prompt"], batch["pooled"]), draws, stage.dasm_steps)
+        stage, condition = self.config.stage(step), Condition(batch["prompt"], batch["pooled"])
+        z_h, x_h = batch["z_h"].float(), batch["hr"].float() / 127.5 - 1
+        z_s = self.student(batch["lr"].float() / 255, draws.normal(*z_h.shape[1:]))
+        g = self._gradient(z_s.detach(), z_h, condition, draws, stage.dasm_steps)
         x_s = self.base.decode(z_s).clamp(-1, 1)
         perceptual, latent = self._perceptual(x_s, x_h), F.mse_loss(z_s, z_h)
         distillation = tsd.distillation_loss(z_s, g)
         student = stage.perceptual * perceptual + stage.latent * latent + stage.distillation * distillation
-        auxiliary = self._auxiliary_loss(z_s.detach(), Condition(batch["prompt"], batch["pooled"]), draws)
+        auxiliary = self._auxiliary_loss(z_s.detach(), condition, draws)
         return {
             "loss": student + auxiliary,
             "perceptual": perceptual,
@@ -89,7 +80,7 @@ class TSDObjective(nn.Module):
         noise = draws.normal(*z_s.shape[1:])
         path = self.base.process.path
         indices = tsd.trajectory(start, bias, steps, len(path))
-        null = self._prompt("null", len(z_s))
+        null = self.prompt("null", len(z_s))
         condition = condition.to(null.prompt)
         teacher, auxiliary = (
             guided(model, condition, null, self.config.guidance) for model in (self.base.teacher, self.base.auxiliary)
@@ -105,9 +96,6 @@ class TSDObjective(nn.Module):
     def _perceptual(self, x_s: Tensor, x_h: Tensor) -> Tensor:
         return encoder_distance(self.base.vae, x_s, x_h) if self.lpips is None else self.lpips(x_s, x_h)
 
-    def _prompt(self, name: str, count: int) -> Condition:
-        return Condition(getattr(self, f"{name}_prompt"), getattr(self, f"{name}_pooled")).expand(count)
-
     # What the loop asks for
 
     def groups(self) -> list[ParameterGroup]:
@@ -117,24 +105,7 @@ class TSDObjective(nn.Module):
             {"name": "auxiliary", "params": auxiliary, "lr": self.config.auxiliary_learning_rate},
         ]
 
-    def averaged(self) -> list[nn.Parameter]:
-        return self.base.student_parameters()
-
-    @torch.no_grad()
-    def restore(self, lr: Tensor, seed: int) -> Tensor:
-        z_s = self.base.student(self.base.encode(_enlarged(lr)), self._prompt("default", len(lr)))
-        return (self.base.decode(z_s) / 2 + 0.5).clamp(0, 1)
-
-    def save(self, folder: Path) -> Path:
-        self.base.save(folder)
-        return folder
-
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         perceptual = "encoder" if self.lpips is None else "lpips"
         adapters = {"ranks": asdict(self.base.ranks), "teacher": self.base.teacher_adapters}
         return {"method": "tsd", "perceptual": perceptual, **adapters, **asdict(self.config)}
-
-
-def _enlarged(lr: Tensor) -> Tensor:
-    """(B, 3, h, w) in [0, 1] -> bicubically x4 in [-1, 1], as the denoiser meets it after training."""
-    return resize(lr, (lr.shape[-2] * SCALE, lr.shape[-1] * SCALE)).clamp(0, 1) * 2 - 1

@@ -16,14 +16,15 @@ RUN_FILE = "run.toml"
 
 def run_file_text(context: typer.Context) -> str:
     """The running command's options, defaults included, as TOML."""
-    values = {name: value for name, value in context.params.items() if name != "config" and value is not None}
+    names = [option.name for option in context.command.params if option.name not in (None, "config")]
+    values = {name: context.params[name] for name in names if context.params.get(name) is not None}
     lines = [f"# onestep-sr train {context.info_name} --config {RUN_FILE}"]
     return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in values.items())]) + "\n"
 
 
 def _toml(value: Any) -> str:
-    """Texts, numbers and truth values, which TOML writes as JSON does."""
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+    """Texts, numbers and truth values, which TOML writes as JSON does; paths from the root, to hold anywhere."""
+    return json.dumps(str(value.absolute()) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
 def _read_run_file(context: typer.Context, path: Path | None) -> Path | None:

@@ -54,31 +54,32 @@ def prepare_command(
     null_embeddings: Annotated[FolderOption, typer.Option(help="The empty prompt, likewise.")] = None,
     lr: Annotated[FolderOption, typer.Option(help="Your own LR pictures, under the same names.")] = None,
     targets: Annotated[FolderOption, typer.Option(help="A multi-step teacher's results, for tad-sd.")] = None,
-    device: Annotated[str, typer.Option(help="Where to encode: cpu, cuda; auto picks.")] = "auto",
+    device: Annotated[str, typer.Option(help="Where to encode: cpu, cuda, mps; auto picks.")] = "auto",
     precision: TrainPrecisionOption = "no",
     workers: WorkersOption = 2,
 ) -> None:
     """Make training data: crops, degraded twins, latents and prompts, once. Run it again to go on."""
-    import torch
     from rich.progress import Progress
 
-    from .distill.prepare import Partners, PrepareConfig, count_pictures
+    from .distill.prepare import Partners, PrepareConfig, check, count_pictures
     from .distill.sd_runs import FROZEN_DTYPES, PromptSource, prepare_data
     from .errors import UserError
+    from .model_choice import find_device
 
     if precision not in FROZEN_DTYPES:
         raise UserError(f"Precision {precision!r} is unknown: choose one of {', '.join(FROZEN_DTYPES)}.")
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    total = count_pictures(folder) * crops if folder.is_dir() else 0
+    config = PrepareConfig(crop, crops, shard, seed, partners=Partners(lr, targets))
+    check(folder, config)
+    total = count_pictures(folder) * crops
     with Progress() as progress:
         task = progress.add_task("crops", total=total)
         left_out = prepare_data(
             folder,
             output,
             base,
-            PrepareConfig(crop, crops, shard, seed, partners=Partners(lr, targets)),
+            config,
             PromptSource(embeddings, null_embeddings, captions),
-            device=where,
+            device=find_device(device),
             dtype=FROZEN_DTYPES[precision],
             workers=workers,
             report=lambda crops: progress.advance(task, crops),

@@ -171,7 +171,7 @@ def prepare(
     called with each shard's crops. Raises UserError for a folder without pictures, a crop that does not suit,
     and an output folder that was made with other settings.
     """
-    _check(folder, config)
+    check(folder, config)
     output.mkdir(parents=True, exist_ok=True)
     _keep_settings(output, {"base": base, "captions": encoders.text is not None, **asdict(config)})
     write_prompts(output, *prompts)
@@ -215,7 +215,8 @@ def _latents(pictures: Tensor, encoders: Encoders) -> Tensor:
     return torch.cat(parts).half()
 
 
-def _check(folder: Path, config: PrepareConfig) -> None:
+def check(folder: Path, config: PrepareConfig) -> None:
+    """Raises UserError for a folder without pictures, and for a crop that does not suit."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name one with training pictures.")
     if next(stream_pictures(folder), None) is None:

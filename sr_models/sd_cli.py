@@ -97,6 +97,7 @@ VaeRankOption = Annotated[int, typer.Option(min=1, help="Of the student's LoRA o
 StartOption = Annotated[FolderOption, typer.Option(help="Go on from these LoRA files, as published ones.")]
 TeacherOption = Annotated[FolderOption, typer.Option(help="A LoRA file that the teacher wears.")]
 CheckpointingOption = Annotated[bool, typer.Option(help="Less memory, a third slower.")]
+Fp8Option = Annotated[bool, typer.Option("--fp8", help="Keep the base in fp8: half its memory, less exact.")]
 BestOption = Annotated[str, typer.Option(help="The score that decides the best result: psnr, ssim or niqe.")]
 
 
@@ -124,6 +125,7 @@ def train_tsd_command(
     teacher: TeacherOption = None,
     lpips: Annotated[FolderOption, typer.Option(help="A folder with AlexNet's weights and LPIPS's alex.pth.")] = None,
     gradient_checkpointing: CheckpointingOption = True,
+    fp8: Fp8Option = False,
     ema: EmaOption = 0.999,
     precision: TrainPrecisionOption = "bf16",
     seed: SeedOption = 0,
@@ -140,7 +142,7 @@ def train_tsd_command(
 
     distance = find_lpips(lpips)
     _say_once(f"Perceptual loss: {LPIPS if distance else ENCODER}.")
-    run = SDRun(base, data, Ranks(rank, rank_vae, rank_auxiliary), start, teacher, gradient_checkpointing)
+    run = SDRun(base, data, Ranks(rank, rank_vae, rank_auxiliary), start, teacher, gradient_checkpointing, fp8)
     method = TSDConfig(learning_rate, auxiliary_learning_rate, guidance, early_steps)
     _say_once(f"The LoRA is in {train_tsd(_train_config(context), run, method, distance)}")
 
@@ -166,6 +168,7 @@ def train_tad_command(
     start: StartOption = None,
     teacher: TeacherOption = None,
     gradient_checkpointing: CheckpointingOption = True,
+    fp8: Fp8Option = False,
     ema: EmaOption = 0.999,
     precision: TrainPrecisionOption = "bf16",
     seed: SeedOption = 0,
@@ -180,7 +183,7 @@ def train_tad_command(
     from .distill.shared_base import Ranks
     from .distill.tad_sd_objective import TADConfig
 
-    run = SDRun(base, data, Ranks(rank, rank_vae, 0), start, teacher, gradient_checkpointing)
+    run = SDRun(base, data, Ranks(rank, rank_vae, 0), start, teacher, gradient_checkpointing, fp8)
     weights = StudentWeights(regression_weight, score_weight, adversarial_weight)
     method = TADConfig(learning_rate, discriminator_learning_rate, weights)
     _say_once(f"The LoRA is in {train_tad(_train_config(context), run, method)}")

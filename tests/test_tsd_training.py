@@ -14,10 +14,10 @@ import pytest
 import small_sd3
 import small_unet
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from onestep_sr.sr_models.checkpoints import tsd_sr
 from onestep_sr.sr_models.distill import features, loop, lora, prepare, sd_runs, shards, tad_sd_objective, tsd_objective
-from onestep_sr.sr_models.distill.bases import Condition, open_base
+from onestep_sr.sr_models.distill.bases import UNET, Condition, open_base, store_in_fp8
 from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.sd_runs import PromptSource, SDRun
 from onestep_sr.sr_models.distill.shared_base import AUXILIARY, STUDENT, Ranks, SharedBase
@@ -147,6 +147,27 @@ def test_gradient_checkpointing_changes_no_gradient(small, data) -> None:
     largest = max(float(gradient.abs().max()) for gradient in found[0].values())
     for name, gradient in found[0].items():
         assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-6 * largest), name
+
+
+def test_a_base_in_fp8_takes_half_and_still_teaches(small, data) -> None:
+    opened = open_base(small.folder, torch.bfloat16)
+    before = sum(weight.nbytes for weight in opened.network.parameters())
+    linear = sum(m.weight.nbytes for m in opened.network.modules() if isinstance(m, torch.nn.Linear))
+    store_in_fp8(opened.network)
+    assert sum(weight.nbytes for weight in opened.network.parameters()) == before - linear // 2
+    z, index, condition = torch.randn(1, 16, 8, 8), torch.tensor([300]), shards.read_prompts(data)[0]
+    rough, exact = shaken(SharedBase(opened, RANKS)), shaken(shared(small))
+    rough.enable_gradient_checkpointing()
+    with torch.no_grad():
+        expected = exact.teacher(z, index, condition)
+        distance = (rough.teacher(z, index, condition) - expected).norm() / expected.norm()
+    assert 0 < distance < 0.1
+    made, pictures = objective(rough, data), batch(data)
+    with torch.autocast("cpu", torch.bfloat16):
+        made(pictures, Draws(0, [0, 1]), 0)["loss"].backward()
+    found = gradients(made.base)
+    assert len(found) == len(made.base.student_parameters()) + len(made.base.auxiliary_parameters())
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
 
 
 def test_the_curriculum_changes_over_once() -> None:
@@ -388,6 +409,27 @@ def test_a_u_net_trains_too(prediction: str, tmp_path) -> None:
     with torch.no_grad():
         plain = SharedBase(open_base(base, torch.float32), RANKS).student(z_lr, condition)
     assert (plain - expected).abs().max() > 1e-3 * expected.abs().max(), "training changed something"
+
+
+def test_sdxl_is_told_the_pictures_size() -> None:
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=16,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    )
+    seen = {}
+    unet.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    condition = Condition(torch.randn(2, 7, 16), torch.randn(2, 24))
+    output = UNET.call(unet, torch.randn(2, 4, 8, 16), torch.tensor([999, 5]), condition)
+    assert output.shape == (2, 4, 8, 16)
+    assert seen["added_cond_kwargs"]["time_ids"].tolist() == [[64, 128, 0, 0, 64, 128]] * 2
 
 
 # Time-aware distillation

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from .. import standalone
 from ..errors import UserError
@@ -179,3 +180,25 @@ def _open_unet(path: Path, dtype: torch.dtype) -> Base:
         raise UserError(f"{path} predicts {kind!r}, which cannot be trained: choose a base of epsilon or v_prediction.")
     process = variance_preserving("v" if kind == "v_prediction" else "epsilon", scheduler.alphas_cumprod)
     return Base(UNET, unet.eval().requires_grad_(False), vae.eval().requires_grad_(False), process)
+
+
+class _Widened(nn.Module):
+    """A stored weight in the precision of the computation."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.to(self.dtype)
+
+
+def store_in_fp8(network: nn.Module) -> None:
+    """Keep a frozen network's linear layers in fp8 (e4m3), and compute with them in their own precision.
+
+    Half the memory of bf16, to 3 bits after the point. To be called before adapters are added.
+    """
+    for module in [each for each in network.modules() if isinstance(each, nn.Linear)]:
+        widened = _Widened(module.weight.dtype)
+        module.weight = nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
+        register_parametrization(module, "weight", widened, unsafe=True)

@@ -15,7 +15,7 @@ from ..checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
 from ..errors import UserError
 from ..recipe import TSD_PROMPT
 from . import prepare as preparing
-from .bases import UNET, Base, Condition, open_base
+from .bases import UNET, Base, Condition, open_base, store_in_fp8
 from .features import Lpips
 from .loop import TrainConfig, train
 from .shards import ShardSamples, read_prompts
@@ -113,7 +113,8 @@ def open_text_encoders(path: Path, base: Base, device: torch.device, dtype: torc
 
 @dataclass(frozen=True)
 class SDRun:
-    """What a run trains on: the base, the prepared data, and the files it starts from, if any."""
+    """What a run trains on: the base, the prepared data, and the files it starts from, if any; and what saves memory:
+    computing twice, and keeping the base's linear layers in fp8."""
 
     base: Path
     data: Path
@@ -121,6 +122,7 @@ class SDRun:
     start: Path | None = None
     teacher: Path | None = None
     gradient_checkpointing: bool = True
+    fp8: bool = False
 
 
 def train_tsd(config: TrainConfig, run: SDRun, method: TSDConfig, lpips: Lpips | None) -> Path:
@@ -140,6 +142,8 @@ def _opened(config: TrainConfig, run: SDRun) -> tuple[ShardSamples, SharedBase]:
     samples = ShardSamples(run.data, config.seed)
     opened = open_base(run.base, FROZEN_DTYPES.get(config.precision, torch.float32))
     _require_match(samples[0], opened, run)
+    if run.fp8:
+        store_in_fp8(opened.network)
     torch.manual_seed(config.seed)
     base = SharedBase(opened, run.ranks, start=run.start, teacher=run.teacher)
     if run.gradient_checkpointing:

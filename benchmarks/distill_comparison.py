@@ -254,9 +254,8 @@ def main() -> None:
     torch.manual_seed(0)
 
     def config(name: str, steps: int) -> TrainConfig:
-        return TrainConfig(
-            options.output / name, steps, options.batch, ema=0.99, precision=options.precision, save_every=200
-        )
+        options_of_run = {"ema": 0.99, "precision": options.precision, "save_every": 200, "warmup": steps // 10}
+        return TrainConfig(options.output / name, steps, options.batch, **options_of_run)
 
     teacher = trained(Teacher(Detail(), options.teacher_rate), config("teacher", options.teacher_steps), pairs)
     objectives: dict[str, Objective] = {"teacher": teacher}

@@ -16,7 +16,7 @@ import small_unet
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from onestep_sr.sr_models.checkpoints import tsd_sr
-from onestep_sr.sr_models.distill import features, loop, lora, prepare, sd_runs, shards, tad_sd_objective, tsd_objective
+from onestep_sr.sr_models.distill import features, loop, lora, sd_runs, shards, tsd_objective
 from onestep_sr.sr_models.distill.bases import UNET, Condition, open_base, store_in_fp8
 from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.sd_runs import PromptSource, SDRun
@@ -27,10 +27,21 @@ from onestep_sr.sr_models.standalone import load_sd3
 from onestep_sr.sr_models.upscale import upscale
 from PIL import Image
 from safetensors.torch import load_file
-from small_training import CONFIG, NARROW, PHOTOS, paired, prepared, write_base
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-RANKS = Ranks(4, 4, 4)
+from small_training import (
+    CONFIG,
+    NARROW,
+    PHOTOS,
+    RANKS,
+    batch,
+    gradients,
+    objective,
+    prepared,
+    run_config,
+    scalars,
+    shaken,
+    shared,
+    write_base,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,34 +57,6 @@ def data(small: small_sd3.SmallSD3, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 # The models
-
-
-def shared(small, **options) -> SharedBase:
-    torch.manual_seed(0)
-    return SharedBase(open_base(small.folder, torch.float32), RANKS, **options)
-
-
-def shaken(base: SharedBase, seed: int = 0) -> SharedBase:
-    """Adapters that do something."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in base.named_parameters():
-        if ".lora_B." in name:
-            weight.data = 0.05 * torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5
-    return base
-
-
-def objective(base: SharedBase, data: Path, config: TSDConfig | None = None) -> TSDObjective:
-    default, null = shards.read_prompts(data)
-    return TSDObjective(base, default, null, config or TSDConfig())
-
-
-def batch(data: Path, numbers=(0, 1)) -> dict[str, torch.Tensor]:
-    samples = [shards.ShardSamples(data, 0)[number] for number in numbers]
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-
-def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
 
 
 def test_one_base_is_three_models(small, data) -> None:
@@ -231,20 +214,11 @@ def test_lpips_is_read_from_a_folder_and_missing_weights_are_said(small, data, t
 # Runs
 
 
-def run_config(output: Path, **changes) -> loop.TrainConfig:
-    settings: dict = {"steps": 4, "batch": 2, "warmup": 1, "workers": 0, "save_every": 2, "log_every": 1, "ema": 0.5}
-    return loop.TrainConfig(output, **(settings | changes))
-
-
 def run(small, data) -> SDRun:
     return SDRun(small.folder, data, RANKS)
 
 
 METHOD = TSDConfig(learning_rate=1e-3, auxiliary_learning_rate=1e-3, early_steps=2)
-
-
-def scalars(folder: Path, name: str) -> dict[int, float]:
-    return {event.step: event.value for event in EventAccumulator(str(folder / "log")).Reload().Scalars(name)}
 
 
 LOSSES = ("loss", "perceptual", "latent", "distillation", "auxiliary")
@@ -430,58 +404,3 @@ def test_sdxl_is_told_the_pictures_size() -> None:
     output = UNET.call(unet, torch.randn(2, 4, 8, 16), torch.tensor([999, 5]), condition)
     assert output.shape == (2, 4, 8, 16)
     assert seen["added_cond_kwargs"]["time_ids"].tolist() == [[64, 128, 0, 0, 64, 128]] * 2
-
-
-# Time-aware distillation
-
-
-def test_the_noise_seen_is_the_noise_that_was_added() -> None:
-    z, noise = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    sigma = torch.tensor([0.05, 0.25], dtype=torch.float64)[:, None, None, None]
-    found = tad_sd_objective.noise_of((1 - sigma) * z + sigma * noise, z, sigma)
-    assert torch.allclose(found, noise, rtol=1e-9)
-
-
-def test_each_player_of_tad_learns_from_its_own_loss_only(small, data) -> None:
-    torch.manual_seed(0)
-    base = shaken(SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 0)))
-    made = tad_sd_objective.TADObjective(base, *shards.read_prompts(data), tad_sd_objective.TADConfig())
-    for head in made.discriminator.heads:
-        torch.nn.init.normal_(head.mix.weight, std=0.1)
-    maps = base.features(torch.randn(2, 16, 8, 6), torch.tensor([100, 900]), shards.read_prompts(data)[0].expand(2))
-    assert [tuple(each.shape) for each in maps] == [(2, 128, 4, 3)] * 2
-    losses = made(batch(data), Draws(0, [0, 1]), 0)
-    assert all(torch.isfinite(value) for value in losses.values())
-    for name, mine in (("adversarial", "base."), ("discriminator", "discriminator.")):
-        made.zero_grad()
-        losses[name].backward(retain_graph=True)
-        moved = [key for key, gradient in gradients(made).items() if gradient.any()]
-        assert moved and all(key.startswith(mine) for key in moved)
-    made.zero_grad()
-    losses["score"].backward()
-    assert any(key.startswith("base.network") for key in gradients(made))
-
-
-def test_the_score_difference_is_near_the_clean_end_and_vanishes_at_the_target(small, data, monkeypatch) -> None:
-    base = SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 0))
-    made = tad_sd_objective.TADObjective(base, *shards.read_prompts(data), tad_sd_objective.TADConfig())
-    seen = []
-    teacher = base.teacher
-    monkeypatch.setattr(
-        base, "teacher", lambda z, index, c: seen.append(base.process.path[index]) or teacher(z, index, c)
-    )
-    z, condition = torch.randn(8, 16, 8, 8), shards.read_prompts(data)[0].expand(8)
-    assert float(made._score_loss(z, z, condition, Draws(0, range(8)))) == 0
-    assert all(((path >= 0.04) & (path <= 0.26)).all() for path in seen)
-
-
-def test_a_tad_run_on_targets_goes_through(small, tmp_path) -> None:
-    folders = paired(tmp_path)
-    config = replace(CONFIG, partners=prepare.Partners(targets=folders["targets"]))
-    prepared(small, tmp_path / "out", config, folders["hr"])
-    method = tad_sd_objective.TADConfig(1e-3, 1e-3)
-    run = SDRun(small.folder, tmp_path / "out", Ranks(4, 4, 0))
-    result = sd_runs.train_tad(run_config(tmp_path / "run", steps=2), run, method)
-    assert tsd_sr.read(result).transformer
-    for name in ("regression", "score", "adversarial", "discriminator"):
-        assert all(np.isfinite(value) for value in scalars(result, name).values())

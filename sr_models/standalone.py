@@ -95,7 +95,7 @@ def load_sd3(
     if condition is None:
         condition = encode_prompt(base, prompt or TSD_FAMILY[chosen].prompt, device=placement.device, dtype=dtype)
     transformer, vae = open_networks(base, dtype)
-    warning = _check_base(transformer, weights.name)
+    warning = _check_base(transformer, weights)
     merge_update(transformer, weights.transformer, weights.name, "the base's transformer")
     merge_update(vae, weights.vae, weights.name, "the base's VAE")
     denoiser = SD3Denoiser(transformer, condition, placement)
@@ -267,12 +267,14 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) ->
     network.eval().requires_grad_(False)
 
 
-def _check_base(transformer: SD3Transformer2DModel, name: str) -> str:
+def _check_base(transformer: SD3Transformer2DModel, weights: TSDWeights) -> str:
     if not transformer.config.get("qk_norm"):
+        return ""
+    if any(".attn2." in module for module in weights.transformer):  # trained on 3.5, which alone has such modules
         return ""
     if not transformer.config.get("dual_attention_layers"):
         raise UserError(
-            f"{name} is a TSD-SR LoRA for {SD3_MEDIUM}, but the base is Stable Diffusion 3.5 large: "
+            f"{weights.name} is a TSD-SR LoRA for {SD3_MEDIUM}, but the base is Stable Diffusion 3.5 large: "
             f"name a checkpoint of {SD3_MEDIUM}."
         )
     return tsd_sr.SD35_WARNING

@@ -288,6 +288,19 @@ def test_the_result_is_what_was_validated(small, data, trained) -> None:
     assert (found - plain.restore(lr, 0)).abs().max() > 1e-2, "training changed something"
 
 
+def test_sd35_medium_gets_a_lora_of_its_own(small, data, tmp_path) -> None:
+    files = small_sd3.write_sd35(tmp_path / "sd35", small.folder / "vae")
+    base = shaken(SharedBase(open_base(files.folder, torch.float32), RANKS))
+    base.save(tmp_path / "lora")
+    loaded = load_sd3(files.folder, tmp_path / "lora", embeddings=small.embeddings, dtype=torch.float32)
+    assert loaded.warning == ""
+    bare = replace(loaded.model, recipe=replace(loaded.model.recipe, shortest=0, color="none"))
+    lr = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(2))
+    assert (upscale(bare, lr, 4) - objective(base, data).restore(lr, 0)).abs().max() < 2e-3
+    with pytest.raises(UserError, match="Stable Diffusion 3 medium"):
+        load_sd3(small.folder, tmp_path / "lora", embeddings=small.embeddings)
+
+
 def test_training_goes_on_from_published_files(small, data, tmp_path) -> None:
     base = shared(small, start=small.lora)
     base.save(tmp_path)

@@ -97,8 +97,9 @@ VaeRankOption = Annotated[int, typer.Option(min=1, help="Of the student's LoRA o
 StartOption = Annotated[FolderOption, typer.Option(help="Go on from these LoRA files, as published ones.")]
 TeacherOption = Annotated[FolderOption, typer.Option(help="A LoRA file that the teacher wears.")]
 CheckpointingOption = Annotated[bool, typer.Option(help="Less memory, a third slower.")]
+LpipsOption = Annotated[FolderOption, typer.Option(help="A folder with AlexNet's weights and LPIPS's alex.pth.")]
 Fp8Option = Annotated[bool, typer.Option("--fp8", help="Keep the base in fp8: half its memory, less exact.")]
-BestOption = Annotated[str, typer.Option(help="The score that decides the best result: psnr, ssim or niqe.")]
+BestOption = Annotated[str, typer.Option(help="The score that decides the best result: psnr, ssim, niqe, lpips.")]
 
 
 @train_app.command("tsd")
@@ -123,7 +124,7 @@ def train_tsd_command(
     rank_auxiliary: Annotated[int, typer.Option(min=1, help="Of the auxiliary's LoRA.")] = 64,
     start: StartOption = None,
     teacher: TeacherOption = None,
-    lpips: Annotated[FolderOption, typer.Option(help="A folder with AlexNet's weights and LPIPS's alex.pth.")] = None,
+    lpips: LpipsOption = None,
     gradient_checkpointing: CheckpointingOption = True,
     fp8: Fp8Option = False,
     ema: EmaOption = 0.999,
@@ -167,6 +168,7 @@ def train_tad_command(
     rank_vae: VaeRankOption = 64,
     start: StartOption = None,
     teacher: TeacherOption = None,
+    lpips: LpipsOption = None,
     gradient_checkpointing: CheckpointingOption = True,
     fp8: Fp8Option = False,
     ema: EmaOption = 0.999,
@@ -194,7 +196,7 @@ def _train_config(context: typer.Context) -> TrainConfig:
     from .distill.loop import TrainConfig
 
     shared = ("output", "steps", "batch", "accumulate", "warmup", "ema", "precision", "seed", "workers", "save_every")
-    options = {name: context.params[name] for name in (*shared, "validation", "best")}
+    options = {name: context.params[name] for name in (*shared, "validation", "best", "lpips")}
     return TrainConfig(**options, run_file=run_file_text(context))
 
 

@@ -13,7 +13,9 @@ from onestep_sr.sr_models.distill import loop, tad
 from onestep_sr.sr_models.distill.data import CropPairs
 from onestep_sr.sr_models.distill.degradation import Degradation, gaussian_kernel
 from onestep_sr.sr_models.distill.draws import Draws
+from onestep_sr.sr_models.distill.features import Lpips
 from onestep_sr.sr_models.distill.objectives import Batch, Objective, StudentObjective, StudentWeights, TeacherObjective
+from onestep_sr.sr_models.distill.validation import better, validate
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
@@ -194,6 +196,17 @@ def test_accumulation_gives_the_losses_and_weights_of_a_larger_batch(tmp_path: P
     assert large == pytest.approx(small, rel=1e-5)
 
 
+def test_validation_measures_lpips_where_it_can() -> None:
+    objective = TeacherObjective(network(), TEACHER, 1e-3)
+    lpips = Lpips()
+    for weight in lpips.weights:
+        torch.nn.init.ones_(weight)
+    scores, strip = validate(objective, PHOTOS, 0, torch.device("cpu"), lpips.requires_grad_(False))
+    assert set(scores) == {"psnr", "ssim", "niqe", "lpips", "detail"} and scores["lpips"] > 0
+    assert strip.shape[-1] % 3 == 0
+    assert better("lpips", 0.1, 0.2) and better("psnr", 0.2, 0.1) and not better("niqe", 5.0, 4.0)
+
+
 def test_the_best_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By NIQE, where lower is better; over a stop."""
     found = iter([5.0, 4.0, 4.5, 4.2])
@@ -219,8 +232,12 @@ def test_the_best_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert written == ["run", "best", "run", "best", "run", "run", "run"]
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"precision": "int3"}, "int3"), ({"best": "beauty"}, "beauty")])
-def test_unknown_settings_end_in_one_sentence(changes: dict, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"precision": "int3"}, "int3"), ({"best": "beauty"}, "beauty"), ({"best": "lpips"}, "--lpips")],
+)
+def test_unknown_settings_end_in_one_sentence(changes: dict, words: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "find_lpips", lambda folder: None)
     with pytest.raises(UserError, match=words):
         loop.train(config(tmp_path, **changes), TeacherObjective(network(), TEACHER, 1e-3), crops())
 

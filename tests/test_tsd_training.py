@@ -132,6 +132,21 @@ def test_gradient_checkpointing_changes_no_gradient(small, data) -> None:
         assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-6 * largest), name
 
 
+def test_both_players_learn_in_bf16_what_they_learn_in_float32(small, data) -> None:
+    """Autocast keeps narrowed weights, and the auxiliary's are first needed where no gradient is taken."""
+    found, pictures = [], batch(data)
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        made = objective(shaken(SharedBase(open_base(small.folder, dtype), RANKS)), data)
+        with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+            losses = made(pictures, Draws(0, [0, 1]), 0)
+        losses["loss"].backward()
+        found.append(gradients(made.base))
+    for name, least in ((STUDENT, 0.9), (AUXILIARY, 0.99)):
+        exact, rough = (torch.cat([g.flatten() for key, g in each.items() if f".{name}." in key]) for each in found)
+        assert torch.nn.functional.cosine_similarity(exact, rough, dim=0) > least
+
+
 def test_a_base_in_fp8_takes_half_and_still_teaches(small, data) -> None:
     opened = open_base(small.folder, torch.bfloat16)
     before = sum(weight.nbytes for weight in opened.network.parameters())

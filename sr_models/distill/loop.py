@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..image_files import write_whole
 from .checkpoint import Best, keep_what_learns, resume, save_checkpoint
 from .draws import Draws
+from .features import Lpips, find_lpips
 from .objectives import Objective
 from .validation import HIGHER_IS_BETTER, better, validate
 
@@ -41,8 +42,8 @@ class Samples(Protocol):
 class TrainConfig:
     """How long, how fast and where. `batch` counts samples per process and backward pass.
 
-    `best` is the validation score by which the best result is kept: psnr, ssim or niqe. `run_file` is the text of
-    the run.toml that reproduces the run.
+    `best` is the validation score by which the best result is kept: psnr, ssim, niqe or lpips. `lpips` is as
+    `features.find_lpips` takes it. `run_file` is the text of the run.toml that reproduces the run.
     """
 
     output: Path
@@ -59,6 +60,7 @@ class TrainConfig:
     log_every: int = 20
     validation: Path | None = None
     best: str = "psnr"
+    lpips: Path | None = None
     run_file: str = ""
 
 
@@ -71,6 +73,11 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
     Raises UserError for a checkpoint of another run's settings, and for a loss that is not finite.
     """
     accelerator = _accelerator(config)
+    lpips = find_lpips(config.lpips)
+    if config.best == "lpips" and lpips is None:
+        raise UserError(
+            "LPIPS cannot decide the best result, as its weights are not here: give their folder (--lpips)."
+        )
     config.output.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("log")
     groups: list[Any] = [dict(group) for group in objective.groups()]
@@ -103,7 +110,7 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
                 progress.update(task, note=" ".join(f"{k} {v:.4g}" for k, v in means.items() if "/" not in k))
             if step % config.save_every == 0 or step == config.steps:
                 with averaged(learned, average):
-                    best = keep_results(accelerator, config, objective, step, best)
+                    best = keep_results(accelerator, config, objective, lpips, step, best)
                 save_checkpoint(accelerator, config.output, settings, step, best)
     accelerator.end_training()
     with averaged(learned, average):
@@ -159,7 +166,12 @@ def training_step(
 
 
 def keep_results(
-    accelerator: Accelerator, config: TrainConfig, objective: Objective, step: int, best: Best | None
+    accelerator: Accelerator,
+    config: TrainConfig,
+    objective: Objective,
+    lpips: Lpips | None,
+    step: int,
+    best: Best | None,
 ) -> Best | None:
     """Validate and write the result, and once more where it is the best one so far."""
     if not accelerator.is_main_process:
@@ -168,7 +180,7 @@ def keep_results(
     if config.validation is None:
         return best
     with accelerator.autocast():
-        scores, strip = validate(objective, config.validation, config.seed, accelerator.device)
+        scores, strip = validate(objective, config.validation, config.seed, accelerator.device, lpips)
     accelerator.log({f"validation/{name}": score for name, score in scores.items()}, step)
     writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)
     writer.add_image("samples", strip, step)

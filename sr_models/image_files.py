@@ -160,7 +160,7 @@ def require_writable(path: Path, height: int, width: int) -> None:
         raise UserError(f"{path} cannot hold {width} x {height} px in {suffix[1:]} format: choose png or tif.")
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """write(a temporary path), then the rename: the file appears whole or not at all."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:

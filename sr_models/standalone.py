@@ -99,8 +99,8 @@ def load_sd3(
     condition = _published_embeddings(weights, embeddings, prompt)
     if condition is None:
         condition = encode_prompt(base, prompt or TSD_FAMILY[chosen].prompt, device=placement.device, dtype=dtype)
-    transformer, vae = _open_folder(base, dtype) if base.is_dir() else _open_file(base, dtype)
-    warning = _check_base(transformer, weights.name)
+    transformer, vae = open_networks(base, dtype)
+    warning = _check_base(transformer, weights)
     merge_update(transformer, weights.transformer, weights.name, "the base's transformer")
     merge_update(vae, weights.vae, weights.name, "the base's VAE")
     denoiser = SD3Denoiser(transformer, condition, placement)
@@ -180,6 +180,14 @@ class SD3Codec(AutoencoderCodec):
 
 
 # Opening the base
+
+
+def open_networks(base: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, AutoencoderKL]:
+    """Transformer and VAE of a diffusers folder or a checkpoint file, frozen, on the CPU.
+
+    Raises UserError for files that are missing, broken or of another model.
+    """
+    return _open_folder(base, dtype) if base.is_dir() else _open_file(base, dtype)
 
 
 def _open_folder(base: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, AutoencoderKL]:
@@ -276,12 +284,14 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) ->
     network.eval().requires_grad_(False)
 
 
-def _check_base(transformer: SD3Transformer2DModel, name: str) -> str:
+def _check_base(transformer: SD3Transformer2DModel, weights: TSDWeights) -> str:
     if not transformer.config.get("qk_norm"):
+        return ""
+    if any(".attn2." in module for module in weights.transformer):  # trained on 3.5, which alone has such modules
         return ""
     if not transformer.config.get("dual_attention_layers"):
         raise UserError(
-            f"{name} is a TSD-SR LoRA for {SD3_MEDIUM}, but the base is Stable Diffusion 3.5 large: "
+            f"{weights.name} is a TSD-SR LoRA for {SD3_MEDIUM}, but the base is Stable Diffusion 3.5 large: "
             f"name a checkpoint of {SD3_MEDIUM}."
         )
     return tsd_sr.SD35_WARNING
@@ -297,7 +307,12 @@ def _published_embeddings(weights: TSDWeights, embeddings: Path | None, prompt: 
 
 
 def encode_prompt(base: Path, prompt: str, *, device: torch.device, dtype: torch.dtype) -> PromptEmbeddings:
-    """Encode a text with the text encoders of a diffusers folder, which are let go afterwards.
+    """Encode one text as `open_text_encoders` does; the encoders are let go afterwards."""
+    return open_text_encoders(base, device=device, dtype=dtype)(prompt)
+
+
+def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) -> Callable[[str], PromptEmbeddings]:
+    """The text encoders of a diffusers folder: a function from a text to its embeddings.
 
     The third one, T5, may be missing: SD3 then gets zeros for its part. Raises UserError for a single-file
     checkpoint, and where the `transformers` package or the other two encoders are missing.
@@ -324,13 +339,22 @@ def encode_prompt(base: Path, prompt: str, *, device: torch.device, dtype: torch
         for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
             if getattr(pipeline, name) is not None:
                 getattr(pipeline, name).to(device)
-        with torch.no_grad():
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _no_encoders(base, error) from error
+
+    @torch.no_grad()
+    def encode(prompt: str) -> PromptEmbeddings:
+        try:
             encoded, _, pooled, _ = pipeline.encode_prompt(
                 prompt, prompt_2=prompt, prompt_3=prompt, device=device, do_classifier_free_guidance=False
             )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{base} has no text encoders that can be read ({reason}): give TSD-SR's embeddings instead."
-        ) from error
-    return PromptEmbeddings(encoded.cpu(), pooled.cpu())
+        except (OSError, ValueError, TypeError, AttributeError) as error:  # encoders that do not belong together
+            raise _no_encoders(base, error) from error
+        return PromptEmbeddings(encoded.cpu(), pooled.cpu())
+
+    return encode
+
+
+def _no_encoders(base: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(f"{base} has no text encoders that can be read ({reason}): give TSD-SR's embeddings instead.")

@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from .run_file import ConfigOption, run_file_text
+
 train_app = typer.Typer(help="Train a teacher, then distil it into a one-step student.", no_args_is_help=True)
 
 DataArgument = Annotated[Path, typer.Argument(help="A folder of pictures, read with its subfolders.")]
@@ -26,8 +28,10 @@ ValidationOption = Annotated[Optional[Path], typer.Option(help="Pictures for PSN
 
 @train_app.command("teacher")
 def train_teacher(
+    context: typer.Context,
     data: DataArgument,
     output: OutputOption,
+    config: ConfigOption = None,
     steps: StepsOption = 30_000,
     batch: BatchOption = 16,
     accumulate: AccumulateOption = 1,
@@ -46,29 +50,31 @@ def train_teacher(
     from .distill import runs
     from .distill.loop import TrainConfig
 
-    config = TrainConfig(
-        data,
+    training = TrainConfig(
         output,
         steps,
         batch,
         accumulate,
-        crop,
-        learning_rate,
         ema=ema,
         precision=precision,
         seed=seed,
         workers=workers,
         save_every=save_every,
         validation=validation,
+        run_file=run_file_text(context),
     )
-    typer.echo(f"The model is in {runs.train_teacher(config, init, regression)}")
+    typer.echo(
+        f"The model is in {runs.train_teacher(training, runs.Crops(data, crop), learning_rate, init, regression)}"
+    )
 
 
 @train_app.command("student")
 def train_student(
+    context: typer.Context,
     data: DataArgument,
     teacher: Annotated[Path, typer.Option(help="The teacher's model.safetensors.")],
     output: OutputOption,
+    config: ConfigOption = None,
     steps: StepsOption = 30_000,
     batch: BatchOption = 16,
     accumulate: AccumulateOption = 1,
@@ -89,23 +95,22 @@ def train_student(
     from .distill.loop import TrainConfig
     from .distill.objectives import StudentWeights
 
-    config = TrainConfig(
-        data,
+    training = TrainConfig(
         output,
         steps,
         batch,
         accumulate,
-        crop,
-        learning_rate,
         ema=ema,
         precision=precision,
         seed=seed,
         workers=workers,
         save_every=save_every,
         validation=validation,
+        run_file=run_file_text(context),
     )
     weights = StudentWeights(regression_weight, score_weight, adversarial_weight)
-    typer.echo(f"The model is in {runs.train_student(config, teacher, weights)}")
+    crops = runs.Crops(data, crop)
+    typer.echo(f"The model is in {runs.train_student(training, crops, learning_rate, teacher, weights)}")
 
 
 @train_app.command("mix")

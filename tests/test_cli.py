@@ -188,6 +188,10 @@ BAD_INPUT = {
     "no such device": (["upscale", "good.png", "-o", "out", "--device", "mps"], "mps"),
     "no such folder": (["models", "nowhere"], "nowhere"),
     "training without pictures": (["train", "teacher", "nowhere", "-o", "run"], "nowhere"),
+    "preparing without pictures": (["prepare", "nowhere", "-o", "out", "--base", "sd3"], "nowhere"),
+    "preparing for no base": (["prepare", ".", "-o", "out", "--base", "sd3"], "sd3"),
+    "training without data": (["train", "tsd", "nowhere", "-o", "run", "--base", "sd3"], "nowhere"),
+    "no such run file": (["train", "tad-sd", "--config", "run.toml"], "run.toml"),
     "crop that does not fit": (["train", "teacher", ".", "-o", "run", "--crop", "100"], "100"),
 }
 

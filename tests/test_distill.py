@@ -12,7 +12,10 @@ from onestep_sr.sr_models.checkpoints import own
 from onestep_sr.sr_models.distill import loop, tad
 from onestep_sr.sr_models.distill.data import CropPairs
 from onestep_sr.sr_models.distill.degradation import Degradation, gaussian_kernel
-from onestep_sr.sr_models.distill.objectives import Batch, StudentObjective, StudentWeights, TeacherObjective
+from onestep_sr.sr_models.distill.draws import Draws
+from onestep_sr.sr_models.distill.features import Lpips
+from onestep_sr.sr_models.distill.objectives import Batch, Objective, StudentObjective, StudentWeights, TeacherObjective
+from onestep_sr.sr_models.distill.validation import better, validate
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
@@ -48,13 +51,13 @@ def network(seed: int = 0) -> SwinUNet:
 
 
 def batch(count: int = 2, size: int = 16) -> Batch:
-    pairs = [CropPairs(PHOTOS, 4 * size, Degradation(), 5, 0, count)[i] for i in range(count)]
+    pairs = [CropPairs(PHOTOS, 4 * size, Degradation(), 5)[i] for i in range(count)]
     return Batch.from_pairs(torch.stack([p["hr"] for p in pairs]), torch.stack([p["lr"] for p in pairs]), CODEC)
 
 
 def student_objective(weights: StudentWeights) -> StudentObjective:
     teacher = network()
-    return StudentObjective(deepcopy(teacher), teacher, SCHEDULE, weights)
+    return StudentObjective(deepcopy(teacher), teacher, STUDENT, weights, 1e-3)
 
 
 def test_losses_equal_their_formulae() -> None:
@@ -97,7 +100,7 @@ def test_each_player_learns_from_its_own_loss_only(adversarial: float) -> None:
     objective = student_objective(StudentWeights(0, 0, adversarial))
     for head in objective.discriminator.heads:
         torch.nn.init.normal_(head.mix.weight, std=0.1)
-    losses = objective(batch(), torch.Generator().manual_seed(0))
+    losses = objective.losses(batch(), Draws(0, range(2)))
     losses["loss"].backward()
     student = [p.grad for p in objective.network.parameters()]
     moved = [g for g in student if g is not None and g.abs().max() > 0]
@@ -121,9 +124,13 @@ def test_the_discriminator_sees_the_timestep() -> None:
 
 
 def config(output: Path, **changes: object) -> loop.TrainConfig:
-    settings: dict = {"steps": 6, "batch": 2, "crop": 64, "learning_rate": 1e-3, "warmup": 2, "workers": 0}
+    settings: dict = {"steps": 6, "batch": 2, "warmup": 2, "workers": 0}
     settings |= {"save_every": 3, "log_every": 1, "ema": 0.9, "validation": PHOTOS}
-    return loop.TrainConfig(PHOTOS, output, **(settings | changes))
+    return loop.TrainConfig(output, **(settings | changes))
+
+
+def crops() -> CropPairs:
+    return CropPairs(PHOTOS, 64, Degradation(), 0)
 
 
 def scalars(folder: Path, name: str) -> dict[int, float]:
@@ -133,26 +140,25 @@ def scalars(folder: Path, name: str) -> dict[int, float]:
 
 
 def test_thirty_steps_lower_the_loss(tmp_path: Path) -> None:
-    objective = TeacherObjective(network(), SCHEDULE)
+    objective = TeacherObjective(network(), TEACHER, 1e-3)
     fixed = batch(4)
 
     def loss() -> float:
         with torch.no_grad():
-            return float(np.mean([objective(fixed, torch.Generator().manual_seed(s))["loss"] for s in range(4)]))
+            return float(np.mean([objective.losses(fixed, Draws(s, range(4)))["loss"] for s in range(4)]))
 
     before = loss()
-    loop.train(config(tmp_path, steps=30, save_every=30, validation=None), objective, CODEC, TEACHER)
+    loop.train(config(tmp_path, steps=30, save_every=30, validation=None), objective, crops())
     assert loss() < 0.9 * before
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    def objective() -> loop.Objective:
+    def objective(rate: float = 1e-3) -> Objective:
         torch.manual_seed(3)
-        return TeacherObjective(network(), SCHEDULE) if kind == "teacher" else student_objective(StudentWeights())
+        return TeacherObjective(network(), TEACHER, rate) if kind == "teacher" else student_objective(StudentWeights())
 
-    description = TEACHER if kind == "teacher" else STUDENT
-    loop.train(config(tmp_path / "whole"), objective(), CODEC, description)
+    loop.train(config(tmp_path / "whole"), objective(), crops())
 
     step = loop.training_step
 
@@ -163,34 +169,90 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(loop, "training_step", stopped)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(config(tmp_path / "parts"), objective(), CODEC, description)
+        loop.train(config(tmp_path / "parts"), objective(), crops())
     monkeypatch.setattr(loop, "training_step", step)
     # The worst moment to stop: the old checkpoint is out of the way, the new one not yet in its place.
     (tmp_path / "parts" / "checkpoint").rename(tmp_path / "parts" / "checkpoint.old")
-    loop.train(config(tmp_path / "parts"), objective(), CODEC, description)
+    loop.train(config(tmp_path / "parts"), objective(), crops())
 
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     expected, found = (scalars(tmp_path / name, "loss") for name in ("whole", "parts"))
     assert expected == found
-    assert {"psnr", "detail", "learning_rate", "gradient_norm"} <= set(
-        EventAccumulator(str(tmp_path / "whole" / "log")).Reload().Tags()["scalars"]
-    )
+    log = EventAccumulator(str(tmp_path / "whole" / "log")).Reload().Tags()
+    expected = {f"validation/{name}" for name in ("psnr", "ssim", "niqe", "detail")}
+    assert expected | {"learning_rate/network", "gradient_norm/network"} <= set(log["scalars"])
+    assert log["images"] == ["samples"]
     with pytest.raises(UserError, match="other settings"):
-        loop.train(config(tmp_path / "parts", learning_rate=2e-3), objective(), CODEC, description)
+        loop.train(config(tmp_path / "parts", warmup=3), objective(), crops())
+
+
+def test_accumulation_gives_the_losses_and_weights_of_a_larger_batch(tmp_path: Path) -> None:
+    for name, batch, accumulate in (("large", 4, 1), ("small", 2, 2)):
+        changes = {"steps": 3, "batch": batch, "accumulate": accumulate, "validation": None}
+        loop.train(config(tmp_path / name, **changes), TeacherObjective(network(), TEACHER, 1e-3), crops())
+    large, small = (scalars(tmp_path / name, "loss") for name in ("large", "small"))
+    assert large == pytest.approx(small, rel=1e-5)
+
+
+def test_validation_measures_lpips_where_it_can() -> None:
+    objective = TeacherObjective(network(), TEACHER, 1e-3)
+    lpips = Lpips()
+    for weight in lpips.weights:
+        torch.nn.init.ones_(weight)
+    scores, strip = validate(objective, PHOTOS, 0, torch.device("cpu"), lpips.requires_grad_(False))
+    assert set(scores) == {"psnr", "ssim", "niqe", "lpips", "detail"} and scores["lpips"] > 0
+    assert strip.shape[-1] % 3 == 0
+    assert better("lpips", 0.1, 0.2) and better("psnr", 0.2, 0.1) and not better("niqe", 5.0, 4.0)
+
+
+def test_the_best_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By NIQE, where lower is better; over a stop."""
+    found = iter([5.0, 4.0, 4.5, 4.2])
+    strip = torch.zeros(3, 8, 8)
+    monkeypatch.setattr(loop, "validate", lambda *arguments: ({"niqe": next(found)}, strip))
+    written = []
+    objective = TeacherObjective(network(), TEACHER, 1e-3)
+    save = objective.save
+    monkeypatch.setattr(objective, "save", lambda folder: written.append(folder.name) or save(folder))
+    settings = config(tmp_path / "run", steps=8, save_every=2, best="niqe")
+
+    def stopped(*arguments):
+        if arguments[-1] == 4:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    step = loop.training_step
+    monkeypatch.setattr(loop, "training_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(settings, objective, crops())
+    monkeypatch.setattr(loop, "training_step", step)
+    loop.train(settings, objective, crops())
+    assert written == ["run", "best", "run", "best", "run", "run", "run"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"precision": "int3"}, "int3"), ({"best": "beauty"}, "beauty"), ({"best": "lpips"}, "--lpips")],
+)
+def test_unknown_settings_end_in_one_sentence(changes: dict, words: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "find_lpips", lambda folder: None)
+    with pytest.raises(UserError, match=words):
+        loop.train(config(tmp_path, **changes), TeacherObjective(network(), TEACHER, 1e-3), crops())
 
 
 def test_pairs_are_a_pure_function_of_seed_and_index() -> None:
-    first, later = (CropPairs(PHOTOS, 64, Degradation(), 1, start, 8) for start in (0, 3))
-    assert torch.equal(first[4]["lr"], later[1]["lr"])
-    assert torch.equal(first[4]["hr"], later[1]["hr"])
+    first, later = (CropPairs(PHOTOS, 64, Degradation(), 1) for _ in range(2))
+    later[7]
+    assert torch.equal(first[4]["lr"], later[4]["lr"])
+    assert torch.equal(first[4]["hr"], later[4]["hr"])
     assert not torch.equal(first[4]["hr"], first[5]["hr"])
     assert first[0]["lr"].shape == (3, 16, 16)
 
 
 def test_degradation_keeps_the_picture_in_place() -> None:
-    pairs = CropPairs(PHOTOS, 64, Degradation(clean=0), 2, 0, 24)
+    pairs = CropPairs(PHOTOS, 64, Degradation(clean=0), 2)
     errors = {}
     for shift in (-1, 0, 1):
         total = 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,24 +28,24 @@ def list_images(folder: Path) -> list[Path]:
 
 
 class CropPairs(Dataset[dict[str, Tensor]]):
-    """Pair number i is a pure function of (seed, i): resuming needs nothing but the next number.
+    """Pair number i, without end, is a pure function of (seed, i): resuming needs nothing but the next number.
 
     Each item: `hr` (3, crop, crop) and `lr` (3, crop/scale, crop/scale), uint8.
     """
 
-    def __init__(self, folder: Path, crop: int, degradation: Degradation, seed: int, start: int, length: int):
+    def __init__(self, folder: Path, crop: int, degradation: Degradation, seed: int):
         self.files = list_images(folder)
-        self.crop, self.degradation = crop, degradation
-        self.seed, self.start, self.length = seed, start, length
+        self.crop, self.degradation, self.seed = crop, degradation, seed
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.seed, self.start + index))
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, number))
         hr = random_crop(self._open(rng), self.crop, rng)
         lr = self.degradation(hr, rng)
-        return {"hr": _to_tensor(hr), "lr": _to_tensor(lr)}
+        return {"hr": to_tensor(hr), "lr": to_tensor(lr)}
+
+    def settings(self) -> dict[str, Any]:
+        """What a run must keep to be gone on with."""
+        return {"crop": self.crop, "seed": self.seed, "degradation": asdict(self.degradation)}
 
     def _open(self, rng: Generator) -> Image.Image:
         file = self.files[rng.integers(len(self.files))]
@@ -53,17 +55,43 @@ class CropPairs(Dataset[dict[str, Tensor]]):
             raise UserError(f"{file} cannot be read as a picture ({error}): repair or remove it.") from error
 
 
+@dataclass(frozen=True)
+class Window:
+    """A square of a picture, in px, and how it is flipped and turned."""
+
+    left: int
+    top: int
+    side: int
+    flipped: bool
+    turned: bool
+
+    def cut(self, image: Image.Image, shrunk: int = 1) -> Image.Image:
+        """Out of the picture, or of one that shows the same `shrunk` times smaller."""
+        left, top, side = self.left // shrunk, self.top // shrunk, self.side // shrunk
+        image = image.crop((left, top, left + side, top + side))
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else image
+        return image.transpose(Image.Transpose.ROTATE_90) if self.turned else image
+
+
+def random_window(image: Image.Image, side: int, rng: Generator, unit: int = 1) -> Window:
+    """A random square of `side` px inside the picture, at multiples of `unit` px."""
+    left, top = (unit * int(rng.integers((length - side) // unit + 1)) for length in image.size)
+    return Window(left, top, side, flipped=rng.random() < 0.5, turned=rng.random() < 0.5)
+
+
 def random_crop(image: Image.Image, size: int, rng: Generator) -> Image.Image:
     """A square of `size` px at a random place, flipped and turned at random; small pictures are enlarged first."""
+    image = enlarged_to(image, size)
+    return random_window(image, size, rng).cut(image)
+
+
+def enlarged_to(image: Image.Image, size: int) -> Image.Image:
+    """The picture, or where its shorter side is under `size` px, bicubically enlarged to that."""
     short = min(image.size)
-    if short < size:
-        image = image.resize([max(size, round(side * size / short)) for side in image.size], Image.Resampling.BICUBIC)
-    left, top = int(rng.integers(image.width - size + 1)), int(rng.integers(image.height - size + 1))
-    image = image.crop((left, top, left + size, top + size))
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return image.transpose(Image.Transpose.ROTATE_90) if rng.random() < 0.5 else image
+    if short >= size:
+        return image
+    return image.resize([max(size, round(side * size / short)) for side in image.size], Image.Resampling.BICUBIC)
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import ProjectConfiguration
-from PIL import Image
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from ..checkpoints import own
 from ..errors import UserError
-from ..metrics import high_frequency_power, psnr
-from ..networks.pixel_shuffle import PixelShuffleCodec
-from .data import CropPairs, list_images
-from .degradation import Degradation
-from .objectives import Batch, StudentObjective, TeacherObjective
+from ..image_files import write_whole
+from .checkpoint import Best, keep_what_learns, resume, save_checkpoint
+from .draws import Draws
+from .features import Lpips, find_lpips
+from .objectives import Objective
+from .validation import HIGHER_IS_BETTER, better, validate
 
-Objective = TeacherObjective | StudentObjective
-VALIDATION_PICTURES = 6
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+class Samples(Protocol):
+    """Samples by number, without end: the same ones each time they are asked for."""
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]: ...
+
+    def settings(self) -> dict[str, Any]:
+        """What a run must keep to be gone on with."""
+        ...
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how fast and where. `batch` counts crops per process and backward pass."""
+    """How long, how fast and where. `batch` counts samples per process and backward pass.
 
-    data: Path
+    `best` is the validation score by which the best result is kept: psnr, ssim, niqe or lpips. `lpips` is as
+    `features.find_lpips` takes it. `run_file` is the text of the run.toml that reproduces the run.
+    """
+
     output: Path
     steps: int = 30_000
     batch: int = 16
     accumulate: int = 1
-    crop: int = 256
-    learning_rate: float = 5e-5
     warmup: int = 100
     ema: float = 0.999
     clip: float = 1.0
@@ -50,81 +59,152 @@ class TrainConfig:
     save_every: int = 500
     log_every: int = 20
     validation: Path | None = None
-    degradation: Degradation = field(default_factory=Degradation)
+    best: str = "psnr"
+    lpips: Path | None = None
+    run_file: str = ""
 
 
-def train(config: TrainConfig, objective: Objective, codec: PixelShuffleCodec, description: own.Description) -> Path:
-    """Train, or go on from `config.output/checkpoint` if it is there; returns the final model's path.
+def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
+    """Train, or go on from `config.output/checkpoint` if it is there; returns the final result's path.
 
-    A run that is stopped and started again gives the same losses as one that is not: the pairs and the
-    noise are functions of (seed, step), and the checkpoint holds the rest. Raises UserError for a folder
-    without pictures or a checkpoint of another run's settings.
+    Sample number i of `samples`, and its random numbers, are functions of (seed, i) alone. So a run that is
+    stopped and started again gives the same weights as one that is not, and several processes the same as one
+    with a larger batch. The last result lies in `config.output`, the best one in its folder `best`.
+    Raises UserError for a checkpoint of another run's settings, and for a loss that is not finite.
     """
-    accelerator = Accelerator(
+    accelerator = _accelerator(config)
+    lpips = find_lpips(config.lpips)
+    if config.best == "lpips" and lpips is None:
+        raise UserError(
+            "LPIPS cannot decide the best result, as its weights are not here: give their folder (--lpips)."
+        )
+    config.output.mkdir(parents=True, exist_ok=True)
+    accelerator.init_trackers("log")
+    groups: list[Any] = [dict(group) for group in objective.groups()]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
+    learned = nn.ParameterList(objective.averaged())
+    average = AveragedModel(learned, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    prepared, optimizer = accelerator.prepare(objective, optimizer)
+    average.to(accelerator.device)
+    accelerator.register_for_checkpointing(average, scheduler)
+    keep_what_learns(accelerator, prepared)
+
+    settings = run_settings(config, objective, samples, accelerator.num_processes)
+    step, best = resume(accelerator, config.output / "checkpoint", settings)
+    if accelerator.is_main_process:
+        write_whole(config.output / "run.toml", lambda path: path.write_text(config.run_file, encoding="utf-8"))
+    batches = sample_batches(config, samples, accelerator, step)
+    with progress_bar(accelerator.is_main_process) as progress:
+        task = progress.add_task("training", total=config.steps, completed=step, note="")
+        while step < config.steps:
+            values = training_step(accelerator, prepared, optimizer, batches, config, step)
+            rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
+            scheduler.step()
+            average.update_parameters(learned)
+            step += 1
+            progress.update(task, completed=step)
+            if step % config.log_every == 0 or step == config.steps:
+                means = {name: _mean(accelerator, value) for name, value in values.items()}
+                accelerator.log(means | rates, step)
+                progress.update(task, note=" ".join(f"{k} {v:.4g}" for k, v in means.items() if "/" not in k))
+            if step % config.save_every == 0 or step == config.steps:
+                with averaged(learned, average):
+                    best = keep_results(accelerator, config, objective, lpips, step, best)
+                save_checkpoint(accelerator, config.output, settings, step, best)
+    accelerator.end_training()
+    with averaged(learned, average):
+        return objective.save(config.output) if accelerator.is_main_process else config.output
+
+
+def _mean(accelerator: Accelerator, value: Tensor) -> float:
+    """Over the processes."""
+    reduced: Any = accelerator.reduce(value, "mean")
+    return float(reduced)
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    if config.precision not in PRECISIONS:
+        raise UserError(f"Precision {config.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
+    if config.best not in HIGHER_IS_BETTER:
+        raise UserError(f"Score {config.best!r} is unknown: choose one of {', '.join(HIGHER_IS_BETTER)}.")
+    # Broadcasting buffers at every step would send frozen tables around; those that learn are equal anyway.
+    return Accelerator(
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulate,
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(config.output), logging_dir=str(config.output)),
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    config.output.mkdir(parents=True, exist_ok=True)
-    accelerator.init_trackers("log")
-    trainable = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
-    average = AveragedModel(objective.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-    objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    prepared, optimizer = accelerator.prepare(objective, optimizer)
-    average.to(accelerator.device)
-    accelerator.register_for_checkpointing(average, scheduler)
-
-    settings = run_settings(config, objective, description)
-    step = resume(accelerator, config.output / "checkpoint", settings)
-    batches = pair_batches(config, accelerator, step)
-    with progress_bar(accelerator.is_main_process) as progress:
-        task = progress.add_task("training", total=config.steps, completed=step, note="")
-        while step < config.steps:
-            losses, norm = training_step(accelerator, prepared, optimizer, batches, codec, config, step)
-            scheduler.step()
-            average.update_parameters(accelerator.unwrap_model(prepared).network)
-            step += 1
-            progress.update(task, completed=step)
-            if step % config.log_every == 0 or step == config.steps:
-                values = {name: float(value) for name, value in losses.items()}
-                accelerator.log({**values, "gradient_norm": norm, "learning_rate": scheduler.get_last_lr()[0]}, step)
-                progress.update(task, note=" ".join(f"{k} {v:.4g}" for k, v in values.items()))
-            if step % config.save_every == 0 or step == config.steps:
-                validate(accelerator, config, objective, average.module, codec, step)
-                save_checkpoint(accelerator, config.output, settings, step)
-                if accelerator.is_main_process:
-                    own.save(config.output / "model.safetensors", average.module, description)
-    accelerator.end_training()
-    return config.output / "model.safetensors"
 
 
-def training_step(accelerator, prepared, optimizer, batches: Iterator, codec, config, step):
-    """One update from `accumulate` batches: their mean losses and the gradient's norm before clipping."""
-    total: dict[str, Tensor] = {}
-    norm: Tensor | float | None = 0.0
-    for part in range(config.accumulate):
-        pairs = next(batches)
-        batch = Batch.from_pairs(pairs["hr"].to(accelerator.device), pairs["lr"].to(accelerator.device), codec)
-        key = (config.seed, step, part, accelerator.process_index)
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+def training_step(
+    accelerator: Accelerator, prepared: Any, optimizer: Any, batches: Iterator, config: TrainConfig, step: int
+) -> dict[str, Tensor]:
+    """One update from `accumulate` batches: their mean losses, and each group's gradient norm before clipping."""
+    values: dict[str, Tensor] = {}
+    for _ in range(config.accumulate):
+        batch = {name: tensor.to(accelerator.device) for name, tensor in next(batches).items()}
+        draws = Draws(config.seed, batch.pop("number").tolist(), accelerator.device)
         with accelerator.accumulate(prepared):
             with accelerator.autocast():
-                losses = prepared(batch, generator)
+                losses = prepared(batch, draws, step)
             accelerator.backward(losses["loss"])
             if not torch.isfinite(losses["loss"]):
                 raise UserError(f"The loss of step {step} is not a finite number: lower the learning rate or use bf16.")
-            norm = (
-                accelerator.clip_grad_norm_(prepared.parameters(), config.clip) if accelerator.sync_gradients else 0.0
-            )
+            if accelerator.sync_gradients:
+                accelerator.unscale_gradients()
+                for group in optimizer.param_groups:
+                    norm = nn.utils.clip_grad_norm_(group["params"], config.clip)
+                    values[f"gradient_norm/{group['name']}"] = norm
             optimizer.step()
             optimizer.zero_grad()
         for name, value in losses.items():
-            total[name] = total.get(name, 0) + value.detach() / config.accumulate
-    return total, float(norm)
+            values[name] = values.get(name, torch.zeros_like(value)) + value.detach() / config.accumulate
+    return values
+
+
+def keep_results(
+    accelerator: Accelerator,
+    config: TrainConfig,
+    objective: Objective,
+    lpips: Lpips | None,
+    step: int,
+    best: Best | None,
+) -> Best | None:
+    """Validate and write the result, and once more where it is the best one so far."""
+    if not accelerator.is_main_process:
+        return best
+    objective.save(config.output)
+    if config.validation is None:
+        return best
+    with accelerator.autocast():
+        scores, strip = validate(objective, config.validation, config.seed, accelerator.device, lpips)
+    accelerator.log({f"validation/{name}": score for name, score in scores.items()}, step)
+    writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)
+    writer.add_image("samples", strip, step)
+    if best is not None and not better(config.best, scores[config.best], best.score):
+        return best
+    objective.save(config.output / "best")
+    return Best(step, scores[config.best])
+
+
+@contextmanager
+def averaged(learned: nn.ParameterList, average: AveragedModel) -> Iterator[None]:
+    """The averaged weights in place of the learned ones."""
+    kept = [weight.detach().clone() for weight in learned]
+    _copy(list(average.module.parameters()), learned)
+    try:
+        yield
+    finally:
+        _copy(kept, learned)
+
+
+@torch.no_grad()
+def _copy(source: list, target: nn.ParameterList) -> None:
+    for weight, value in zip(target, source, strict=True):
+        weight.copy_(value)
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
@@ -135,77 +215,44 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))
 
 
-def pair_batches(config: TrainConfig, accelerator: Accelerator, step: int) -> Iterator[dict[str, Tensor]]:
-    """Batches from the given step on; every process draws its own numbers."""
-    per_step = config.batch * config.accumulate
-    length = (config.steps - step) * per_step
-    start = accelerator.process_index * config.steps * per_step + step * per_step
-    pairs = CropPairs(config.data, config.crop, config.degradation, config.seed, start, length)
-    return iter(DataLoader(pairs, config.batch, num_workers=config.workers, worker_init_fn=_one_thread))
+def sample_batches(
+    config: TrainConfig, samples: Samples, accelerator: Accelerator, step: int
+) -> Iterator[dict[str, Tensor]]:
+    """This process's batches from the given step on, each with its samples' `number`."""
+    numbers = list_numbers(config, accelerator.process_index, accelerator.num_processes, step)
+    loader = DataLoader(
+        Numbered(samples), config.batch, sampler=numbers, num_workers=config.workers, worker_init_fn=_one_thread
+    )
+    return iter(loader)
+
+
+def list_numbers(config: TrainConfig, process: int, processes: int, step: int) -> Iterator[int]:
+    """The numbers of the samples of one process: every step takes the next ones, split into equal batches."""
+    for part in range(step * config.accumulate, config.steps * config.accumulate):
+        first = (part * processes + process) * config.batch
+        yield from range(first, first + config.batch)
+
+
+class Numbered(Dataset[dict[str, Tensor]]):
+    """Samples that carry their number."""
+
+    def __init__(self, samples: Samples):
+        self.samples = samples
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return {**self.samples[number], "number": torch.tensor(number)}
 
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def run_settings(config: TrainConfig, objective: Objective, description: own.Description) -> dict:
-    """What must not change between two parts of one run."""
-    fixed = ("steps", "batch", "accumulate", "crop", "learning_rate", "warmup", "ema", "clip", "seed", "degradation")
+def run_settings(config: TrainConfig, objective: Objective, samples: Samples, processes: int) -> dict:
+    """What must not change between two parts of one run. How a step's samples are spread may."""
+    fixed = ("steps", "warmup", "ema", "clip", "seed")
     settings = {name: value for name, value in asdict(config).items() if name in fixed}
-    settings |= {"objective": objective.settings(), "description": asdict(description)}
-    return json.loads(json.dumps(settings))
-
-
-def resume(accelerator: Accelerator, folder: Path, settings: dict) -> int:
-    """Load the checkpoint, if there is one; returns the step to go on from. Raises UserError for another run's."""
-    kept = folder.with_name("checkpoint.old")
-    if not folder.exists() and kept.exists():  # a crash came between the two renames of `save_checkpoint`
-        kept.rename(folder)
-    if not (folder / "run.json").exists():
-        return 0
-    saved = json.loads((folder / "run.json").read_text())
-    if saved["settings"] != settings:
-        raise UserError(f"{folder} was made with other settings: use the same ones to go on, or another output folder.")
-    accelerator.load_state(str(folder))
-    return saved["step"]
-
-
-def save_checkpoint(accelerator: Accelerator, output: Path, settings: dict, step: int) -> None:
-    """Write beside the old checkpoint, then put it in its place: one of the two is always whole."""
-    folder, fresh, old = (output / name for name in ("checkpoint", "checkpoint.new", "checkpoint.old"))
-    accelerator.save_state(str(fresh))
-    if accelerator.is_main_process:
-        (fresh / "run.json").write_text(json.dumps({"step": step, "settings": settings}))
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
-
-
-@torch.no_grad()
-def validate(accelerator, config: TrainConfig, objective: Objective, network: nn.Module, codec, step: int) -> None:
-    """PSNR and fine detail on the first validation pictures, and a strip LR | result | HR."""
-    if config.validation is None or not accelerator.is_main_process:
-        return
-    scores, detail, strips = [], [], []
-    for file in list_images(config.validation)[:VALIDATION_PICTURES]:
-        hr_image = Image.open(file).convert("RGB").crop((0, 0, config.crop * 2, config.crop * 2))
-        lr_image = hr_image.resize([side // codec.factor for side in hr_image.size], Image.Resampling.BICUBIC)
-        hr, lr = (
-            torch.from_numpy(np.array(i)).permute(2, 0, 1)[None].to(accelerator.device) for i in (hr_image, lr_image)
-        )
-        batch = Batch.from_pairs(hr, lr, codec)
-        noise = torch.randn(batch.y.shape, generator=torch.Generator().manual_seed(config.seed)).to(accelerator.device)
-        with accelerator.autocast():
-            result = codec.decode(objective.sample(network, batch, noise).float()).clamp(0, 1)
-        truth = hr.float() / 255
-        scores.append(psnr(result[0], truth[0]))
-        detail.append(high_frequency_power(result[0]) / high_frequency_power(truth[0]))
-        strips.append(torch.cat([codec.decode(batch.y).clamp(0, 1), result, truth], dim=-1)[0])
-    accelerator.log({"psnr": float(np.mean(scores)), "detail": float(np.median(detail))}, step)
-    writer = accelerator.get_tracker("tensorboard", unwrap=True)
-    writer.add_image("samples", torch.cat(strips[:3], dim=1), step)
+    settings |= {"objective": objective.settings(), "samples": samples.settings()}
+    return settings | {"samples_a_step": config.batch * config.accumulate * processes}
 
 
 def progress_bar(shown: bool) -> Progress:

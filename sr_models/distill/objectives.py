@@ -1,23 +1,60 @@
 """What one training step computes: modules from a batch to named losses, `loss` being the one to minimise.
 
-Trainable is what requires a gradient. All chance comes from the generator, so that a step can be repeated.
+Trainable is what requires a gradient. All chance comes from the draws, so that a step can be repeated.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from ..checkpoints import own
 from ..networks.pixel_shuffle import PixelShuffleCodec
 from ..networks.swin_unet import SwinUNet
-from ..schedule import ResShiftSchedule
 from ..step import one_step, predict, sample
 from . import tad
+from .draws import Draws
 
 Losses = dict[str, Tensor]
+
+
+class ParameterGroup(TypedDict):
+    """Weights with a learning rate of their own; the gradients of a group are clipped together."""
+
+    name: str
+    params: list[nn.Parameter]
+    lr: float
+
+
+class Objective(Protocol):
+    """What the loop trains: a module whose forward pass gives the losses of a batch, and what belongs to it."""
+
+    def __call__(self, batch: dict[str, Tensor], draws: Draws, step: int) -> Losses: ...
+
+    def groups(self) -> list[ParameterGroup]:
+        """Everything that learns."""
+        ...
+
+    def averaged(self) -> list[nn.Parameter]:
+        """What is averaged over time, for the result: the discriminator and the like are not."""
+        ...
+
+    def restore(self, lr: Tensor, seed: int) -> Tensor:
+        """LR (1, 3, h, w) -> SR (1, 3, 4h, 4w), both in [0, 1], for validation."""
+        ...
+
+    def save(self, folder: Path) -> Path:
+        """Write the result as users load it; returns what to give to them."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What a run must keep to be gone on with."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,46 +68,66 @@ class Batch:
     @classmethod
     def from_pairs(cls, hr: Tensor, lr: Tensor, codec: PixelShuffleCodec) -> Batch:
         """hr (B, 3, H, W) and lr (B, 3, H/f, W/f), uint8."""
-        hr, lr = hr.float() / 255, lr.float() / 255
-        enlarged = F.interpolate(lr, scale_factor=codec.factor, mode="bicubic", align_corners=False)
-        return cls(codec.encode(hr), codec.encode(enlarged), lr * 2 - 1)
+        y, condition = _start(lr.float() / 255, codec)
+        return cls(codec.encode(hr.float() / 255), y, condition)
 
 
-def _timesteps(low: int, high: int, batch: Batch, generator: Generator) -> Tensor:
-    """Uniform in low .. high - 1, (B,)."""
-    return torch.randint(low, high, (len(batch.y),), generator=generator).to(batch.y.device)
+def _start(lr: Tensor, codec: PixelShuffleCodec) -> tuple[Tensor, Tensor]:
+    """LR (B, 3, h, w) in [0, 1] -> the latent of the enlarged LR, and the condition."""
+    enlarged = F.interpolate(lr, scale_factor=codec.factor, mode="bicubic", align_corners=False)
+    return codec.encode(enlarged), lr * 2 - 1
 
 
-def _noise(batch: Batch, generator: Generator) -> Tensor:
-    return torch.randn(batch.y.shape, generator=generator).to(batch.y.device)
+class PixelObjective(nn.Module):
+    """What teacher and student of the bundled model's kind share: a network that works in pixel-shuffle space."""
 
-
-class TeacherObjective(nn.Module):
-    """ResShift's own: mean (f(x_t, t) - z_h)^2, t uniform.
-
-    With `regression`, t is always the last: the network learns the mean of what could be,
-    the smooth answer that distillation is measured against.
-    """
-
-    def __init__(self, network: SwinUNet, schedule: ResShiftSchedule, regression: bool = False):
+    def __init__(self, network: SwinUNet, description: own.Description, learning_rate: float):
         super().__init__()
-        self.network, self.schedule = network, schedule
-        self.first_timestep = schedule.steps - 1 if regression else 0
+        self.network, self.description, self.schedule = network, description, description.schedule
+        self.codec, self.learning_rate = PixelShuffleCodec(network.config.bicubic_skip), learning_rate
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def forward(self, batch: Batch, generator: Generator) -> Losses:
-        t = _timesteps(self.first_timestep, self.schedule.steps, batch, generator)
-        x_t = self.schedule.noised(batch.z_h, batch.y, t, _noise(batch, generator))
-        loss = F.mse_loss(predict(self.network, self.schedule, x_t, batch.condition, t), batch.z_h)
-        return {"loss": loss}
+    def forward(self, batch: dict[str, Tensor], draws: Draws, step: int) -> Losses:
+        return self.losses(Batch.from_pairs(batch["hr"], batch["lr"], self.codec), draws)
 
-    def settings(self) -> dict:
-        """What a run must keep to be gone on with."""
-        return {"first_timestep": self.first_timestep}
+    def losses(self, batch: Batch, draws: Draws) -> Losses:
+        raise NotImplementedError
+
+    def groups(self) -> list[ParameterGroup]:
+        learning = [weight for weight in self.parameters() if weight.requires_grad]
+        return [{"name": "network", "params": learning, "lr": self.learning_rate}]
+
+    def averaged(self) -> list[nn.Parameter]:
+        return list(self.network.parameters())
 
     @torch.no_grad()
-    def sample(self, network: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
-        sampler = one_step if self.first_timestep else sample
-        return sampler(network, self.schedule, batch.y, batch.condition, noise)
+    def restore(self, lr: Tensor, seed: int) -> Tensor:
+        y, condition = _start(lr, self.codec)
+        noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y)
+        sampler = one_step if self.description.evaluations == 1 else sample
+        return self.codec.decode(sampler(self.network, self.schedule, y, condition, noise).float()).clamp(0, 1)
+
+    def save(self, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        own.save(folder / "model.safetensors", self.network, self.description)
+        return folder / "model.safetensors"
+
+    def settings(self) -> dict[str, Any]:
+        return {"learning_rate": self.learning_rate, "description": asdict(self.description)}
+
+
+class TeacherObjective(PixelObjective):
+    """ResShift's own: mean (f(x_t, t) - z_h)^2, t uniform.
+
+    Where the description says one evaluation, t is always the last: the network learns the mean of what could
+    be, the smooth answer that distillation is measured against.
+    """
+
+    def losses(self, batch: Batch, draws: Draws) -> Losses:
+        steps = self.schedule.steps
+        t = draws.integers(steps - 1 if self.description.evaluations == 1 else 0, steps)
+        x_t = self.schedule.noised(batch.z_h, batch.y, t, draws.normal(*batch.y.shape[1:]))
+        return {"loss": F.mse_loss(predict(self.network, self.schedule, x_t, batch.condition, t), batch.z_h)}
 
 
 @dataclass(frozen=True)
@@ -82,7 +139,7 @@ class StudentWeights:
     adversarial: float = 0.02
 
 
-class StudentObjective(nn.Module):
+class StudentObjective(PixelObjective):
     """TAD-SR's: L_reg + w_score L_hsd + w_adversarial L_G for the student, L_D for the discriminator.
 
     One backward pass serves both: in L_G the discriminator's weights are constants, in L_D the student's
@@ -93,25 +150,26 @@ class StudentObjective(nn.Module):
         self,
         network: SwinUNet,
         teacher: SwinUNet,
-        schedule: ResShiftSchedule,
+        description: own.Description,
         weights: StudentWeights,
+        learning_rate: float,
         score_timesteps: int = 3,
     ):
-        super().__init__()
-        self.network, self.schedule, self.weights = network, schedule, weights
-        self.teacher = teacher.requires_grad_(False)
+        super().__init__(network, description, learning_rate)
+        self.weights, self.teacher = weights, teacher.requires_grad_(False)
         widths = [teacher.config.channels * m for m in teacher.config.multipliers]
         self.discriminator = tad.TimeAwareDiscriminator([*widths, widths[-1]])
         self.score_timesteps = score_timesteps
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def forward(self, batch: Batch, generator: Generator) -> Losses:
-        noise = _noise(batch, generator)
+    def losses(self, batch: Batch, draws: Draws) -> Losses:
+        noise = draws.normal(*batch.y.shape[1:])
         with torch.no_grad():
             z_t = sample(self.teacher, self.schedule, batch.y, batch.condition, noise)
         z_s = one_step(self.network, self.schedule, batch.y, batch.condition, noise)
         regression = tad.regression_loss(z_s, z_t)
-        score = self._score_loss(z_s, z_t, batch, generator)
-        adversarial, discriminator = self._adversarial_losses(z_s, batch, generator)
+        score = self._score_loss(z_s, z_t, batch, draws)
+        adversarial, discriminator = self._adversarial_losses(z_s, batch, draws)
         weights = self.weights
         student = weights.regression * regression + weights.score * score + weights.adversarial * adversarial
         return {
@@ -122,15 +180,13 @@ class StudentObjective(nn.Module):
             "discriminator": discriminator,
         }
 
-    def _score_loss(self, z_s: Tensor, z_t: Tensor, batch: Batch, generator: Generator) -> Tensor:
-        t = _timesteps(0, self.score_timesteps, batch, generator)
-        noise = _noise(batch, generator)
+    def _score_loss(self, z_s: Tensor, z_t: Tensor, batch: Batch, draws: Draws) -> Tensor:
+        t, noise = draws.integers(0, self.score_timesteps), draws.normal(*batch.y.shape[1:])
         gradient = tad.score_difference(self.teacher, self.schedule, z_s, z_t, batch.y, batch.condition, t, noise)
         return tad.high_frequency_score_loss(z_s, gradient)
 
-    def _adversarial_losses(self, z_s: Tensor, batch: Batch, generator: Generator) -> tuple[Tensor, Tensor]:
-        t = _timesteps(0, self.schedule.steps - 1, batch, generator)
-        noise = _noise(batch, generator)
+    def _adversarial_losses(self, z_s: Tensor, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        t, noise = draws.integers(0, self.schedule.steps - 1), draws.normal(*batch.y.shape[1:])
 
         def features(z: Tensor) -> list[Tensor]:
             x_t = self.schedule.network_input(self.schedule.noised(z, batch.y, t, noise), t)
@@ -139,17 +195,8 @@ class StudentObjective(nn.Module):
         fake = features(z_s)
         with torch.no_grad():
             real = features(batch.z_h)
-        steps = self.schedule.steps
-        constants = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        judged = torch.func.functional_call(self.discriminator, constants, (fake, t, steps))
-        logits_fake = self.discriminator([f.detach() for f in fake], t, steps)
-        logits_real = self.discriminator(real, t, steps)
-        return tad.generator_loss(judged), tad.discriminator_loss(logits_real, logits_fake)
+        return tad.players_losses(self.discriminator, real, fake, t, self.schedule.steps)
 
-    def settings(self) -> dict:
-        """What a run must keep to be gone on with."""
-        return {"weights": asdict(self.weights), "score_timesteps": self.score_timesteps}
-
-    @torch.no_grad()
-    def sample(self, network: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
-        return one_step(network, self.schedule, batch.y, batch.condition, noise)
+    def settings(self) -> dict[str, Any]:
+        weights = {"weights": asdict(self.weights), "score_timesteps": self.score_timesteps}
+        return super().settings() | weights

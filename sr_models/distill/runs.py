@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,9 +11,10 @@ import torch
 from ..checkpoints import own
 from ..checkpoints.weights_file import fill, read_weights
 from ..errors import UserError
-from ..networks.pixel_shuffle import PixelShuffleCodec
 from ..networks.swin_unet import SwinUNet, SwinUNetConfig
 from ..schedule import ResShiftSchedule
+from .data import CropPairs
+from .degradation import Degradation
 from .loop import TrainConfig, train
 from .objectives import StudentObjective, StudentWeights, TeacherObjective
 
@@ -30,23 +32,43 @@ NETWORK = SwinUNetConfig(
 SCHEDULE = ResShiftSchedule(steps=4, kappa=0.5, power=0.3, min_noise=0.2)
 
 
-def train_teacher(config: TrainConfig, init: Path | None, regression: bool) -> Path:
+@dataclass(frozen=True)
+class Crops:
+    """What such a run trains on: random crops of `crop` px from a folder of pictures."""
+
+    folder: Path
+    crop: int = 128
+    degradation: Degradation = field(default_factory=Degradation)
+
+    def pairs(self, seed: int) -> CropPairs:
+        """Raises UserError for a folder that is none, and for a crop that does not suit the network."""
+        unit = NETWORK.multiple * NETWORK.bicubic_skip
+        if self.crop % unit or self.crop < unit:
+            raise UserError(f"Crop {self.crop} does not suit the network: choose a multiple of {unit}.")
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder} is no folder: name one with training pictures.")
+        return CropPairs(self.folder, self.crop, self.degradation, seed)
+
+
+def train_teacher(config: TrainConfig, crops: Crops, learning_rate: float, init: Path | None, regression: bool) -> Path:
     """Train a teacher, or the one-step regression control; `init` is a model to start from."""
-    _check(config)
+    pairs = crops.pairs(config.seed)
     torch.manual_seed(config.seed)
     network = SwinUNet(NETWORK) if init is None else _read(init)[0]
     description = own.Description(network.config, SCHEDULE, 1 if regression else SCHEDULE.steps)
-    return train(config, TeacherObjective(network, SCHEDULE, regression), _codec(network), description)
+    return train(config, TeacherObjective(network, description, learning_rate), pairs)
 
 
-def train_student(config: TrainConfig, teacher: Path, weights: StudentWeights) -> Path:
+def train_student(
+    config: TrainConfig, crops: Crops, learning_rate: float, teacher: Path, weights: StudentWeights
+) -> Path:
     """Distil a teacher that `train_teacher` made; the student starts as its copy."""
-    _check(config)
+    pairs = crops.pairs(config.seed)
     torch.manual_seed(config.seed)
-    network, description = _read(teacher)
-    schedule = description.schedule
-    objective = StudentObjective(deepcopy(network).requires_grad_(True), network, schedule, weights)
-    return train(config, objective, _codec(network), own.Description(network.config, schedule, 1))
+    network, taught = _read(teacher)
+    description = own.Description(network.config, taught.schedule, 1)
+    student = deepcopy(network).requires_grad_(True)
+    return train(config, StudentObjective(student, network, description, weights, learning_rate), pairs)
 
 
 def mix(student: Path, teacher: Path, share: float, output: Path) -> Path:
@@ -74,17 +96,3 @@ def _read(path: Path) -> tuple[SwinUNet, own.Description]:
     network = own.build(description)
     fill(network, file, "One-Step SR", torch.float32)
     return network.requires_grad_(True), description
-
-
-def _codec(network: SwinUNet) -> PixelShuffleCodec:
-    return PixelShuffleCodec(network.config.bicubic_skip)
-
-
-def _check(config: TrainConfig) -> None:
-    unit = NETWORK.multiple * NETWORK.bicubic_skip
-    if config.crop % unit or config.crop < unit:
-        raise UserError(f"Crop {config.crop} does not suit the network: choose a multiple of {unit}.")
-    if not config.data.is_dir():
-        raise UserError(f"{config.data} is no folder: name one with training pictures.")
-    if config.precision not in ("no", "bf16", "fp16"):
-        raise UserError(f"Precision {config.precision!r} is unknown: choose no, bf16 or fp16.")

@@ -84,17 +84,36 @@ class DiscriminatorHead(nn.Module):
 
 
 class TimeAwareDiscriminator(nn.Module):
-    """Heads on the frozen teacher's encoder: one at the end of each level and one after the middle."""
+    """Heads on the frozen teacher's encoder: one at the end of each level and one after the middle.
 
-    def __init__(self, channels: list[int], time_channels: int = 128):
+    Maps of more than `widest` channels are mixed down to that first, or the heads on a transformer would be larger
+    than the student.
+    """
+
+    def __init__(self, channels: list[int], time_channels: int = 128, widest: int = 640):
         super().__init__()
+        self.narrow = nn.ModuleList(nn.Conv2d(c, widest, 1) if c > widest else nn.Identity() for c in channels)
         self.time = nn.Sequential(nn.Linear(1, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels))
-        self.heads = nn.ModuleList(DiscriminatorHead(c, time_channels) for c in channels)
+        self.heads = nn.ModuleList(DiscriminatorHead(min(c, widest), time_channels) for c in channels)
 
     def forward(self, features: list[Tensor], t: Tensor, steps: int) -> Tensor:
         """features: the encoder's maps; t (B,) of `steps` timesteps -> all heads' logits, (B, positions)."""
         time = F.silu(self.time(t[:, None].float() / steps))
         # Contiguous: on CPUs torch 2.13's group norm crashes in the backward pass of a channels-last input
         # that needs no gradient itself.
-        maps = zip(self.heads, features, strict=True)
-        return torch.cat([head(f.contiguous(), time) for head, f in maps], dim=1)
+        maps = zip(self.heads, self.narrow, features, strict=True)
+        return torch.cat([head(narrow(f).contiguous(), time) for head, narrow, f in maps], dim=1)
+
+
+def players_losses(
+    discriminator: TimeAwareDiscriminator, real: list[Tensor], fake: list[Tensor], t: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """L_G with the discriminator's weights held constant, and L_D with the student's result held constant.
+
+    `real` and `fake` are the encoder's maps of noised HR and student latents at timesteps t (B,) of `steps`.
+    """
+    constants = {name: weight.detach() for name, weight in discriminator.named_parameters()}
+    judged = torch.func.functional_call(discriminator, constants, (fake, t, steps))
+    logits_fake = discriminator([f.detach() for f in fake], t, steps)
+    logits_real = discriminator(real, t, steps)
+    return generator_loss(judged), discriminator_loss(logits_real, logits_fake)

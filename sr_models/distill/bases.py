@@ -1,0 +1,204 @@
+"""Stable Diffusion models that can be trained: what differs between them, and how they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from .. import standalone
+from ..errors import UserError
+from .diffusion import Process, flow_matching, variance_preserving
+
+ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
+VAE_MODULES = (
+    r"quant_conv|encoder\.(conv_in|conv_out|.*\.(conv1|conv2|conv_shortcut)|.*\.downsamplers\.0\.conv"
+    r"|.*\.(to_q|to_k|to_v|to_out\.0))"
+)
+SD3_SHIFT = 3.0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Encoded prompts: `prompt` (B, tokens, width), and `pooled` (B, width) where the model has one, else (B, 0)."""
+
+    prompt: Tensor
+    pooled: Tensor
+
+    def expand(self, count: int) -> Condition:
+        """One prompt for a whole batch."""
+        return Condition(self.prompt.expand(count, -1, -1), self.pooled.expand(count, -1))
+
+    def to(self, like: Tensor) -> Condition:
+        return Condition(self.prompt.to(like), self.pooled.to(like))
+
+
+Call = Callable[[Any, Tensor, Tensor, Condition], Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a kind of Stable Diffusion needs.
+
+    Attributes:
+        folder: of the network in a diffusers folder; also the name of the LoRA's file.
+        prefix, vae_prefix: before the names in the LoRA's files. TSD-SR publishes both under `transformer.`.
+        student, auxiliary: what the adapters change, ends of diffusers' module names.
+        call: network, z_t, timesteps (B,) and condition -> the network's output.
+        taps: the network's modules whose outputs a discriminator looks at, and each one's channels.
+        feature: such an output, and the latent's size (h, w) -> a map (B, C, h', w').
+    """
+
+    folder: str
+    prefix: str
+    vae_prefix: str
+    student: list[str]
+    auxiliary: list[str]
+    call: Call
+    taps: Callable[[Any], list[tuple[nn.Module, int]]]
+    feature: Callable[[Any, tuple[int, int]], Tensor]
+
+
+def _call_transformer(network: Any, z_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    return network(
+        hidden_states=z_t,
+        timestep=timesteps,
+        encoder_hidden_states=condition.prompt,
+        pooled_projections=condition.pooled,
+        return_dict=False,
+    )[0]
+
+
+def _transformer_taps(network: Any) -> list[tuple[nn.Module, int]]:
+    """The ends of the transformer's quarters."""
+    blocks = network.transformer_blocks
+    return [(blocks[i], network.inner_dim) for i in sorted({max(0, len(blocks) * k // 4 - 1) for k in (1, 2, 3, 4)})]
+
+
+def _transformer_feature(output: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+    """A block gives the prompt's tokens and the picture's, a token for 2 x 2 of the latent."""
+    return output[1].transpose(1, 2).unflatten(2, (size[0] // 2, size[1] // 2))
+
+
+def _unet_taps(network: Any) -> list[tuple[nn.Module, int]]:
+    """The encoder's levels and the middle."""
+    widths = network.config.block_out_channels
+    return [*zip(network.down_blocks, widths, strict=True), (network.mid_block, widths[-1])]
+
+
+def _unet_feature(output: Any, size: tuple[int, int]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _call_unet(network: Any, z_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    added = None
+    if condition.pooled.shape[-1]:  # SDXL is also told the picture's size and that nothing is cropped
+        height, width = (8 * side for side in z_t.shape[-2:])
+        sizes = z_t.new_tensor([height, width, 0, 0, height, width]).expand(len(z_t), -1)
+        added = {"text_embeds": condition.pooled, "time_ids": sizes}
+    return network(z_t, timesteps, encoder_hidden_states=condition.prompt, added_cond_kwargs=added, return_dict=False)[
+        0
+    ]
+
+
+_CONTEXT = ["add_q_proj", "add_k_proj", "add_v_proj"]
+TRANSFORMER = Family(
+    folder="transformer",
+    prefix="transformer.",
+    vae_prefix="transformer.",
+    student=[*ATTENTION, *_CONTEXT, "proj", "linear", "proj_out"],
+    auxiliary=[*ATTENTION, *_CONTEXT],
+    call=_call_transformer,
+    taps=_transformer_taps,
+    feature=_transformer_feature,
+)
+UNET = Family(
+    folder="unet",
+    prefix="unet.",
+    vae_prefix="vae.",
+    student=[
+        *ATTENTION,
+        *("conv_in", "conv1", "conv2", "conv_shortcut", "conv", "conv_out"),
+        *("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    ],
+    auxiliary=ATTENTION,
+    call=_call_unet,
+    taps=_unet_taps,
+    feature=_unet_feature,
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """An opened base: its network and VAE (both diffusers', frozen, on the CPU) and its noise process."""
+
+    family: Family
+    network: nn.Module
+    vae: Any
+    process: Process
+
+
+def open_base(path: Path, dtype: torch.dtype) -> Base:
+    """Open Stable Diffusion 3 or 3.5 (a diffusers folder or a checkpoint file), or 1.5, 2.1 or SDXL (a folder).
+
+    Raises UserError for anything else, and for files that are broken.
+    """
+    if (path / "unet").is_dir():
+        return _open_unet(path, dtype)
+    transformer, vae = standalone.open_networks(path, dtype)
+    # A table from the shapes alone, as large as a tenth of the LoRA: no checkpoint needs it.
+    transformer.pos_embed.register_buffer("pos_embed", transformer.pos_embed.pos_embed, persistent=False)
+    return Base(TRANSFORMER, transformer, vae, flow_matching(_shift(path)))
+
+
+def _shift(path: Path) -> float:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if not (path / "scheduler").is_dir():
+        return SD3_SHIFT
+    config: Any = FlowMatchEulerDiscreteScheduler.load_config(str(path), subfolder="scheduler")
+    return float(config.get("shift", SD3_SHIFT))
+
+
+def _open_unet(path: Path, dtype: torch.dtype) -> Base:
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    try:
+        unet = UNet2DConditionModel.from_pretrained(str(path), subfolder="unet", torch_dtype=dtype)
+        vae = AutoencoderKL.from_pretrained(str(path), subfolder="vae", torch_dtype=dtype)
+        scheduler: Any = DDPMScheduler.from_pretrained(str(path), subfolder="scheduler")
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a Stable Diffusion folder ({reason}): download it again.") from error
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise UserError(f"{path} predicts {kind!r}, which cannot be trained: choose a base of epsilon or v_prediction.")
+    process = variance_preserving("v" if kind == "v_prediction" else "epsilon", scheduler.alphas_cumprod)
+    return Base(UNET, unet.eval().requires_grad_(False), vae.eval().requires_grad_(False), process)
+
+
+class _Widened(nn.Module):
+    """A stored weight in the precision of the computation."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.to(self.dtype)
+
+
+def store_in_fp8(network: nn.Module) -> None:
+    """Keep a frozen network's linear layers in fp8 (e4m3), and compute with them in their own precision.
+
+    Half the memory of bf16, to 3 bits after the point. To be called before adapters are added.
+    """
+    for module in [each for each in network.modules() if isinstance(each, nn.Linear)]:
+        widened = _Widened(module.weight.dtype)
+        module.weight = nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
+        register_parametrization(module, "weight", widened, unsafe=True)

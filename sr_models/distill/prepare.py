@@ -1,0 +1,236 @@
+"""From a folder of pictures to shards: crops, degraded twins, HR latents and prompts, each made once.
+
+Crops are streamed: neither they nor their list is ever in memory. Crop number i of the stream, and so every shard,
+is a function of the settings alone, which is why a run that was stopped goes on at its first missing shard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..errors import UserError
+from ..image_files import write_whole
+from .bases import Condition
+from .data import SUFFIXES, enlarged_to, random_window, to_tensor
+from .degradation import Degradation
+from .shards import SETTINGS_FILE, list_shards, shard_path, write_prompts, write_tensors
+
+SCALE = 4
+ENCODED_AT_ONCE = 4
+UNIT = 64  # 8 of the VAE, 2 of the transformer's patches, 4 of the scale
+
+
+@dataclass(frozen=True)
+class Partners:
+    """Folders of pictures under the same names as the HR ones: `lr` of a quarter of their size, in place of degraded
+    twins, and `targets` of the same size, a multi-step teacher's results."""
+
+    lr: Path | None = None
+    targets: Path | None = None
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What becomes of each picture: `crops` squares of `crop` px. A shard holds up to `shard` of them."""
+
+    crop: int = 512
+    crops: int = 4
+    shard: int = 64
+    seed: int = 0
+    degradation: Degradation = field(default_factory=Degradation)
+    partners: Partners = field(default_factory=Partners)
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What turns pictures and texts into what the network knows: (n, 3, H, W) in [-1, 1] -> HR latents, scaled; and
+    a text -> its condition of one row. None for the texts stands for captions left aside."""
+
+    latents: Callable[[Tensor], Tensor]
+    text: Callable[[str], Condition] | None
+
+
+Crop = tuple[Path, int]
+Report = Callable[[int], None]
+
+
+def stream_pictures(folder: Path) -> Iterator[Path]:
+    """Every picture below the folder, in an order that the names alone decide, a directory at a time."""
+    with os.scandir(folder) as entries:
+        names = sorted((entry.name, entry.is_dir()) for entry in entries)
+    for name, is_folder in names:
+        if is_folder:
+            yield from stream_pictures(folder / name)
+        elif Path(name).suffix.lower() in SUFFIXES:
+            yield folder / name
+
+
+def stream_crops(folder: Path, crops: int) -> Iterator[Crop]:
+    return ((file, index) for file in stream_pictures(folder) for index in range(crops))
+
+
+class CropShards(IterableDataset[dict[str, Any]]):
+    """The raw content of the shards that are not `done`, in order: of W workers, each makes every W-th.
+
+    An item: `index`, `hr`, `lr` and perhaps `target` as lists of pictures, `captions` a text or None for each, and
+    `left_out`, the files that could not be used.
+    """
+
+    def __init__(self, folder: Path, config: PrepareConfig, done: set[int]):
+        self.folder, self.config, self.done = folder, config, done
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        shards = enumerate(_grouped(stream_crops(self.folder, self.config.crops), self.config.shard))
+        missing = (shard for shard in shards if shard[0] not in self.done)
+        for index, crops in islice(missing, number, None, workers):
+            yield {"index": index, **self._make(index, crops)}
+
+    def _make(self, index: int, crops: list[Crop]) -> dict[str, Any]:
+        made: dict[str, list] = {"hr": [], "lr": [], "target": [], "captions": [], "left_out": []}
+        for place, (file, _) in enumerate(crops):
+            rng = np.random.default_rng((self.config.seed, index * self.config.shard + place))
+            try:
+                pictures = self._pictures(file, rng)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                made["left_out"].append(file)
+                continue
+            for name, picture in pictures.items():
+                made[name].append(to_tensor(picture))
+            made["captions"].append(caption_of(file))
+        return made
+
+    def _pictures(self, file: Path, rng: np.random.Generator) -> dict[str, Image.Image]:
+        """A crop by its kinds. Raises OSError or ValueError where a picture is missing, broken or of another size."""
+        config, partners = self.config, self.config.partners
+        hr = Image.open(file).convert("RGB")
+        others = {"lr": (partners.lr, SCALE), "target": (partners.targets, 1)}
+        opened = {
+            name: (_open_partner(folder / file.relative_to(self.folder), hr, shrunk), shrunk)
+            for name, (folder, shrunk) in others.items()
+            if folder is not None
+        }
+        hr = hr if opened else enlarged_to(hr, config.crop)
+        window = random_window(hr, config.crop, rng, SCALE if opened else 1)
+        cut = {"hr": window.cut(hr), **{name: window.cut(image, shrunk) for name, (image, shrunk) in opened.items()}}
+        return cut if "lr" in cut else {**cut, "lr": config.degradation(cut["hr"], rng)}
+
+
+def _open_partner(file: Path, hr: Image.Image, shrunk: int) -> Image.Image:
+    """The picture of that name, whatever its ending."""
+    found = next((path for path in sorted(file.parent.glob(f"{file.stem}.*")) if path.suffix.lower() in SUFFIXES), None)
+    if found is None:
+        raise FileNotFoundError(file)
+    image = Image.open(found).convert("RGB")
+    if image.size != (hr.width // shrunk, hr.height // shrunk):
+        raise ValueError(f"{found} has another size")
+    return image
+
+
+def _grouped(stream: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
+    iterator = iter(stream)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def caption_of(picture: Path) -> str | None:
+    """The text beside a picture, `photo.txt` for `photo.jpg`; None where there is none or it is empty."""
+    file = picture.with_suffix(".txt")
+    text = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+    return text or None
+
+
+def prepare(
+    folder: Path,
+    output: Path,
+    config: PrepareConfig,
+    encoders: Encoders,
+    prompts: tuple[Condition, Condition],
+    *,
+    base: str,
+    workers: int = 1,
+    report: Report = lambda crops: None,
+) -> list[Path]:
+    """Make the shards that are missing; returns the pictures that were left out: broken ones, and those without a
+    partner of the right size.
+
+    `prompts` are the default and the null one; `base` names the model, as its latents suit no other; `report` is
+    called with each shard's crops. Raises UserError for a folder without pictures, a crop that does not suit,
+    and an output folder that was made with other settings.
+    """
+    check(folder, config)
+    output.mkdir(parents=True, exist_ok=True)
+    _keep_settings(output, {"base": base, "captions": encoders.text is not None, **asdict(config)})
+    write_prompts(output, *prompts)
+    done = {int(path.stem.split("-")[1]) for path in list_shards(output)}
+    report(len(done) * config.shard)
+    missing = CropShards(folder, config, done)
+    loader = DataLoader(missing, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
+    left_out: dict[Path, None] = {}
+    for content in loader:
+        left_out |= dict.fromkeys(content["left_out"])
+        if content["hr"]:
+            write_tensors(shard_path(output, content["index"], len(content["hr"])), _encode(content, encoders))
+        report(len(content["captions"]) + len(content["left_out"]))
+    if not list_shards(output):
+        raise UserError(f"{folder} holds no picture that can be used: name another folder.")
+    return list(left_out)
+
+
+def count_pictures(folder: Path) -> int:
+    return sum(1 for _ in stream_pictures(folder))
+
+
+@torch.no_grad()
+def _encode(content: dict[str, Any], encoders: Encoders) -> dict[str, Tensor]:
+    tensors = {name: torch.stack(content[name]) for name in ("hr", "lr")}
+    tensors["z_h"] = _latents(tensors["hr"], encoders)
+    if content["target"]:
+        tensors["z_t"] = _latents(torch.stack(content["target"]), encoders)
+    texts = [] if encoders.text is None else sorted({text for text in content["captions"] if text})
+    rows = {text: row for row, text in enumerate(texts)}
+    tensors["caption"] = torch.tensor([rows.get(text, -1) for text in content["captions"]])
+    if encoders.text is not None and texts:
+        encoded = [encoders.text(text) for text in texts]
+        tensors["prompt"] = torch.cat([condition.prompt for condition in encoded]).half()
+        tensors["pooled"] = torch.cat([condition.pooled for condition in encoded]).half()
+    return tensors
+
+
+def _latents(pictures: Tensor, encoders: Encoders) -> Tensor:
+    parts = [encoders.latents(part.float() / 127.5 - 1).cpu() for part in pictures.split(ENCODED_AT_ONCE)]
+    return torch.cat(parts).half()
+
+
+def check(folder: Path, config: PrepareConfig) -> None:
+    """Raises UserError for a folder without pictures, and for a crop that does not suit."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: name one with training pictures.")
+    if next(stream_pictures(folder), None) is None:
+        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}): name a folder that does.")
+    if config.crop < UNIT or config.crop % UNIT:
+        raise UserError(f"Crop {config.crop} does not suit Stable Diffusion: choose a multiple of {UNIT}.")
+
+
+def _keep_settings(output: Path, settings: dict[str, Any]) -> None:
+    path, text = output / SETTINGS_FILE, json.dumps(settings, indent=1, default=str)
+    if path.exists() and json.loads(path.read_text()) != json.loads(text):
+        raise UserError(f"{output} was prepared with other settings: use the same ones, or another output folder.")
+    write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,51 @@
+"""What the objectives on Stable Diffusion share: a one-step student on a base, its prompts and its validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..image import resize
+from .bases import Condition
+from .shared_base import SharedBase
+
+SCALE = 4
+
+
+class StableDiffusionObjective(nn.Module):
+    """A batch holds `lr` (B, 3, h, w) and `hr` (B, 3, 4h, 4w), uint8, HR latents `z_h` (B, c, h/2, w/2), and each
+    picture's own prompt (`prompt`, `pooled`) for the teacher; the student always has the one of `default`."""
+
+    def __init__(self, base: SharedBase, default: Condition, null: Condition):
+        super().__init__()
+        self.base = base
+        for name, condition in (("default", default), ("null", null)):
+            self.register_buffer(f"{name}_prompt", condition.prompt.float(), persistent=False)
+            self.register_buffer(f"{name}_pooled", condition.pooled.float(), persistent=False)
+
+    def prompt(self, name: str, count: int) -> Condition:
+        """The `default` or the `null` one, for a batch."""
+        return Condition(getattr(self, f"{name}_prompt"), getattr(self, f"{name}_pooled")).expand(count)
+
+    def student(self, lr: Tensor, noise: Tensor | None) -> Tensor:
+        """LR (B, 3, h, w) in [0, 1] -> z_s; `noise` samples the encoder's posterior, None takes its mode."""
+        z_lr = self.base.encode(enlarged(lr), noise)
+        return self.base.student(z_lr, self.prompt("default", len(lr)))
+
+    def averaged(self) -> list[nn.Parameter]:
+        return self.base.student_parameters()
+
+    @torch.no_grad()
+    def restore(self, lr: Tensor, seed: int) -> Tensor:
+        return (self.base.decode(self.student(lr, None)) / 2 + 0.5).clamp(0, 1)
+
+    def save(self, folder: Path) -> Path:
+        self.base.save(folder)
+        return folder
+
+
+def enlarged(lr: Tensor) -> Tensor:
+    """(B, 3, h, w) in [0, 1] -> bicubically x4 in [-1, 1], as the denoiser meets it after training."""
+    return resize(lr, (lr.shape[-2] * SCALE, lr.shape[-1] * SCALE)).clamp(0, 1) * 2 - 1

@@ -1,0 +1,163 @@
+"""Training runs on Stable Diffusion: from paths to prepared data, and from prepared data to a LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import standalone
+from ..checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
+from ..errors import UserError
+from ..recipe import TSD_PROMPT
+from . import prepare as preparing
+from .bases import UNET, Base, Condition, open_base, store_in_fp8
+from .features import Lpips
+from .loop import TrainConfig, train
+from .shards import ShardSamples, read_prompts
+from .shared_base import Ranks, SharedBase
+from .tad_sd_objective import TADConfig, TADObjective
+from .tsd_objective import TSDConfig, TSDObjective
+
+FROZEN_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Text = Callable[[str], Condition]
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Where encoded prompts come from: files as TSD-SR publishes them, or the base's own text encoders.
+
+    `captions`: also encode the texts beside the pictures, for which text encoders are needed.
+    """
+
+    embeddings: Path | None = None
+    null_embeddings: Path | None = None
+    captions: bool = True
+    prompt: str = TSD_PROMPT
+
+
+def prepare_data(
+    folder: Path,
+    output: Path,
+    base: Path,
+    config: preparing.PrepareConfig,
+    source: PromptSource,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    workers: int,
+    report: preparing.Report,
+) -> list[Path]:
+    """Make training data for a base; returns the pictures that were left out. See `prepare.prepare`."""
+    opened = open_base(base, dtype)
+    needs_text = source.captions or source.embeddings is None or source.null_embeddings is None
+    text = open_text_encoders(base, opened, device, dtype) if needs_text else None
+    prompts = (
+        _condition(source.embeddings, text, source.prompt),
+        _condition(source.null_embeddings, text, ""),
+    )
+    vae, scaling = opened.vae.to(device), float(opened.vae.config.scaling_factor)
+
+    def latents(pictures: Tensor) -> Tensor:
+        return scaling * vae.encode(pictures.to(device, dtype)).latent_dist.mode().float()
+
+    encoders = preparing.Encoders(latents, text if source.captions else None)
+    return preparing.prepare(folder, output, config, encoders, prompts, base=base.name, workers=workers, report=report)
+
+
+def _condition(file: Path | None, text: Text | None, words: str) -> Condition:
+    """From a file, or by the text encoders, one of which is there."""
+    if file is None:
+        assert text is not None  # noqa: S101 (for the type checker)
+        return text(words)
+    return _as_condition(read_embeddings(file))
+
+
+def _as_condition(embeddings: PromptEmbeddings) -> Condition:
+    return Condition(embeddings.prompt.float(), embeddings.pooled.float())
+
+
+def open_text_encoders(path: Path, base: Base, device: torch.device, dtype: torch.dtype) -> Text:
+    """The base's own text encoders, as a function from a text to its condition.
+
+    Raises UserError where they are missing.
+    """
+    if base.family is not UNET:
+        encode = standalone.open_text_encoders(path, device=device, dtype=dtype)
+        return lambda words: _as_condition(encode(words))
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipeline: Any = DiffusionPipeline.from_pretrained(str(path), unet=None, vae=None, torch_dtype=dtype)
+        pipeline.to(device)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} has no text encoders that can be read ({reason}): download the whole folder."
+        ) from error
+
+    @torch.no_grad()
+    def encode_unet(text: str) -> Condition:
+        encoded = pipeline.encode_prompt(
+            text, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        pooled = encoded[2].float().cpu() if len(encoded) > 2 else torch.zeros(1, 0)
+        return Condition(encoded[0].float().cpu(), pooled)
+
+    return encode_unet
+
+
+@dataclass(frozen=True)
+class SDRun:
+    """What a run trains on: the base, the prepared data, and the files it starts from, if any; and what saves memory:
+    computing twice, and keeping the base's linear layers in fp8."""
+
+    base: Path
+    data: Path
+    ranks: Ranks
+    start: Path | None = None
+    teacher: Path | None = None
+    gradient_checkpointing: bool = True
+    fp8: bool = False
+
+
+def train_tsd(config: TrainConfig, run: SDRun, method: TSDConfig, lpips: Lpips | None) -> Path:
+    """Train a one-step student by TSD-SR; returns the folder with its LoRA files. Raises UserError as `train` does,
+    and for data that was prepared for another kind of base."""
+    samples, base = _opened(config, run)
+    return train(config, TSDObjective(base, *read_prompts(run.data), method, lpips), samples)
+
+
+def train_tad(config: TrainConfig, run: SDRun, method: TADConfig) -> Path:
+    """Train a one-step student by time-aware distillation, as `train_tsd`."""
+    samples, base = _opened(config, run)
+    return train(config, TADObjective(base, *read_prompts(run.data), method), samples)
+
+
+def _opened(config: TrainConfig, run: SDRun) -> tuple[ShardSamples, SharedBase]:
+    samples = ShardSamples(run.data, config.seed)
+    opened = open_base(run.base, FROZEN_DTYPES.get(config.precision, torch.float32))
+    _require_match(samples[0], opened, run)
+    if run.fp8:
+        store_in_fp8(opened.network)
+    torch.manual_seed(config.seed)
+    base = SharedBase(opened, run.ranks, start=run.start, teacher=run.teacher)
+    if run.gradient_checkpointing:
+        base.enable_gradient_checkpointing()
+    return samples, base
+
+
+def _require_match(sample: dict[str, Tensor], base: Base, run: SDRun) -> None:
+    config: Any = base.network.config
+    width = config.joint_attention_dim if base.family is not UNET else config.cross_attention_dim
+    expected, found = (base.vae.config.latent_channels, width), (len(sample["z_h"]), sample["prompt"].shape[-1])
+    if expected != found:
+        raise UserError(
+            f"{run.data} was prepared for another base than {run.base.name} (latents of {found[0]} channels and "
+            f"prompts of width {found[1]}, where {expected[0]} and {expected[1]} are needed): run onestep-sr prepare "
+            "for it."
+        )

@@ -1,0 +1,168 @@
+"""Student, auxiliary and teacher on one set of frozen weights, so that a base is in memory once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import low_rank, tsd_sr
+from ..checkpoints.low_rank import Update
+from ..checkpoints.weights_file import read_weights
+from .bases import VAE_MODULES, Base, Condition, Family
+from .diffusion import Process
+from .lora import active, adapter_parameters, add_adapter, checkpointed, load_adapter, save_adapter
+
+STUDENT, AUXILIARY, TEACHER = "student", "auxiliary", "teacher"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Of the adapters: the student's on the network and on the VAE's encoder, and the auxiliary's; 0 for none of it."""
+
+    student: int = 64
+    vae: int = 64
+    auxiliary: int = 64
+
+
+class SharedBase(nn.Module):
+    """A base with its adapters. Images are (B, 3, 8h, 8w) in [-1, 1], latents (B, c, h, w) float32, scaled and not
+    shifted; `z` on the straight path of `diffusion.py`, with its index (B,)."""
+
+    process: Process
+
+    def __init__(self, base: Base, ranks: Ranks, *, start: Path | None = None, teacher: Path | None = None):
+        """`start`: a folder of an earlier student's files to go on from; `teacher`: a LoRA file for the teacher.
+
+        Raises UserError for files that do not fit the base.
+        """
+        super().__init__()
+        self.family, self.process, self.network, self.vae = base.family, base.process, base.network, base.vae
+        self.ranks, self.dtype = ranks, base.vae.dtype
+        self.scaling = float(base.vae.config.scaling_factor)
+        self._add_student(ranks, start)
+        if ranks.auxiliary:
+            add_adapter(self.network, AUXILIARY, ranks.auxiliary, self.family.auxiliary)
+        if teacher is not None:
+            update = read_update(teacher, self.family.prefix)
+            load_adapter(self.network, TEACHER, update, self.family.student, teacher.name)
+        self.teacher_adapters = () if teacher is None else (TEACHER,)
+        self.requires_grad_(False)
+        for weight in (*self.student_parameters(), *self.auxiliary_parameters()):
+            weight.requires_grad_(True)
+
+    def _add_student(self, ranks: Ranks, start: Path | None) -> None:
+        family = self.family
+        if start is None:
+            add_adapter(self.network, STUDENT, ranks.student, family.student)
+            add_adapter(self.vae, STUDENT, ranks.vae, VAE_MODULES)
+            return
+        for network, file, prefix, modules in (
+            (self.network, network_file(family), family.prefix, family.student),
+            (self.vae, tsd_sr.VAE_FILE, family.vae_prefix, VAE_MODULES),
+        ):
+            load_adapter(network, STUDENT, read_update(start / file, prefix), modules, file)
+
+    def enable_gradient_checkpointing(self) -> None:
+        networks: tuple[Any, ...] = (self.network, self.vae)
+        for network in networks:
+            network.enable_gradient_checkpointing(checkpointed)
+
+    def student_parameters(self) -> list[nn.Parameter]:
+        parts = (self.network, self.vae)
+        return [weight for part in parts for weight in adapter_parameters(part, STUDENT).values()]
+
+    def auxiliary_parameters(self) -> list[nn.Parameter]:
+        return list(adapter_parameters(self.network, AUXILIARY).values())
+
+    # The VAE
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The student's encoder: a sample of its posterior by standard normal `noise`, or its mode without."""
+        with active(self.vae, STUDENT):
+            posterior = self.vae.encode(image.to(self.dtype)).latent_dist
+        latent = posterior.mean.float() if noise is None else posterior.mean.float() + posterior.std.float() * noise
+        return self.scaling * latent
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The base's own decoder, which no adapter changes."""
+        return self.vae.decode((latent / self.scaling).to(self.dtype)).sample.float()
+
+    # The network
+
+    def student(self, z_lr: Tensor, condition: Condition) -> Tensor:
+        """z_s: x_0 from the LR's latent taken for the noisiest z_t, in one evaluation."""
+        index = torch.zeros(len(z_lr), dtype=torch.long, device=z_lr.device)
+        with active(self.network, STUDENT):
+            return self.process.x_0(self._output(z_lr, index, condition), z_lr, index)
+
+    def teacher(self, z: Tensor, index: Tensor, condition: Condition) -> Tensor:
+        """psi's x_0."""
+        with active(self.network, *self.teacher_adapters):
+            return self._x_0(z, index, condition)
+
+    def auxiliary(self, z: Tensor, index: Tensor, condition: Condition) -> Tensor:
+        """phi's x_0."""
+        with active(self.network, AUXILIARY):
+            return self._x_0(z, index, condition)
+
+    def features(self, z: Tensor, index: Tensor, condition: Condition) -> list[Tensor]:
+        """What the base without adapters sees in z at the family's taps: maps (B, C, h', w')."""
+        outputs: list[Any] = []
+        keep = lambda module, inputs, output: outputs.append(output)  # noqa: E731
+        hooks = [module.register_forward_hook(keep) for module, _ in self.family.taps(self.network)]
+        try:
+            with active(self.network):
+                self._x_0(z, index, condition)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [self.family.feature(output, (z.shape[-2], z.shape[-1])).float() for output in outputs]
+
+    def _x_0(self, z: Tensor, index: Tensor, condition: Condition) -> Tensor:
+        z_t = self.process.network_input(z, index)
+        return self.process.x_0(self._output(z_t, index, condition), z_t, index)
+
+    def _output(self, z_t: Tensor, index: Tensor, condition: Condition) -> Tensor:
+        z_t, timesteps = z_t.to(self.dtype), self.process.timesteps[index]
+        return self.family.call(self.network, z_t, timesteps, condition.to(z_t)).float()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SharedBase:
+        """The process's tables move along with the weights; its numbers keep their precision."""
+        super()._apply(fn, recurse)
+        self.process = self.process.to(next(self.vae.parameters()).device)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """The student as two files, for Stable Diffusion 3 in the published layout."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_adapter(folder / network_file(self.family), self.network, STUDENT, self.family.prefix)
+        save_adapter(folder / tsd_sr.VAE_FILE, self.vae, STUDENT, self.family.vae_prefix)
+
+
+def network_file(family: Family) -> str:
+    return f"{family.folder}.safetensors"
+
+
+def read_update(path: Path, prefix: str) -> Update:
+    """A LoRA file's update by module names, without the prefix. Raises UserError where it is none."""
+    file = read_weights(path)
+    return low_rank.parse({key.removeprefix(prefix): tensor for key, tensor in file.tensors.items()}, file.name)
+
+
+def guided(
+    predict: Callable[[Tensor, Tensor, Condition], Tensor], condition: Condition, null: Condition, scale: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Classifier-free guidance (arXiv 2207.12598, equation 6), for x_0 as for any other prediction: null + scale
+    (conditioned - null), in one batch of twice the size."""
+    both = Condition(torch.cat([null.prompt, condition.prompt]), torch.cat([null.pooled, condition.pooled]))
+
+    def predict_guided(z: Tensor, index: Tensor) -> Tensor:
+        without, given = predict(torch.cat([z, z]), torch.cat([index, index]), both).chunk(2)
+        return without + scale * (given - without)
+
+    return predict_guided

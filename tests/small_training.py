@@ -1,0 +1,94 @@
+"""A small Stable Diffusion 3, prepared data for it, and short runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import small_sd3
+import torch
+from onestep_sr.sr_models.distill import loop, prepare, sd_runs, shards
+from onestep_sr.sr_models.distill.bases import open_base
+from onestep_sr.sr_models.distill.sd_runs import PromptSource
+from onestep_sr.sr_models.distill.shared_base import Ranks, SharedBase
+from onestep_sr.sr_models.distill.tsd_objective import TSDConfig, TSDObjective
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+PHOTOS = Path(__file__).parent / "photos"
+NARROW = (32, 32, 64, 64)
+CROP = 64
+CONFIG = prepare.PrepareConfig(crop=CROP, crops=3, shard=4)
+RANKS = Ranks(4, 4, 4)
+
+
+def write_base(root: Path) -> small_sd3.SmallSD3:
+    """With a null prompt in the folder `null`."""
+    files = small_sd3.write(root, NARROW)
+    null = files.root / "null"
+    null.mkdir()
+    generator = torch.Generator().manual_seed(8)
+    torch.save(0.5 * torch.randn(1, 333, 4096, generator=generator), null / "prompt_embeds.pt")
+    torch.save(torch.randn(1, 2048, generator=generator), null / "pool_embeds.pt")
+    return files
+
+
+def prepared(
+    small: small_sd3.SmallSD3, output: Path, config=CONFIG, folder: Path = PHOTOS, workers=0, **source
+) -> list:
+    source = {"embeddings": small.embeddings, "null_embeddings": small.root / "null", "captions": False} | source
+    where = {"device": torch.device("cpu"), "dtype": torch.float32, "workers": workers, "report": lambda crops: None}
+    return sd_runs.prepare_data(folder, output, small.folder, config, PromptSource(**source), **where)
+
+
+def paired(folder: Path) -> dict[str, Path]:
+    """HR pictures with LR ones and a teacher's results under the same names, all of which show the same."""
+    generator = np.random.default_rng(0)
+    folders = {name: folder / name for name in ("hr", "lr", "targets")}
+    for path in folders.values():
+        path.mkdir()
+    for index in range(3):
+        small_picture = Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        large = small_picture.resize((160, 120), Image.Resampling.NEAREST)
+        small_picture.save(folders["lr"] / f"{index}.png")
+        large.save(folders["hr"] / f"{index}.png")
+        large.point(lambda value: 255 - value).save(folders["targets"] / f"{index}.webp", lossless=True)
+    (folders["targets"] / "2.webp").unlink()
+    return folders
+
+
+def shared(small, **options) -> SharedBase:
+    torch.manual_seed(0)
+    return SharedBase(open_base(small.folder, torch.float32), RANKS, **options)
+
+
+def shaken(base: SharedBase, seed: int = 0) -> SharedBase:
+    """Adapters that do something."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in base.named_parameters():
+        if ".lora_B." in name:
+            weight.data = 0.05 * torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5
+    return base
+
+
+def objective(base: SharedBase, data: Path, config: TSDConfig | None = None) -> TSDObjective:
+    default, null = shards.read_prompts(data)
+    return TSDObjective(base, default, null, config or TSDConfig())
+
+
+def batch(data: Path, numbers=(0, 1)) -> dict[str, torch.Tensor]:
+    samples = [shards.ShardSamples(data, 0)[number] for number in numbers]
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
+
+
+def run_config(output: Path, **changes) -> loop.TrainConfig:
+    settings: dict = {"steps": 4, "batch": 2, "warmup": 1, "workers": 0, "save_every": 2, "log_every": 1, "ema": 0.5}
+    return loop.TrainConfig(output, **(settings | changes))
+
+
+def scalars(folder: Path, name: str) -> dict[int, float]:
+    return {event.step: event.value for event in EventAccumulator(str(folder / "log")).Reload().Scalars(name)}

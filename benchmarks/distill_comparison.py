@@ -3,11 +3,13 @@
     python benchmarks/distill_comparison.py PHOTOS VALIDATION -o runs/comparison
 
 A flow-matching teacher of the bundled network's size learns what to add to the bicubically enlarged LR, in
-pixel-shuffle space. Students start as its copy and learn for equally many steps:
+pixel-shuffle space; it starts from the bundled weights, which saves most of the hours. Students start as its copy
+and learn for equally many steps:
 
 - regression: mean squared distance to HR alone;
 - VSD: and the score difference of teacher and auxiliary; TSD: and target score matching; TSD+DASM: and four points
-  along the trajectory (TSD-SR, arXiv 2411.18263);
+  along the trajectory (TSD-SR, arXiv 2411.18263); the last two also with velocities in place of scores (`-v`), as the
+  published script has it;
 - TAD: distance to the teacher's own 8-step result, score difference near the clean end, and a time-aware
   discriminator (TAD-SR, arXiv 2408.07476).
 
@@ -25,43 +27,74 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from onestep_sr.sr_models import evaluate
+from onestep_sr.sr_models.diffusion import flow_matching
 from onestep_sr.sr_models.distill import tad, tsd
 from onestep_sr.sr_models.distill.data import CropPairs, list_images
 from onestep_sr.sr_models.distill.degradation import Degradation
-from onestep_sr.sr_models.distill.diffusion import flow_matching
 from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.loop import TrainConfig, train
 from onestep_sr.sr_models.distill.objectives import Losses, ParameterGroup
 from onestep_sr.sr_models.distill.runs import NETWORK
 from onestep_sr.sr_models.distill.tad_sd_objective import HIGHEST_NOISE, LOWEST_NOISE, noise_of
 from onestep_sr.sr_models.image import pad_to_multiple, resize
-from onestep_sr.sr_models.image_files import Picture, read_picture, write_picture
+from onestep_sr.sr_models.image_files import read_picture
+from onestep_sr.sr_models.loading import BUNDLED
+from onestep_sr.sr_models.model_choice import ModelChoice, open_model
 from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
+from onestep_sr.sr_models.upscale import upscale
+from PIL import Image, ImageDraw
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-SPREAD = 0.1  # of HR around the enlarged LR: divided by it, what the networks learn is of order 1
+SPREAD = 0.08  # of HR around the enlarged LR: divided by it, what the networks learn has a variance of about 1
 PROCESS = flow_matching(1.0)
 TEACHER_STEPS = 8
-SCORES = {"vsd": (1.0, 1), "tsd": (tsd.VSD_SHARE, 1), "tsd-dasm": (tsd.VSD_SHARE, 4)}  # VSD's share, points
-PICTURES = 4
+SHARE = tsd.VSD_SHARE
+SCORES: dict[str, tuple[float, int, tsd.Matching]] = {  # VSD's share, points, what target score matching compares
+    "vsd": (1.0, 1, "score"),
+    "tsd": (SHARE, 1, "score"),
+    "tsd-dasm": (SHARE, 4, "score"),
+    "tsd-v": (SHARE, 1, "velocity"),
+    "tsd-dasm-v": (SHARE, 4, "velocity"),
+}
+PICTURES, DETAIL = (3, 11), 176  # of the validation folder, and the side of what is shown of them
 
 
 class Detail(nn.Module):
-    """A network that knows the LR: x_0 of what is missing in the enlarged LR, from a noisy one and its index."""
+    """A network that knows the LR: x_0 of what is missing in the enlarged LR, from a noisy one and its index.
+
+    It is preconditioned: x_0 = (1 - s) / d^2 z_t + s / d F(z_t / d) with d^2 = (1 - s)^2 + s^2, so that input and
+    output of F have a variance of 1 at every s (EDM, arXiv 2206.00364, equation 7, for data of variance 1).
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.network = SwinUNet(replace(NETWORK, bicubic_skip=0))
 
+    @classmethod
+    def from_bundled(cls) -> Detail:
+        """The bundled network too adds its last layer to the enlarged LR; timesteps and noise are new to it."""
+        detail = cls()
+        learned = {name: weight.float() for name, weight in load_file(BUNDLED).items()}
+        learned |= {name: learned[name] / SPREAD for name in ("out.2.weight", "out.2.bias")}
+        for name, weight in detail.network.named_parameters():
+            weight.data.copy_(learned[name])
+        return detail
+
     def forward(self, z_t: Tensor, index: Tensor, condition: Tensor) -> Tensor:
-        velocity = self.network(z_t, condition, PROCESS.timesteps[index])
-        return PROCESS.x_0(velocity.float(), z_t, index)
+        s, d = tsd.at(PROCESS.path, index), self._deviation(index)
+        output = self.network(z_t / d, condition, PROCESS.timesteps[index])
+        return (1 - s) / d.square() * z_t + s / d * output.float()
 
     def features(self, z_t: Tensor, index: Tensor, condition: Tensor) -> list[Tensor]:
-        return [each.float() for each in self.network.features(z_t, condition, PROCESS.timesteps[index])]
+        maps = self.network.features(z_t / self._deviation(index), condition, PROCESS.timesteps[index])
+        return [each.float() for each in maps]
+
+    def _deviation(self, index: Tensor) -> Tensor:
+        s = tsd.at(PROCESS.path, index)
+        return ((1 - s).square() + s.square()).sqrt()
 
     @torch.no_grad()
     def sample(self, noise: Tensor, condition: Tensor) -> Tensor:
@@ -149,7 +182,7 @@ class ScoreDistillation(Objective):
     def __init__(self, model: Detail, learning_rate: float, teacher: Detail, kind: str, latent_weight: float):
         super().__init__(model, learning_rate)
         self.teacher, self.auxiliary = teacher.requires_grad_(False), deepcopy(teacher).requires_grad_(True)
-        self.share, self.points = SCORES[kind]
+        self.share, self.points, self.matching = SCORES[kind]
         self.latent_weight = latent_weight
 
     def losses(self, z_h: Tensor, condition: Tensor, draws: Draws) -> Losses:
@@ -159,7 +192,8 @@ class ScoreDistillation(Objective):
         indices = tsd.trajectory(start, bias, self.points, len(PROCESS.path))
         models = [lambda z, i, model=model: model(z, i, condition) for model in (self.teacher, self.auxiliary)]
         noise = draws.normal(*z_h.shape[1:])
-        g = tsd.gradient(z_s.detach(), z_h, noise, indices, PROCESS.path, models[0], models[1], vsd_share=self.share)
+        options: dict[str, Any] = {"vsd_share": self.share, "matching": self.matching}
+        g = tsd.gradient(z_s.detach(), z_h, noise, indices, PROCESS.path, models[0], models[1], **options)
         latent, distillation = F.mse_loss(z_s, z_h), tsd.distillation_loss(z_s, g)
         auxiliary = self._auxiliary_loss(z_s.detach(), condition, draws)
         loss = self.latent_weight * latent + distillation + auxiliary
@@ -227,13 +261,20 @@ def trained(objective: Objective, config: TrainConfig, pairs: CropPairs) -> Obje
     return objective
 
 
-def write_pictures(objectives: dict[str, Objective], folder: Path, output: Path) -> None:
-    """A row of LR, every result and HR for each of a few validation pictures."""
-    for file in list_images(folder)[:PICTURES]:
-        hr = read_picture(file).pixels[None, :, :256, :256]
+def write_pictures(upscalers: dict[str, evaluate.Upscaler], folder: Path, file: Path) -> None:
+    """A labelled detail of every result and HR, two rows for each of two validation pictures."""
+    columns, line = (len(upscalers) + 2) // 2, 18
+    grid = Image.new("RGB", (columns * DETAIL, len(PICTURES) * 2 * (DETAIL + line)), "white")
+    for number, index in enumerate(PICTURES):
+        hr = read_picture(list_images(folder)[index]).pixels[None, :, 128:384, 128:384]
         lr = resize(hr, (64, 64)).clamp(0, 1)
-        row = [resize(lr, (256, 256)).clamp(0, 1), *(each.restore(lr, 0) for each in objectives.values()), hr]
-        write_picture(output / f"{file.stem}.png", Picture(torch.cat(row, dim=-1)[0]))
+        results = {name: upscaler(lr) for name, upscaler in upscalers.items()} | {"HR": hr}
+        for place, (name, result) in enumerate(results.items()):
+            x, y = place % columns * DETAIL, (2 * number + place // columns) * (DETAIL + line)
+            ImageDraw.Draw(grid).text((x + 4, y + 2), name, fill="black")
+            cut = result[0, :, 40 : 40 + DETAIL, 40 : 40 + DETAIL].clamp(0, 1)
+            grid.paste(Image.fromarray((cut * 255).round().byte().permute(1, 2, 0).numpy()), (x, y + line))
+    grid.save(file, quality=88)
 
 
 def main() -> None:
@@ -241,13 +282,13 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("validation", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--teacher-steps", type=int, default=4000)
-    parser.add_argument("--student-steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--teacher-steps", type=int, default=2000)
+    parser.add_argument("--student-steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--teacher-rate", type=float, default=4e-4)
-    parser.add_argument("--student-rate", type=float, default=1e-4)
-    parser.add_argument("--latent-weight", type=float, default=0.25, help="of the distance to HR beside the scores")
+    parser.add_argument("--student-rate", type=float, default=2e-4)
+    parser.add_argument("--latent-weight", type=float, default=0.1, help="of the distance to HR beside the scores")
     parser.add_argument("--precision", default="bf16")
     options = parser.parse_args()
     pairs = CropPairs(options.photos, options.crop, Degradation(), 0)
@@ -257,13 +298,17 @@ def main() -> None:
         options_of_run = {"ema": 0.99, "precision": options.precision, "save_every": 200, "warmup": steps // 10}
         return TrainConfig(options.output / name, steps, options.batch, **options_of_run)
 
-    teacher = trained(Teacher(Detail(), options.teacher_rate), config("teacher", options.teacher_steps), pairs)
+    teacher = trained(
+        Teacher(Detail.from_bundled(), options.teacher_rate), config("teacher", options.teacher_steps), pairs
+    )
     objectives: dict[str, Objective] = {"teacher": teacher}
     for name, objective in students(teacher.model, options.student_rate, options.latent_weight).items():
         objectives[name] = trained(objective, config(name, options.student_steps), pairs)
+    bundled, _ = open_model(ModelChoice())
     upscalers = {name: lambda lr, each=each: each.restore(lr, 0) for name, each in objectives.items()}
-    rows = evaluate.evaluate({**evaluate.BASELINES, **upscalers}, options.validation, evaluate.DEGRADATIONS)
-    write_pictures(objectives, options.validation, options.output)
+    upscalers = {"bicubic": evaluate.bicubic, "bundled": lambda lr: upscale(bundled, lr), **upscalers}
+    rows = evaluate.evaluate(upscalers, options.validation, evaluate.DEGRADATIONS)
+    write_pictures(upscalers, options.validation, options.output / "pictures.jpg")
     (options.output / "table.json").write_text(evaluate.to_json(rows))
     Console(width=140).print(evaluate.render(rows))
 

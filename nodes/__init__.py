@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, images, plan_view, replacements, sd3, seamless
+from . import host, images, plan_view, replacements, seamless, stable_diffusion
 from .upscaling import LoadModel, UpscaleImage
 
 
@@ -20,10 +20,10 @@ class OneStepSRExtension(ComfyExtension):
         return [
             LoadModel,
             UpscaleImage,
-            sd3.ApplyLoRA,
-            sd3.Prompt,
-            sd3.Sampler,
-            sd3.Model,
+            stable_diffusion.ApplyLoRA,
+            stable_diffusion.Prompt,
+            stable_diffusion.Sampler,
+            stable_diffusion.Model,
             seamless.EncodeSeamless,
             seamless.DecodeSeamless,
             images.MatchColor,

@@ -9,7 +9,7 @@ from ..sr_models.errors import UserError
 from ..sr_models.forecast import Forecast, forecast
 from ..sr_models.loading import recipe_of
 from ..sr_models.recipe import TSD_FAMILY, Recipe
-from . import host, host_sd3, pace, sd3, upscaling
+from . import host, host_sd, pace, stable_diffusion, upscaling
 
 ROUTE = "/onestep_sr/plan"
 GIGABYTE = 1e9
@@ -49,8 +49,8 @@ def answer(content: dict[str, Any]) -> dict[str, Any]:
 
 def _recipe(node: str, widgets: dict[str, Any]) -> tuple[Recipe, int]:
     """What the node gives, by its widgets: the recipe, and the codec's factor."""
-    if node == sd3.MODEL_ID:
-        return TSD_FAMILY[widgets["recipe"]], host_sd3.VAE_FACTOR
+    if node == stable_diffusion.MODEL_ID:
+        return TSD_FAMILY[widgets["recipe"]], host_sd.VAE_FACTOR
     model, recipe = widgets["model"], widgets["recipe"]
     if model != upscaling.BUNDLED_NAME and model not in host.weights_files(host.MODEL_FOLDER):
         raise UserError(f"{model} is not in models/{host.MODEL_FOLDER}: choose another model.")

@@ -66,7 +66,7 @@ AutoencoderOption = Annotated[
 ]
 RecipeOption = Annotated[
     str,
-    typer.Option(help="tad-sr, sinsr, resshift or resshift-s4; with --sd3 tsd-sr or tsd-sr-mse; auto: by the name."),
+    typer.Option(help="tad-sr, sinsr, resshift or resshift-s4; with --base tsd-sr or tsd-sr-mse; auto: by the name."),
 ]
 EmbeddingsOption = Annotated[
     Optional[Path],  # noqa: UP045
@@ -98,13 +98,16 @@ def upscale_command(
     memory: Annotated[
         int, typer.Option(min=0, help="MB that a result may take; larger ones go through a file. 0: by what is free.")
     ] = 0,
-    sd3: Annotated[
+    base: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="For TSD-SR: Stable Diffusion 3 medium, a diffusers folder or a checkpoint file."),
+        typer.Option(
+            help="For TSD-SR: Stable Diffusion 3 medium, a diffusers folder or a checkpoint file. For a LoRA that was "
+            "trained here on 1.5, 2.1 or SDXL: a diffusers folder of that.",
+        ),
     ] = None,
     lora: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="TSD-SR's folder (transformer and vae.safetensors), or a file from `convert`."),
+        typer.Option(help="The folder of TSD-SR's LoRA or your own (two files), or a file from `convert`."),
     ] = None,
     embeddings: EmbeddingsOption = None,
     prompt: Annotated[
@@ -138,7 +141,7 @@ def upscale_command(
         memory=memory or None,
     )
     jobs = plan_jobs(inputs, output, None if format is Format.same else f".{format.value}")
-    choice = ModelChoice(model, autoencoder, recipe, device.value, dtype.value, sd3, lora, embeddings, prompt, offload)
+    choice = ModelChoice(model, autoencoder, recipe, device.value, dtype.value, base, lora, embeddings, prompt, offload)
     from .terminal import FileAndTileBars
 
     try:
@@ -172,7 +175,7 @@ def models_command(
     for recipe in RESSHIFT_FAMILY.values():
         _say(f"{recipe.name:12} {recipe.title}, x{recipe.scale}, from a published file ({recipe.citation})")
     for recipe in TSD_FAMILY.values():
-        _say(f"{recipe.name:12} {recipe.title}, any scale, with --sd3 and --lora ({recipe.citation})")
+        _say(f"{recipe.name:12} {recipe.title}, any scale, with --base and --lora ({recipe.citation})")
     if folder is not None and not folder.is_dir():
         raise UserError(f"{folder} is no folder: name one that holds weights files.")
     for file in sorted(folder.iterdir()) if folder else ():
@@ -202,11 +205,11 @@ def download_command(
 
 @app.command("convert")
 def convert_command(
-    lora: Annotated[Path, typer.Argument(help="TSD-SR's folder, or its transformer.safetensors.")],
+    lora: Annotated[Path, typer.Argument(help="The folder of TSD-SR's LoRA or your own, or one of its two files.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     embeddings: EmbeddingsOption = None,
 ) -> None:
-    """Put TSD-SR's two LoRA files and the prompt embeddings into one file."""
+    """Put the two files of a one-step LoRA, and the prompt embeddings if any, into one file."""
     from dataclasses import replace
 
     from .checkpoints import prompt_embeddings, tsd_sr
@@ -217,6 +220,8 @@ def convert_command(
     if not output.parent.is_dir():
         raise UserError(f"{output.parent} is no folder: make it first.")
     weights = tsd_sr.read(lora)
+    if embeddings is not None and weights.unet:
+        raise UserError(f"{weights.base} encodes the prompt with its own CLIP: leave --embeddings out.")
     if embeddings is not None:
         weights = replace(weights, embeddings=prompt_embeddings.read_embeddings(embeddings))
     tsd_sr.save(output, weights)

@@ -64,8 +64,8 @@ def load(
         )
     if tsd_sr.is_tsd_sr(file):
         raise UserError(
-            f"{file.name} is a TSD-SR LoRA, which works on Stable Diffusion 3: in ComfyUI put it into models/loras and "
-            "use Apply One-Step SR LoRA; on the command line give --sd3 and --lora."
+            f"{file.name} is a TSD-SR LoRA, which works on a Stable Diffusion: in ComfyUI put it into models/loras and "
+            "use Apply One-Step SR LoRA; on the command line give --base and --lora."
         )
     raise UserError(f"{file.name} is no model that this pack knows: choose a TAD-SR, SinSR or ResShift x4 file.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ class ModelChoice:
     recipe: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
-    sd3: Path | None = None
+    base: Path | None = None
     lora: Path | None = None
     embeddings: Path | None = None
     prompt: str | None = None
@@ -37,8 +38,8 @@ def open_model(choice: ModelChoice) -> tuple[SRModel, str]:
     place = find_device(choice.device)
     dtype = default_dtype(place) if choice.dtype == "auto" else DTYPES[choice.dtype]
     recipe = None if choice.recipe == "auto" else choice.recipe
-    if choice.sd3 is not None or choice.lora is not None:
-        return _open_sd3(choice, recipe, place, dtype)
+    if choice.base is not None or choice.lora is not None:
+        return _open_stable_diffusion(choice, recipe, place, dtype)
     path = BUNDLED if choice.model == BUNDLED_NAME else Path(choice.model)
     loaded = load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype)
     for module in loaded.modules:
@@ -46,21 +47,24 @@ def open_model(choice: ModelChoice) -> tuple[SRModel, str]:
     return loaded.model, ""
 
 
-def _open_sd3(choice: ModelChoice, recipe: str | None, place: torch.device, dtype: torch.dtype) -> tuple[SRModel, str]:
+def _open_stable_diffusion(
+    choice: ModelChoice, recipe: str | None, place: torch.device, dtype: torch.dtype
+) -> tuple[SRModel, str]:
     from .standalone import load_sd3
+    from .standalone_unet import is_unet, load_unet
 
-    if choice.sd3 is None or choice.lora is None:
-        raise UserError("TSD-SR needs both --sd3 (Stable Diffusion 3 medium) and --lora (TSD-SR's files): give both.")
-    loaded = load_sd3(
-        choice.sd3,
-        choice.lora,
-        embeddings=choice.embeddings,
-        prompt=choice.prompt,
-        recipe=recipe,
-        dtype=dtype,
-        device=place,
-        offload=choice.offload,
-    )
+    if choice.base is None or choice.lora is None:
+        raise UserError("A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's) and --lora: give both.")
+    if not choice.base.exists():
+        raise UserError(f"{choice.base} is not there: check the name of the base.")
+    options: dict[str, Any] = {"prompt": choice.prompt, "recipe": recipe, "dtype": dtype}
+    options |= {"device": place, "offload": choice.offload}
+    if not is_unet(choice.base):
+        loaded = load_sd3(choice.base, choice.lora, embeddings=choice.embeddings, **options)
+    elif choice.embeddings is None:
+        loaded = load_unet(choice.base, choice.lora, **options)
+    else:
+        raise UserError(f"{choice.base.name} has text encoders of its own for the prompt: leave --embeddings out.")
     return loaded.model, loaded.warning
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from .color import ColorMatch
 from .schedule import ResShiftSchedule
-from .step import FlowStep, ResShiftStep, Step
+from .step import CleanStep, FlowStep, ResShiftStep, Step
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,10 @@ TSD_SR = Recipe(
     prompt=TSD_PROMPT,
 )
 TSD_FAMILY = {recipe.name: recipe for recipe in (TSD_SR, replace(TSD_SR, name="tsd-sr-mse", color="adain"))}
+
+
+def on_unet(recipe: Recipe) -> Recipe:
+    """TSD-SR's recipe for a Stable Diffusion with a U-Net, which may take windows of any size."""
+    return replace(
+        recipe, name=f"{recipe.name} on a U-Net", title="TSD-SR on a U-Net", step=CleanStep(), largest_tile=0
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 LPIPS = "LPIPS on AlexNet"
 ENCODER = "features of the base's own VAE encoder, as no weights of LPIPS are here (--lpips takes them)"
 FolderOption = Optional[Path]  # noqa: UP045
+
+
+class Matching(str, Enum):
+    score = "score"
+    velocity = "velocity"
 
 
 def prepare_command(
@@ -98,8 +104,12 @@ StartOption = Annotated[FolderOption, typer.Option(help="Go on from these LoRA f
 TeacherOption = Annotated[FolderOption, typer.Option(help="A LoRA file that the teacher wears.")]
 CheckpointingOption = Annotated[bool, typer.Option(help="Less memory, a third slower.")]
 LpipsOption = Annotated[FolderOption, typer.Option(help="A folder with AlexNet's weights and LPIPS's alex.pth.")]
-Fp8Option = Annotated[bool, typer.Option("--fp8", help="Keep the base in fp8: half its memory, less exact.")]
-BestOption = Annotated[str, typer.Option(help="The score that decides the best result: psnr, ssim, niqe, lpips.")]
+Fp8Option = Annotated[bool, typer.Option("--fp8/--no-fp8", help="Keep the base in fp8: half its memory, less exact.")]
+ShardOption = Annotated[bool, typer.Option("--shard/--no-shard", help="Spread the base over the processes (FSDP).")]
+MusiqOption = Annotated[FolderOption, typer.Option(help="MUSIQ's weights, to validate by it: musiq_koniq_ckpt-*.pth.")]
+BestOption = Annotated[
+    str, typer.Option(help="The score that decides the best result: psnr, ssim, niqe, lpips or musiq.")
+]
 
 
 @train_app.command("tsd")
@@ -119,14 +129,20 @@ def train_tsd_command(
     early_steps: Annotated[
         int, typer.Option(min=0, help="So many steps hold on to the HR latent; later ones sample along DASM.")
     ] = 50_000,
+    matching: Annotated[
+        Matching,
+        typer.Option(help="What target score matching compares: score, as in the paper; velocity, as published."),
+    ] = Matching.score,
     rank: RankOption = 64,
     rank_vae: VaeRankOption = 64,
     rank_auxiliary: Annotated[int, typer.Option(min=1, help="Of the auxiliary's LoRA.")] = 64,
     start: StartOption = None,
     teacher: TeacherOption = None,
     lpips: LpipsOption = None,
+    musiq: MusiqOption = None,
     gradient_checkpointing: CheckpointingOption = True,
     fp8: Fp8Option = False,
+    shard: ShardOption = False,
     ema: EmaOption = 0.999,
     precision: TrainPrecisionOption = "bf16",
     seed: SeedOption = 0,
@@ -143,8 +159,8 @@ def train_tsd_command(
 
     distance = find_lpips(lpips)
     _say_once(f"Perceptual loss: {LPIPS if distance else ENCODER}.")
-    run = SDRun(base, data, Ranks(rank, rank_vae, rank_auxiliary), start, teacher, gradient_checkpointing, fp8)
-    method = TSDConfig(learning_rate, auxiliary_learning_rate, guidance, early_steps)
+    run = SDRun(base, data, Ranks(rank, rank_vae, rank_auxiliary), start, teacher, gradient_checkpointing, fp8, shard)
+    method = TSDConfig(learning_rate, auxiliary_learning_rate, guidance, early_steps, matching.value)
     _say_once(f"The LoRA is in {train_tsd(_train_config(context), run, method, distance)}")
 
 
@@ -160,17 +176,23 @@ def train_tad_command(
     accumulate: AccumulateOption = 1,
     learning_rate: StudentRateOption = 5e-6,
     discriminator_learning_rate: Annotated[float, typer.Option(help="AdamW's, of the discriminator.")] = 5e-5,
+    auxiliary_learning_rate: Annotated[float, typer.Option(help="AdamW's, of the auxiliary model.")] = 1e-6,
     warmup: WarmupOption = 1000,
     regression_weight: Annotated[float, typer.Option(help="Weight of the distance to the target.")] = 1.0,
     score_weight: Annotated[float, typer.Option(help="Weight of high-frequency score distillation.")] = 1.0,
     adversarial_weight: Annotated[float, typer.Option(help="Weight of the time-aware discriminator.")] = 0.02,
     rank: RankOption = 64,
     rank_vae: VaeRankOption = 64,
+    rank_auxiliary: Annotated[
+        int, typer.Option(min=0, help="Of an auxiliary LoRA to compare the base with, not the target; 0: none.")
+    ] = 0,
     start: StartOption = None,
     teacher: TeacherOption = None,
     lpips: LpipsOption = None,
+    musiq: MusiqOption = None,
     gradient_checkpointing: CheckpointingOption = True,
     fp8: Fp8Option = False,
+    shard: ShardOption = False,
     ema: EmaOption = 0.999,
     precision: TrainPrecisionOption = "bf16",
     seed: SeedOption = 0,
@@ -185,9 +207,9 @@ def train_tad_command(
     from .distill.shared_base import Ranks
     from .distill.tad_sd_objective import TADConfig
 
-    run = SDRun(base, data, Ranks(rank, rank_vae, 0), start, teacher, gradient_checkpointing, fp8)
+    run = SDRun(base, data, Ranks(rank, rank_vae, rank_auxiliary), start, teacher, gradient_checkpointing, fp8, shard)
     weights = StudentWeights(regression_weight, score_weight, adversarial_weight)
-    method = TADConfig(learning_rate, discriminator_learning_rate, weights)
+    method = TADConfig(learning_rate, discriminator_learning_rate, auxiliary_learning_rate, weights)
     _say_once(f"The LoRA is in {train_tad(_train_config(context), run, method)}")
 
 
@@ -196,7 +218,7 @@ def _train_config(context: typer.Context) -> TrainConfig:
     from .distill.loop import TrainConfig
 
     shared = ("output", "steps", "batch", "accumulate", "warmup", "ema", "precision", "seed", "workers", "save_every")
-    options = {name: context.params[name] for name in (*shared, "validation", "best", "lpips")}
+    options = {name: context.params[name] for name in (*shared, "validation", "best", "lpips", "musiq")}
     return TrainConfig(**options, run_file=run_file_text(context))
 
 

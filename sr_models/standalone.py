@@ -19,10 +19,10 @@ from .adapters import ACCELERATOR_TILES, AutoencoderCodec
 from .checkpoints import prompt_embeddings, tsd_sr
 from .checkpoints.low_rank import Update, merge
 from .checkpoints.prompt_embeddings import PromptEmbeddings
-from .checkpoints.tsd_sr import SD3_MEDIUM, TSDWeights
+from .checkpoints.tsd_sr import SD3_MEDIUM, SD35_MEDIUM, TSDWeights
 from .checkpoints.weights_file import read_weights
 from .errors import UserError
-from .recipe import TSD_FAMILY
+from .recipe import TSD_FAMILY, Recipe
 from .sr_model import Result, SRModel
 from .step import Network
 
@@ -33,6 +33,8 @@ SCALING = 1.5305
 LATENT_CHANNELS = 16
 HEAD_WIDTH = 64
 TRANSFORMER_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
+
+Predict = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,25 +92,32 @@ def load_sd3(
         UserError: where diffusers is missing or does not suit the rest, and for files that are missing or broken,
             or that do not belong together.
     """
-    _require_diffusers()
+    require_diffusers()
     weights = tsd_sr.read(lora)
-    chosen = recipe or weights.recipe
-    if chosen not in TSD_FAMILY:
-        raise UserError(f"Recipe {chosen!r} is unknown for TSD-SR: choose one of {', '.join(TSD_FAMILY)}.")
-    placement = Placement(device or torch.device("cpu"), offload)
+    if weights.unet:
+        raise UserError(f"{weights.name} is a LoRA for {weights.base}: give a diffusers folder of it as the base.")
+    chosen, placement = choose_recipe(recipe or weights.recipe), Placement(device or torch.device("cpu"), offload)
     condition = _published_embeddings(weights, embeddings, prompt)
     if condition is None:
-        condition = encode_prompt(base, prompt or TSD_FAMILY[chosen].prompt, device=placement.device, dtype=dtype)
+        condition = encode_prompt(base, prompt or chosen.prompt, device=placement.device, dtype=dtype)
     transformer, vae = open_networks(base, dtype)
     warning = _check_base(transformer, weights)
-    merge_update(transformer, weights.transformer, weights.name, "the base's transformer")
-    merge_update(vae, weights.vae, weights.name, "the base's VAE")
-    denoiser = SD3Denoiser(transformer, condition, placement)
-    model = SRModel(TSD_FAMILY[chosen], denoiser, SD3Codec(vae, placement, budget))
+    merge_update(transformer, weights.transformer, weights.name, "the base's transformer", weights.base)
+    merge_update(vae, weights.vae, weights.name, "the base's VAE", weights.base)
+    denoiser = PromptedDenoiser(transformer, call_transformer, condition, placement)
+    model = SRModel(chosen, denoiser, LatentCodec(vae, placement, SCALING, budget))
     return StandaloneModel(model, (transformer, vae), warning)
 
 
-def _require_diffusers() -> None:
+def choose_recipe(name: str) -> Recipe:
+    """Of TSD-SR's, by name. Raises UserError for others."""
+    if name not in TSD_FAMILY:
+        raise UserError(f"Recipe {name!r} is unknown for TSD-SR: choose one of {', '.join(TSD_FAMILY)}.")
+    return TSD_FAMILY[name]
+
+
+def require_diffusers() -> None:
+    """Raise UserError where diffusers is missing, or does not suit the rest."""
     try:
         from diffusers import SD3Transformer2DModel  # noqa: F401
     except (ImportError, RuntimeError) as error:  # the second where it does not suit another package's version
@@ -119,55 +128,72 @@ def _require_diffusers() -> None:
         ) from error
 
 
-def merge_update(network: nn.Module, update: Update, name: str, target: str) -> None:
-    """Add an update to a network's weights. Raises UserError where it does not fit."""
+def require_transformers(instead: str) -> None:
+    """Raise UserError where transformers is missing; `instead` ends the sentence with what else would do."""
+    from diffusers.utils import is_transformers_available
+
+    if not is_transformers_available():
+        raise UserError(f"Encoding a prompt needs a package: pip install transformers{instead}.")
+
+
+def merge_update(network: nn.Module, update: Update, name: str, target: str, base: str) -> None:
+    """Add an update to a network's weights. Raises UserError where it does not fit; arguments as `require_fit`'s."""
     weights = {name.removesuffix(".weight"): tensor for name, tensor in network.named_parameters()}
-    tsd_sr.require_fit(update, {name: tuple(tensor.shape) for name, tensor in weights.items()}, name, target)
+    tsd_sr.require_fit(update, {name: tuple(tensor.shape) for name, tensor in weights.items()}, name, target, base)
     for module, layer in update.items():
         weights[module].data = merge(weights[module].data, layer)
 
 
-class SD3Denoiser:
-    """diffusers' SD3 transformer with its prompt, as a denoiser."""
+class PromptedDenoiser:
+    """A diffusers network with its prompt, as a denoiser.
 
-    def __init__(self, transformer: SD3Transformer2DModel, condition: PromptEmbeddings, placement: Placement):
-        self.transformer, self.placement = transformer, placement
-        self.prompt = condition.prompt.to(placement.device, transformer.dtype)
-        self.pooled = condition.pooled.to(placement.device, transformer.dtype)
+    predict: network, latent (B, c, h, w) float32 on its device, timestep (B,), prompt and pooled prompt -> prediction.
+    """
+
+    def __init__(self, network: Any, predict: Predict, condition: PromptEmbeddings, placement: Placement):
+        self.network, self.predict, self.placement = network, predict, placement
+        self.prompt = condition.prompt.to(placement.device, network.dtype)
+        self.pooled = condition.pooled.to(placement.device, network.dtype)
 
     def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
-        with self.placement.on_device(self.transformer):
-            return work(self._predict)
+        with self.placement.on_device(self.network):
+            return work(self._run)
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
         return 1 if self.placement.device.type == "cpu" else ACCELERATOR_TILES
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
+        return self.network.dtype
 
-    def in_float32(self) -> SD3Denoiser:
-        exact = copy.deepcopy(self.transformer).float()
-        return SD3Denoiser(exact, PromptEmbeddings(self.prompt, self.pooled), self.placement)
+    def in_float32(self) -> PromptedDenoiser:
+        exact, condition = copy.deepcopy(self.network).float(), PromptEmbeddings(self.prompt, self.pooled)
+        return PromptedDenoiser(exact, self.predict, condition, self.placement)
 
     @torch.no_grad()
-    def _predict(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
-        device, dtype = self.placement.device, self.transformer.dtype
-        v = self.transformer(
-            hidden_states=latent.to(device, dtype),
-            timestep=timestep.to(device),
-            encoder_hidden_states=self.prompt.expand(len(latent), -1, -1),
-            pooled_projections=self.pooled.expand(len(latent), -1),
-            return_dict=False,
-        )[0]
-        return v.to(latent.device, torch.float32)
+    def _run(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
+        device, count = self.placement.device, len(latent)
+        prompt, pooled = self.prompt.expand(count, -1, -1), self.pooled.expand(count, -1)
+        prediction = self.predict(self.network, latent.to(device), timestep.to(device), prompt, pooled)
+        return prediction.to(latent.device, torch.float32)
 
 
-class SD3Codec(AutoencoderCodec):
-    """diffusers' VAE as a codec, in TSD-SR's latents: the posterior's mode, scaled and not shifted."""
+def call_transformer(network: Any, z_t: Tensor, timestep: Tensor, prompt: Tensor, pooled: Tensor) -> Tensor:
+    """Stable Diffusion 3's velocity for latents (B, 16, h, w) at timesteps (B,), in the prompt's precision."""
+    return network(
+        hidden_states=z_t.to(prompt.dtype),
+        timestep=timestep,
+        encoder_hidden_states=prompt,
+        pooled_projections=pooled,
+        return_dict=False,
+    )[0]
 
-    def __init__(self, vae: AutoencoderKL, placement: Placement, budget: int | None = None):
-        super().__init__(vae, factor=8, latent_channels=LATENT_CHANNELS, scaling=SCALING, budget=budget)
+
+class LatentCodec(AutoencoderCodec):
+    """diffusers' VAE as a codec, in one-step latents: the posterior's mode, scaled and not shifted."""
+
+    def __init__(self, vae: Any, placement: Placement, scaling: float, budget: int | None = None):
+        super().__init__(vae, 8, vae.config.latent_channels, scaling, budget)
         self.placement = placement
 
     def encode(self, image: Tensor) -> Tensor:
@@ -287,14 +313,12 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) ->
 def _check_base(transformer: SD3Transformer2DModel, weights: TSDWeights) -> str:
     if not transformer.config.get("qk_norm"):
         return ""
-    if any(".attn2." in module for module in weights.transformer):  # trained on 3.5, which alone has such modules
-        return ""
     if not transformer.config.get("dual_attention_layers"):
         raise UserError(
-            f"{weights.name} is a TSD-SR LoRA for {SD3_MEDIUM}, but the base is Stable Diffusion 3.5 large: "
-            f"name a checkpoint of {SD3_MEDIUM}."
+            f"{weights.name} is a TSD-SR LoRA for {weights.base}, but the base is Stable Diffusion 3.5 large: "
+            f"name a checkpoint of {weights.base}."
         )
-    return tsd_sr.SD35_WARNING
+    return "" if weights.base == SD35_MEDIUM else tsd_sr.SD35_WARNING
 
 
 # Prompt
@@ -322,24 +346,32 @@ def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) 
             f"{base.name} is a single file, which brings no tokenizers to encode the prompt with: give TSD-SR's "
             f"embeddings ({prompt_embeddings.PROMPT_FILE} and {prompt_embeddings.POOLED_FILE}), or a diffusers folder."
         )
-    from diffusers.utils import is_transformers_available
+    require_transformers(", or give TSD-SR's embeddings")
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
-    if not is_transformers_available():
-        raise UserError("Encoding a prompt needs a package: pip install transformers, or give TSD-SR's embeddings.")
-    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
-
-    # Where there is no T5, diffusers asks the transformer how wide its zeros have to be, and nothing else.
-    with torch.device("meta"):
-        config: Any = SD3Transformer2DModel.load_config(str(base), subfolder="transformer")
-        parts: dict[str, Any] = {"transformer": SD3Transformer2DModel.from_config(config), "vae": None}
-    if not (base / "text_encoder_3").is_dir():
-        parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    # Part by part: what a pipeline's own index names may be code in the folder.
+    kinds: list[tuple[str, Any, Any]] = [
+        ("", CLIPTextModelWithProjection, CLIPTokenizer),
+        ("_2", CLIPTextModelWithProjection, CLIPTokenizer),
+        ("_3", T5EncoderModel, AutoTokenizer),
+    ]
+    parts: dict[str, Any] = {"vae": None, "scheduler": FlowMatchEulerDiscreteScheduler()}
     try:
-        pipeline: Any = StableDiffusion3Pipeline.from_pretrained(str(base), torch_dtype=dtype, **parts)
-        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-            if getattr(pipeline, name) is not None:
-                getattr(pipeline, name).to(device)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        for end, encoder, tokenizer in kinds:
+            if end == "_3" and not (base / "text_encoder_3").is_dir():
+                parts |= {"text_encoder_3": None, "tokenizer_3": None}
+                continue
+            parts[f"text_encoder{end}"] = encoder.from_pretrained(
+                str(base), subfolder=f"text_encoder{end}", torch_dtype=dtype
+            ).to(device)
+            parts[f"tokenizer{end}"] = tokenizer.from_pretrained(str(base), subfolder=f"tokenizer{end}")
+        # Where there is no T5, diffusers asks the transformer how wide its zeros have to be, and nothing else.
+        with torch.device("meta"):
+            config: Any = SD3Transformer2DModel.load_config(str(base), subfolder="transformer")
+            parts["transformer"] = SD3Transformer2DModel.from_config(config)
+        pipeline: Any = StableDiffusion3Pipeline(**parts)
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise _no_encoders(base, error) from error
 
     @torch.no_grad()

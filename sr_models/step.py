@@ -40,6 +40,17 @@ class FlowStep:
 
 
 @dataclass(frozen=True)
+class CleanStep:
+    """x_0 itself, from a network that takes the LR's latent for its noisiest input (one-step LoRAs on U-Nets)."""
+
+    timestep: float = 999.0
+    evaluations: int = 1
+
+    def __call__(self, network: Network, latent: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
+        return network(latent, condition, torch.full((len(latent),), self.timestep, device=latent.device))
+
+
+@dataclass(frozen=True)
 class ResShiftStep:
     """ResShift's sampler: x_0 predicted once at t = T - 1 (TAD-SR, SinSR), or all T steps (ResShift)."""
 

@@ -27,9 +27,12 @@ from comfyui_host import (
     stop,
 )
 from onestep_sr.sr_models.checkpoints import tsd_sr
+from onestep_sr.sr_models.distill.bases import open_base
+from onestep_sr.sr_models.distill.shared_base import SharedBase
 from onestep_sr.sr_models.standalone import load_sd3
 from onestep_sr.sr_models.upscale import upscale
 from PIL import Image
+from small_training import RANKS, shaken
 
 HOSTS = installed_hosts()
 SCRIPT = Path(__file__).parent / "host_scripts" / "sd3_in_comfyui.py"
@@ -56,7 +59,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> small_sd3.SmallSD3:
 
 @pytest.fixture(scope="module")
 def sd35(small: small_sd3.SmallSD3, tmp_path_factory: pytest.TempPathFactory) -> small_sd3.SmallSD3:
-    return small_sd3.write_sd35(tmp_path_factory.mktemp("sd35"), small.folder / "vae")
+    files = small_sd3.write_sd35(tmp_path_factory.mktemp("sd35"), small.folder / "vae")
+    shaken(SharedBase(open_base(files.folder, torch.float32), RANKS)).save(files.root / "trained")
+    return files
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +76,13 @@ def image() -> torch.Tensor:
 def diffusers_results(small, sd35, image) -> dict[str, torch.Tensor]:
     """What the standalone backend gives, which tests/test_tsd_sr.py holds against peft."""
 
-    def run(files, **options):
-        loaded = load_sd3(files.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32).model
+    def run(files, lora=small.lora, **options):
+        loaded = load_sd3(files.folder, lora, embeddings=small.embeddings, dtype=torch.float32).model
         return upscale(replace(loaded, recipe=replace(loaded.recipe, shortest=0, color="none")), image, 1, **options)
 
-    return {"whole": run(small), "tiled": run(small, tile=64, overlap=16), "SD3.5": run(sd35)}
+    return {"whole": run(small), "tiled": run(small, tile=64, overlap=16), "SD3.5": run(sd35)} | {
+        "trained on SD3.5": run(sd35, sd35.root / "trained")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +108,7 @@ def comfyui_results(folder, small, sd35, image, tmp_path_factory) -> dict:
         ("tiled parts", "tiled"),
         ("batched parts", "tiled"),
         ("SD3.5", "SD3.5"),
+        ("trained on SD3.5", "trained on SD3.5"),
     ],
 )
 def test_comfyui_gives_what_diffusers_gives(name, expected, comfyui_results, diffusers_results):
@@ -145,6 +153,7 @@ def test_tiles_that_overflow_have_a_rescue_in_float32(comfyui_results):
 
 def test_what_does_not_fit_is_refused_in_one_sentence(comfyui_results):
     assert comfyui_results["warning"] == "" and comfyui_results["SD3.5 warning"] == tsd_sr.SD35_WARNING
+    assert comfyui_results["trained on SD3.5 warning"] == ""
     refusals = comfyui_results["refusals"] | {"unshifted": comfyui_results["unshifted"]}
     expected = {
         "SD1.5": "but the connected MODEL is SD15",
@@ -153,7 +162,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(comfyui_results):
         "seamless TAESD": "use ComfyUI's VAE Decode (Tiled) for it",
         "sigmas": "begin at 0.5",
         "latent": "got (1, 4, 8, 8)",
-        "unshifted": "has no TSD-SR LoRA: connect it through Apply One-Step SR LoRA",
+        "unshifted": "has no TSD-SR LoRA of Stable Diffusion 3: connect it through Apply One-Step SR LoRA",
     }
     assert refusals.keys() == expected.keys()
     for name, words in expected.items():
@@ -272,7 +281,7 @@ def from_the_command_line(small, transparent, tmp_path_factory) -> Path:
         "--tile",
         "384",
     ]
-    command += ["--sd3", small.folder, "--lora", small.lora, "--embeddings", small.embeddings, "--dtype", "fp32"]
+    command += ["--base", small.folder, "--lora", small.lora, "--embeddings", small.embeddings, "--dtype", "fp32"]
     subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
     return result
 

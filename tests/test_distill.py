@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from onestep_sr.sr_models.checkpoints import own
-from onestep_sr.sr_models.distill import loop, tad
+from onestep_sr.sr_models.distill import loop, tad, validation
 from onestep_sr.sr_models.distill.data import CropPairs
 from onestep_sr.sr_models.distill.degradation import Degradation, gaussian_kernel
 from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.features import Lpips
 from onestep_sr.sr_models.distill.objectives import Batch, Objective, StudentObjective, StudentWeights, TeacherObjective
-from onestep_sr.sr_models.distill.validation import better, validate
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.musiq import Musiq
 from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
 from onestep_sr.sr_models.schedule import ResShiftSchedule
@@ -196,15 +196,21 @@ def test_accumulation_gives_the_losses_and_weights_of_a_larger_batch(tmp_path: P
     assert large == pytest.approx(small, rel=1e-5)
 
 
-def test_validation_measures_lpips_where_it_can() -> None:
-    objective = TeacherObjective(network(), TEACHER, 1e-3)
-    lpips = Lpips()
+def test_validation_asks_the_judges_whose_weights_are_here(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert validation.find_judges(None, None) == {}
+    torch.save(Musiq().state_dict(), tmp_path / "musiq_koniq_ckpt-0.pth")
+    lpips = Lpips().requires_grad_(False)
     for weight in lpips.weights:
         torch.nn.init.ones_(weight)
-    scores, strip = validate(objective, PHOTOS, 0, torch.device("cpu"), lpips.requires_grad_(False))
-    assert set(scores) == {"psnr", "ssim", "niqe", "lpips", "detail"} and scores["lpips"] > 0
+    monkeypatch.setattr(validation, "find_lpips", lambda folder: lpips)
+    objective, judges = TeacherObjective(network(), TEACHER, 1e-3), validation.find_judges(None, None)
+    scores, strip = validation.validate(lambda lr: objective.restore(lr, 0), PHOTOS, judges)
+    assert set(scores) == {"psnr", "ssim", "niqe", "lpips", "musiq", "detail"} and scores["lpips"] > 0
     assert strip.shape[-1] % 3 == 0
+    better = validation.better
     assert better("lpips", 0.1, 0.2) and better("psnr", 0.2, 0.1) and not better("niqe", 5.0, 4.0)
+    assert better("musiq", 60, 50)
 
 
 def test_the_best_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,10 +240,15 @@ def test_the_best_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"precision": "int3"}, "int3"), ({"best": "beauty"}, "beauty"), ({"best": "lpips"}, "--lpips")],
+    [
+        ({"precision": "int3"}, "int3"),
+        ({"best": "beauty"}, "beauty"),
+        ({"best": "lpips"}, "--lpips"),
+        ({"best": "musiq"}, "--musiq"),
+    ],
 )
 def test_unknown_settings_end_in_one_sentence(changes: dict, words: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "find_lpips", lambda folder: None)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError, match=words):
         loop.train(config(tmp_path, **changes), TeacherObjective(network(), TEACHER, 1e-3), crops())
 

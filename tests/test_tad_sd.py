@@ -70,13 +70,47 @@ def test_the_score_difference_is_near_the_clean_end_and_vanishes_at_the_target(s
     assert all(((path >= 0.04) & (path <= 0.26)).all() for path in seen)
 
 
-def test_a_tad_run_on_targets_goes_through(small, tmp_path) -> None:
+def test_without_a_target_the_base_is_held_against_the_auxiliary(small, data, monkeypatch) -> None:
+    torch.manual_seed(0)
+    base = SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 4))
+    made = tad_sd_objective.TADObjective(base, *shards.read_prompts(data), tad_sd_objective.TADConfig())
+    z, condition = torch.randn(2, 16, 8, 8), shards.read_prompts(data)[0].expand(2)
+    assert float(made._score_loss(z, -z, condition, Draws(0, [0, 1]))) == 0, "a new adapter is the teacher itself"
+    shaken(base)
+    z_s = z.clone().requires_grad_(True)
+    made._score_loss(z_s, -z, condition, Draws(0, [0, 1])).backward()
+
+    draws = Draws(0, [0, 1])
+    near = [i for i, share in enumerate(base.process.path.tolist()) if 0.04 <= share <= 0.26]
+    index, noise = draws.integers(near[0], near[-1] + 1), draws.normal(16, 8, 8)
+    s = base.process.path[index][:, None, None, None]
+    x_t = (1 - s) * z + s * noise
+    with torch.no_grad():
+        difference = base.auxiliary(x_t, index, condition) - base.teacher(x_t, index, condition)
+    assert z_s.grad is not None
+    assert torch.allclose(z_s.grad * z.numel(), (1 - s) / s * difference, rtol=1e-3, atol=1e-4)
+
+    assert made.near[-1] > 949, "nearer to the clean end than where TSD trains its auxiliary"
+    seen = []
+    monkeypatch.setattr(base, "auxiliary", lambda z, index, c: seen.extend(index.tolist()) or z)
+    made.auxiliary_loss(torch.zeros(500, 16, 1, 1), condition, Draws(0, range(500)), made.near[-1])
+    monkeypatch.undo()
+    assert 949 < max(seen) <= made.near[-1] and min(seen) < 100
+    losses = made(batch(data), Draws(0, [0, 1]), 0)
+    losses["auxiliary"].backward()
+    moved = [key for key, gradient in gradients(made).items() if gradient.any()]
+    assert moved and all(".auxiliary." in key for key in moved)
+    assert [group["name"] for group in made.groups()] == ["student", "discriminator", "auxiliary"]
+
+
+@pytest.mark.parametrize("auxiliary", [0, 4])
+def test_a_tad_run_on_targets_goes_through(small, tmp_path, auxiliary: int) -> None:
     folders = paired(tmp_path)
     config = replace(CONFIG, partners=prepare.Partners(targets=folders["targets"]))
     prepared(small, tmp_path / "out", config, folders["hr"])
     method = tad_sd_objective.TADConfig(1e-3, 1e-3)
-    run = SDRun(small.folder, tmp_path / "out", Ranks(4, 4, 0))
+    run = SDRun(small.folder, tmp_path / "out", Ranks(4, 4, auxiliary))
     result = sd_runs.train_tad(run_config(tmp_path / "run", steps=2), run, method)
     assert tsd_sr.read(result).transformer
-    for name in ("regression", "score", "adversarial", "discriminator"):
+    for name in ("regression", "score", "adversarial", "discriminator", *["auxiliary"][: auxiliary > 0]):
         assert all(np.isfinite(value) for value in scalars(result, name).values())

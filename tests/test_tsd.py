@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onestep_sr.sr_models.distill import diffusion, tsd
-from onestep_sr.sr_models.distill.diffusion import Process
+from onestep_sr.sr_models import diffusion
+from onestep_sr.sr_models.diffusion import Process
+from onestep_sr.sr_models.distill import tsd
 from onestep_sr.sr_models.distill.draws import Draws
 
 SHAPE = (3, 2, 4, 5)
@@ -42,12 +43,12 @@ def predictor(net, base: Process) -> tsd.Predictor:
     return predict
 
 
-def ours(kind: str, steps: int, **changes) -> torch.Tensor:
+def ours(kind: str, steps: int, matching: tsd.Matching = "score", **changes) -> torch.Tensor:
     base = process(kind)
     indices = tsd.trajectory(STARTS, BIASES, steps, 1000)
     given = {"z_s": normal(0), "z_h": normal(1), "noise": normal(2)} | changes
     models = predictor(TEACHER, base), predictor(AUXILIARY, base)
-    return tsd.gradient(given["z_s"], given["z_h"], given["noise"], indices, base.path, *models)
+    return tsd.gradient(given["z_s"], given["z_h"], given["noise"], indices, base.path, *models, matching=matching)
 
 
 def tables(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,7 +62,7 @@ def tables(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.sqrt(share), np.sqrt(1 - share), np.arange(999, -1, -1)
 
 
-def by_hand(kind: str, steps: int) -> np.ndarray:
+def by_hand(kind: str, steps: int, matching: str = "score") -> np.ndarray:
     """Sample by sample in the base's own terms: flow matching's Euler steps, or DDIM's with noise and x_0."""
     alpha, sigma, times = tables(kind)
     z_s, z_h, n = (normal(seed).numpy() for seed in range(3))
@@ -77,7 +78,8 @@ def by_hand(kind: str, steps: int) -> np.ndarray:
                                    ((TEACHER, z_t), (TEACHER, h_t), (AUXILIARY, z_t)))  # fmt: skip
             v_psi_s, v_psi_h, v_phi_s = (noise - x_0 for noise, x_0 in (psi_s, psi_h, phi_s))
             share = s / (a + s)
-            result[b] += weight * share**2 * (0.7 * (v_psi_s - v_phi_s) + 0.3 * (v_psi_s - v_psi_h))
+            matched = (psi_s[0] - psi_h[0]) / (1 - share) if matching == "score" else v_psi_s - v_psi_h
+            result[b] += weight * share**2 * (0.7 * (v_psi_s - v_phi_s) + 0.3 * matched)
             a, s = alpha[walk[i + 1]], sigma[walk[i + 1]]
             z_t, h_t = (s * noise + a * x_0 for noise, x_0 in (phi_s, psi_h))
     return result
@@ -96,10 +98,32 @@ def relative(found: torch.Tensor, expected: np.ndarray) -> float:
     return float(np.abs(found.numpy() - expected).max() / np.abs(expected).max())
 
 
+@pytest.mark.parametrize("matching", ["score", "velocity"])
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("kind", ["flow", "epsilon", "v"])
-def test_the_gradient_is_the_one_by_hand(kind: str, steps: int) -> None:
-    assert relative(ours(kind, steps), by_hand(kind, steps)) < 1e-5
+def test_the_gradient_is_the_one_by_hand(kind: str, steps: int, matching: tsd.Matching) -> None:
+    assert relative(ours(kind, steps, matching=matching), by_hand(kind, steps, matching)) < 1e-5
+
+
+def test_a_teacher_that_sees_through_the_noise_leaves_scores_alone_and_sends_velocities_away_from_hr() -> None:
+    """And one that sees nothing pulls to HR by both."""
+    base, (z_s, z_h, noise) = process("flow"), (normal(i) for i in range(3))
+    indices, sigma = tsd.trajectory(STARTS, BIASES, 1, 1000), tsd.at(base.path, STARTS)
+
+    def seeing(z_t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return (z_t - sigma * noise) / (1 - sigma)
+
+    def blind(z_t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(z_t)
+
+    def matched(teacher: tsd.Predictor, matching: tsd.Matching) -> torch.Tensor:
+        options = {"vsd_share": 0.0, "matching": matching}
+        return tsd.gradient(z_s, z_h, noise, indices, base.path, teacher, teacher, **options)
+
+    assert torch.allclose(matched(seeing, "score"), torch.zeros_like(z_s), atol=1e-6)
+    assert torch.allclose(matched(seeing, "velocity"), -(sigma**2) * (z_s - z_h), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(matched(blind, "score"), sigma * (z_s - z_h), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(matched(blind, "velocity"), sigma * (1 - sigma) * (z_s - z_h), rtol=1e-5, atol=1e-6)
 
 
 MISTAKES = {

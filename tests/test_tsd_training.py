@@ -14,8 +14,9 @@ import pytest
 import small_sd3
 import small_unet
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from onestep_sr.sr_models.checkpoints import tsd_sr
+from onestep_sr.sr_models.checkpoints.low_rank import LowRank
 from onestep_sr.sr_models.distill import features, loop, lora, sd_runs, shards, tsd_objective
 from onestep_sr.sr_models.distill.bases import UNET, Condition, open_base, store_in_fp8
 from onestep_sr.sr_models.distill.draws import Draws
@@ -24,6 +25,7 @@ from onestep_sr.sr_models.distill.shared_base import AUXILIARY, STUDENT, Ranks, 
 from onestep_sr.sr_models.distill.tsd_objective import Stage, TSDConfig, TSDObjective
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.standalone import load_sd3
+from onestep_sr.sr_models.standalone_unet import load_unet, open_text_encoders
 from onestep_sr.sr_models.upscale import upscale
 from PIL import Image
 from safetensors.torch import load_file
@@ -277,8 +279,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(small, data, trained, tmp_path, 
         assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
     for name in LOSSES:
         assert scalars(tmp_path, name) == scalars(trained, name)
-    with pytest.raises(UserError, match="other settings"):
-        sd_runs.train_tsd(config, replace(run(small, data), ranks=Ranks(8, 8, 8)), METHOD, None)
+    changes = (
+        {"ranks": Ranks(8, 8, 8)},
+        {"fp8": True},
+        {"start": small.lora},
+        {"teacher": small.lora / tsd_sr.TRANSFORMER_FILE},
+    )
+    for changed in changes:
+        with pytest.raises(UserError, match="other settings"):
+            sd_runs.train_tsd(config, replace(run(small, data), **changed), METHOD, None)
 
 
 def test_the_files_are_the_published_kind(small, trained) -> None:
@@ -312,7 +321,7 @@ def test_sd35_medium_gets_a_lora_of_its_own(small, data, tmp_path) -> None:
     bare = replace(loaded.model, recipe=replace(loaded.model.recipe, shortest=0, color="none"))
     lr = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(2))
     assert (upscale(bare, lr, 4) - objective(base, data).restore(lr, 0)).abs().max() < 2e-3
-    with pytest.raises(UserError, match="Stable Diffusion 3 medium"):
+    with pytest.raises(UserError, match=r"LoRA for Stable Diffusion 3\.5 medium, .*: connect Stable Diffusion 3\.5"):
         load_sd3(small.folder, tmp_path / "lora", embeddings=small.embeddings)
 
 
@@ -340,14 +349,17 @@ def command(*words: object) -> list[str]:
     return [str(word) for word in words]
 
 
-def cli(*words: object, launch: int = 0) -> subprocess.CompletedProcess:
-    start = [sys.executable, "-m"]
-    if launch:
-        start += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(launch), "--num_machines", "1"]
-        start += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
+def launched(*words: object, processes: int = 0, kind: str = "--multi_gpu") -> subprocess.CompletedProcess:
+    start = [sys.executable]
+    if processes:
+        start += ["-m", "accelerate.commands.launch", kind, "--num_processes", str(processes), "--num_machines", "1"]
+        start += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    arguments = command(*start, "onestep_sr", *words)
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(command(*start, *words), capture_output=True, text=True, env=environment, check=False)
+
+
+def cli(*words: object, launch: int = 0, **options: str) -> subprocess.CompletedProcess:
+    return launched("-m", "onestep_sr", *words, processes=launch, **options)
 
 
 @pytest.mark.slow
@@ -362,11 +374,53 @@ def test_the_command_line_and_two_processes(small, data, tmp_path) -> None:
     assert two.returncode == 0, two.stderr
     for name in LOSSES:
         assert scalars(tmp_path / "two", name) == pytest.approx(scalars(tmp_path / "one", name), rel=1e-4)
+    spread = cli("train", "tsd", data, *options, "--batch", 1, "--shard", "-o", tmp_path / "spread", launch=2)
+    assert spread.returncode == 0, spread.stderr
+    for name in LOSSES:
+        assert scalars(tmp_path / "spread", name) == pytest.approx(scalars(tmp_path / "two", name), rel=1e-6)
     again = cli("train", "tsd", "--config", tmp_path / "one" / "run.toml", "-o", tmp_path / "again")
     assert again.returncode == 0, again.stderr
     first, second = (load_file(tmp_path / name / "transformer.safetensors") for name in ("one", "again"))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert json.loads((tmp_path / "one" / "checkpoint" / "run.json").read_text())["step"] == 2
+
+
+SHARES = """
+import torch
+from pathlib import Path
+from onestep_sr.sr_models.distill import sd_runs
+from onestep_sr.sr_models.distill.loop import TrainConfig
+from onestep_sr.sr_models.distill.shared_base import Ranks
+
+run = sd_runs.SDRun(Path({base!r}), Path({data!r}), Ranks(4, 4, 4), shard=True)
+_, base = sd_runs._opened(TrainConfig(Path("unused")), run)
+counts = {{True: [0, 0], False: [0, 0]}}
+for weight in base.network.parameters():
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    counts[weight.requires_grad][0] += local.numel()
+    counts[weight.requires_grad][1] += weight.numel()
+print("SHARES", counts[False][0] / counts[False][1], counts[True][0] / counts[True][1])
+"""
+
+
+@pytest.mark.slow
+def test_each_process_holds_its_share_of_the_base_and_all_of_the_adapters(small, data, tmp_path) -> None:
+    (tmp_path / "shares.py").write_text(SHARES.format(base=str(small.folder), data=str(data)))
+    found = launched(tmp_path / "shares.py", processes=2)
+    assert found.returncode == 0, found.stderr
+    shares = [line.split()[1:] for line in found.stdout.splitlines() if line.startswith("SHARES")]
+    assert len(shares) == 2
+    for frozen, learning in shares:
+        assert float(frozen) == pytest.approx(0.5, abs=0.01) and float(learning) == 1
+
+
+@pytest.mark.slow
+def test_spreading_the_base_needs_others_and_no_second_hand(small, data, tmp_path) -> None:
+    options = ["--base", small.folder, "--shard", "--steps", 1, "--precision", "no", "-o", tmp_path / "run"]
+    alone = cli("train", "tsd", data, *options)
+    assert alone.returncode == 1 and "One process" in alone.stderr
+    wrapped = cli("train", "tsd", data, *options, launch=2, kind="--use_fsdp")
+    assert wrapped.returncode == 1 and "accelerate is set up for FSDP" in wrapped.stderr
 
 
 def test_the_auxiliary_tracks_the_student(small, data) -> None:
@@ -377,7 +431,7 @@ def test_the_auxiliary_tracks_the_student(small, data) -> None:
         z_s = made.student(pictures["lr"].float() / 255, None)
     optimizer, losses = torch.optim.Adam(made.base.auxiliary_parameters(), lr=1e-2), []
     for _ in range(30):
-        losses.append(made._auxiliary_loss(z_s, condition, Draws(0, range(4))))
+        losses.append(made.auxiliary_loss(z_s, condition, Draws(0, range(4))))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
@@ -387,10 +441,11 @@ def test_the_auxiliary_tracks_the_student(small, data) -> None:
 # U-Nets
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_a_u_net_trains_too(prediction: str, tmp_path) -> None:
-    """From pictures to LoRA files, over both stages; the student's step is the scheduler's own x_0."""
-    base, pictures = small_unet.write(tmp_path / "base", prediction), tmp_path / "pictures"
+@pytest.mark.parametrize("kind", small_unet.KINDS)
+def test_a_u_net_trains_too(kind: str, tmp_path) -> None:
+    """From pictures to LoRA files, over both stages; the student's step is the scheduler's own x_0, and the files
+    give it on the command line, too."""
+    base, pictures = small_unet.write(tmp_path / "base", kind), tmp_path / "pictures"
     pictures.mkdir()
     Image.effect_noise((80, 90), 50).convert("RGB").save(pictures / "photo.png")
     where = {"device": torch.device("cpu"), "dtype": torch.float32, "workers": 0, "report": lambda crops: None}
@@ -400,17 +455,84 @@ def test_a_u_net_trains_too(prediction: str, tmp_path) -> None:
     assert all(np.isfinite(value) for name in LOSSES for value in scalars(tmp_path / "run", name).values())
 
     trained = SharedBase(open_base(base, torch.float32), RANKS, start=tmp_path / "run")
-    condition, _ = shards.read_prompts(tmp_path / "data")
+    condition, null = shards.read_prompts(tmp_path / "data")
+    condition = condition.to(torch.zeros(1))
     z_lr = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
+    added = {"text_embeds": condition.pooled, "time_ids": torch.tensor([[64, 64, 0, 0, 64, 64.0]])}
     with torch.no_grad(), lora.active(trained.network, STUDENT):
-        output = trained.network(z_lr, 999, condition.prompt.float()).sample
+        output = trained.network(z_lr, 999, condition.prompt, added_cond_kwargs=added).sample
         expected = scheduler.step(output, 999, z_lr).pred_original_sample
         found = trained.student(z_lr, condition)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     with torch.no_grad():
         plain = SharedBase(open_base(base, torch.float32), RANKS).student(z_lr, condition)
     assert (plain - expected).abs().max() > 1e-3 * expected.abs().max(), "training changed something"
+
+    lr = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(2))
+    model = load_unet(base, tmp_path / "run", dtype=torch.float32).model
+    bare = replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
+    validated = TSDObjective(trained, condition, null, TSDConfig()).restore(lr, 0)
+    assert (upscale(bare, lr, 4) - validated).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("kind", ["1.5", "SDXL"])
+def test_a_u_nets_prompt_is_encoded_as_diffusers_does(kind: str, tmp_path) -> None:
+    base, place = small_unet.write(tmp_path / "base", kind), torch.device("cpu")
+    pipeline = DiffusionPipeline.from_pretrained(base, safety_checker=None)
+    encoded = pipeline.encode_prompt("a cat", device=place, num_images_per_prompt=1, do_classifier_free_guidance=False)
+    found = open_text_encoders(base, device=place, dtype=torch.float32)("a cat")
+    assert torch.allclose(found.prompt, encoded[0], atol=1e-5)
+    assert torch.allclose(found.pooled, encoded[2], atol=1e-5) if kind == "SDXL" else found.pooled.shape == (1, 0)
+
+
+def test_code_in_a_bases_folder_is_not_run(tmp_path) -> None:
+    base = small_unet.write(tmp_path / "base")
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"_class_name": ["evil", "Evil"]}))
+    (base / "evil.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Evil: ...\n")
+    open_text_encoders(base, device=torch.device("cpu"), dtype=torch.float32)("a cat")
+    assert not (base / "ran").exists()
+
+
+def test_a_vae_that_overflows_in_half_precision_runs_in_float32(tmp_path) -> None:
+    base = small_unet.write(tmp_path / "base")
+    shaken(SharedBase(open_base(base, torch.float32), RANKS)).save(tmp_path / "lora")
+    loaded = load_unet(base, tmp_path / "lora", dtype=torch.float16)
+    assert [next(module.parameters()).dtype for module in loaded.modules] == [torch.float16, torch.float32]
+
+
+def test_bases_and_loras_of_two_kinds_are_told_apart(small, tmp_path) -> None:
+    base = small_unet.write(tmp_path / "base")
+    shaken(SharedBase(open_base(base, torch.float32), RANKS)).save(tmp_path / "lora")
+    weights = tsd_sr.read(tmp_path / "lora")
+    assert "U-Net LoRA, rank 4; VAE encoder LoRA, rank 4" in tsd_sr.summary(weights)
+    tsd_sr.save(tmp_path / "one.safetensors", weights)
+    one = tsd_sr.read(tmp_path / "one.safetensors")
+    assert one.unet.keys() == weights.unet.keys() and one.vae.keys() == weights.vae.keys() and not one.transformer
+    with pytest.raises(UserError, match="is a LoRA for Stable Diffusion 3 medium, and"):
+        load_unet(base, small.lora)
+    with pytest.raises(UserError, match="is a LoRA for a Stable Diffusion with a U-Net"):
+        load_sd3(small.folder, tmp_path / "lora", embeddings=small.embeddings)
+    for name in ("transformer.safetensors", "unet.safetensors"):
+        (tmp_path / "both").mkdir(exist_ok=True)
+        (tmp_path / "both" / name).touch()
+    with pytest.raises(UserError, match="two kinds of base"):
+        tsd_sr.read(tmp_path / "both")
+    with pytest.raises(UserError, match=r"lacks transformer\.safetensors"):
+        tsd_sr.read(base)
+    other = small_unet.write(tmp_path / "other", "SDXL")
+    with pytest.raises(UserError, match="connect a Stable Diffusion with a U-Net"):
+        load_unet(other, tmp_path / "lora")
+
+
+@pytest.mark.parametrize(
+    ("width", "name"), [(768, "Stable Diffusion 1.5"), (1024, "Stable Diffusion 2.1"), (2048, "SDXL")]
+)
+def test_a_u_nets_lora_names_its_base(width: int, name: str) -> None:
+    layer = LowRank(torch.zeros(4, width), torch.zeros(64, 4))
+    weights = tsd_sr.TSDWeights("mine", "tsd-sr", unet={"down_blocks.0.attentions.0.attn2.to_k": layer})
+    assert weights.base == name
 
 
 def test_sdxl_is_told_the_pictures_size() -> None:

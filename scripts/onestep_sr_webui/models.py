@@ -134,10 +134,15 @@ def _open(choice: Choice, dtype: torch.dtype, budget: int | None, modification_t
 
 def _open_tsd_sr(lora: Path, checkpoint: Path, dtype: torch.dtype, budget: int | None) -> OpenedModel:
     source = lora.parent if lora.name == TRANSFORMER_FILE else lora
+    weights = tsd_sr.read(source)
+    if weights.unet:
+        raise UserError(
+            f"{lora.name} is a LoRA for {weights.base}, which runs in ComfyUI and on the command line only."
+        )
     loaded = load_sd3(
         checkpoint,
         source,
-        embeddings=None if tsd_sr.read(source).embeddings else _embeddings(),
+        embeddings=None if weights.embeddings else _embeddings(),
         dtype=dtype,
         device=host.device(),
         offload=True,

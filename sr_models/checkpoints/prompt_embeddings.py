@@ -18,7 +18,8 @@ POOLED_WIDTH = 2048
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """What Stable Diffusion 3 is conditioned on: `prompt` (1, tokens, 4096), and `pooled` (1, 2048)."""
+    """What a Stable Diffusion is conditioned on: `prompt` (1, tokens, width), 4096 wide for Stable Diffusion 3, and
+    `pooled` (1, width), 2048 wide there and (1, 0) where the base takes none."""
 
     prompt: Tensor
     pooled: Tensor

@@ -1,8 +1,9 @@
 """TSD-SR's files: a LoRA for Stable Diffusion 3's transformer, one for its VAE's encoder, and prompt embeddings.
 
 The published set is `transformer.safetensors` and `vae.safetensors`, which both carry the prefix
-`transformer.`; the VAE's modules are known by `encoder.`. Module names are diffusers'. Our own form is one
-safetensors file with the prefixes `transformer.` and `vae.`, the embeddings, and metadata.
+`transformer.`; the VAE's modules are known by `encoder.`. Module names are diffusers'. What is trained here on a
+Stable Diffusion with a U-Net has `unet.safetensors` in place of the first, with the prefixes `unet.` and `vae.`.
+Our own form is one safetensors file with the prefixes of both, the embeddings, and metadata.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from .low_rank import Update
 from .prompt_embeddings import PROMPT_FILE, PromptEmbeddings
 from .weights_file import WeightsFile, read_weights, shortened
 
-TRANSFORMER_FILE, VAE_FILE = "transformer.safetensors", "vae.safetensors"
-TRANSFORMER_PREFIX, VAE_PREFIX = "transformer.", "vae."
+TRANSFORMER_FILE, UNET_FILE, VAE_FILE = "transformer.safetensors", "unet.safetensors", "vae.safetensors"
+TRANSFORMER_PREFIX, UNET_PREFIX, VAE_PREFIX = "transformer.", "unet.", "vae."
 ENCODER = "encoder."
+ENTRANCES = ("transformer.pos_embed.proj", "transformer.encoder.conv_in", "unet.conv_in", "vae.encoder.conv_in")
 METADATA_KEY = "onestep_sr_lora"
 MSE_MARK = "mse"  # the published folder of the set for evaluation is `tsdsr-mse`
 
 SD3_MEDIUM, SD35_MEDIUM = "Stable Diffusion 3 medium", "Stable Diffusion 3.5 medium"
+UNET_BASES = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2.1", 2048: "SDXL"}  # by the prompt's width
 SD35_WARNING = (
     f"This LoRA was trained on {SD3_MEDIUM}; on {SD35_MEDIUM} its result is untested and may be worse: "
     f"connect {SD3_MEDIUM} for the published quality."
@@ -37,23 +40,36 @@ SD35_WARNING = (
 
 @dataclass(frozen=True)
 class TSDWeights:
-    """What a set of files holds. `transformer` and `vae` are updates by diffusers' module names; either may be
-    empty where only the other's file was read."""
+    """What a set of files holds. `transformer` or `unet`, and `vae`, are updates by diffusers' module names; either
+    may be empty where only the other's file was read."""
 
     name: str
     recipe: str
     transformer: Update = field(default_factory=dict)
+    unet: Update = field(default_factory=dict)
     vae: Update = field(default_factory=dict)
     embeddings: PromptEmbeddings | None = None
+
+    @property
+    def network(self) -> Update:
+        """The transformer's or the U-Net's."""
+        return self.transformer or self.unet
+
+    @property
+    def base(self) -> str:
+        """What it was made for, by name."""
+        if not self.unet:  # SD3.5 medium alone has a second attention
+            return SD35_MEDIUM if any(".attn2." in module for module in self.transformer) else SD3_MEDIUM
+        widths = {layer.down.shape[1] for module, layer in self.unet.items() if module.endswith("attn2.to_k")}
+        return UNET_BASES.get(min(widths, default=0), "a Stable Diffusion with a U-Net")
 
 
 def is_tsd_sr(file: WeightsFile) -> bool:
     """Whether it is our single file, or a published one.
 
-    Other LoRAs for SD3 share the prefix, but none of them changes the way into the networks.
+    Other LoRAs share the prefixes, but none of them changes the way into the networks.
     """
-    entrances = {TRANSFORMER_PREFIX + module + low_rank.DOWN for module in ("pos_embed.proj", "encoder.conv_in")}
-    return METADATA_KEY in file.metadata or bool(entrances & file.tensors.keys())
+    return METADATA_KEY in file.metadata or bool({module + low_rank.DOWN for module in ENTRANCES} & file.tensors.keys())
 
 
 def read(path: Path, vae: Path | None = None) -> TSDWeights:
@@ -69,8 +85,8 @@ def read(path: Path, vae: Path | None = None) -> TSDWeights:
     if path.is_dir():
         return _read_folder(path)
     first = read_file(path)
-    if vae is None and not (first.transformer and first.vae):
-        vae = path.with_name(VAE_FILE if first.transformer else TRANSFORMER_FILE)
+    if vae is None and not (first.network and first.vae):
+        vae = path.with_name(VAE_FILE) if first.network else _network_file(path.parent)
         if not vae.is_file():
             raise UserError(f"{path.name} is half of TSD-SR, and {vae} is not there: copy it beside, or choose it.")
     return first if vae is None else _joined(first, read_file(vae))
@@ -78,7 +94,7 @@ def read(path: Path, vae: Path | None = None) -> TSDWeights:
 
 def summary(weights: TSDWeights) -> str:
     """What a set holds, in a few words."""
-    parts = {"transformer": weights.transformer, "VAE encoder": weights.vae}
+    parts = {"transformer": weights.transformer, "U-Net": weights.unet, "VAE encoder": weights.vae}
     held = [f"{name} LoRA, {_ranks(update)}" for name, update in parts.items() if update]
     return f"TSD-SR ({weights.recipe}): " + "; ".join([*held, *(["prompt embeddings"] if weights.embeddings else [])])
 
@@ -88,8 +104,17 @@ def _ranks(update: Update) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
 
 
+def _network_file(folder: Path) -> Path:
+    found = [folder / name for name in (TRANSFORMER_FILE, UNET_FILE) if (folder / name).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{folder} holds LoRAs for two kinds of base: put each into a folder of its own.")
+    if not found:
+        raise UserError(f"{folder} lacks {TRANSFORMER_FILE} (or {UNET_FILE}): name the LoRA's folder.")
+    return found[0]
+
+
 def _read_folder(folder: Path) -> TSDWeights:
-    weights = read(folder / TRANSFORMER_FILE)
+    weights = read(_network_file(folder))
     if (folder / PROMPT_FILE).is_file():
         return replace(weights, embeddings=prompt_embeddings.read_embeddings(folder))
     return weights
@@ -100,16 +125,23 @@ def read_file(path: Path) -> TSDWeights:
     file = read_weights(path)
     if not is_tsd_sr(file):
         raise UserError(
-            f"{file.name} is no TSD-SR LoRA: choose the published {TRANSFORMER_FILE} with {VAE_FILE} beside it, "
-            "or a file from `onestep-sr convert`."
+            f"{file.name} is no TSD-SR LoRA: choose the published {TRANSFORMER_FILE} with {VAE_FILE} beside it, your "
+            f"own one or {UNET_FILE}, or a file from `onestep-sr convert`."
         )
-    name = f"{path.parent.name}/{file.name}" if file.name in (TRANSFORMER_FILE, VAE_FILE) else file.name
+    published = file.name in (TRANSFORMER_FILE, UNET_FILE, VAE_FILE)
+    name = f"{path.parent.name}/{file.name}" if published else file.name
     recipe = "tsd-sr-mse" if MSE_MARK in name.lower() else "tsd-sr"
     if METADATA_KEY in file.metadata:
         return _from_own(file)
-    update = low_rank.parse(_under(file.tensors, TRANSFORMER_PREFIX), file.name)
-    is_vae = any(module.startswith(ENCODER) for module in update)
-    return TSDWeights(name, recipe, vae=update) if is_vae else TSDWeights(name, recipe, transformer=update)
+    prefix = next(
+        p for p in (TRANSFORMER_PREFIX, UNET_PREFIX, VAE_PREFIX) if any(k.startswith(p) for k in file.tensors)
+    )
+    update = low_rank.parse(_under(file.tensors, prefix), file.name)
+    if any(module.startswith(ENCODER) for module in update):
+        return TSDWeights(name, recipe, vae=update)
+    if prefix == UNET_PREFIX:
+        return TSDWeights(name, recipe, unet=update)
+    return TSDWeights(name, recipe, transformer=update)
 
 
 def _from_own(file: WeightsFile) -> TSDWeights:
@@ -117,13 +149,12 @@ def _from_own(file: WeightsFile) -> TSDWeights:
         recipe = str(json.loads(file.metadata[METADATA_KEY])["method"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file.name} has a broken description ({error}): download it again.") from error
-    return TSDWeights(
-        file.name,
-        recipe,
-        low_rank.parse(_under(file.tensors, TRANSFORMER_PREFIX), file.name),
-        low_rank.parse(_under(file.tensors, VAE_PREFIX), file.name),
-        prompt_embeddings.from_file(file) if prompt_embeddings.has_embeddings(file) else None,
+    transformer, unet, vae = (
+        low_rank.parse(_under(file.tensors, prefix), file.name)
+        for prefix in (TRANSFORMER_PREFIX, UNET_PREFIX, VAE_PREFIX)
     )
+    embeddings = prompt_embeddings.from_file(file) if prompt_embeddings.has_embeddings(file) else None
+    return TSDWeights(file.name, recipe, transformer, unet, vae, embeddings)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -131,51 +162,57 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _joined(first: TSDWeights, second: TSDWeights) -> TSDWeights:
-    if (first.transformer and second.transformer) or (first.vae and second.vae):
-        part = "transformer" if first.transformer else "VAE encoder"
+    if (first.network and second.network) or (first.vae and second.vae):
+        part = "VAE encoder" if first.vae else "transformer" if first.transformer else "U-Net"
         raise UserError(f"{first.name} and {second.name} are both for the {part}: choose one file of each kind.")
-    return TSDWeights(first.name, first.recipe, first.transformer or second.transformer, first.vae or second.vae)
+    return replace(
+        first,
+        transformer=first.transformer or second.transformer,
+        unet=first.unet or second.unet,
+        vae=first.vae or second.vae,
+    )
 
 
 def save(path: Path, weights: TSDWeights) -> None:
     """Write our single file; under a temporary name first, so a file is whole or absent."""
     tensors = low_rank.to_tensors(weights.transformer, TRANSFORMER_PREFIX)
-    tensors |= low_rank.to_tensors(weights.vae, VAE_PREFIX)
+    tensors |= low_rank.to_tensors(weights.unet, UNET_PREFIX) | low_rank.to_tensors(weights.vae, VAE_PREFIX)
     if weights.embeddings is not None:
         tensors |= prompt_embeddings.to_tensors(weights.embeddings)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    description = {"format": 1, "method": weights.recipe, "base": SD3_MEDIUM}
+    description = {"format": 1, "method": weights.recipe, "base": weights.base}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(description)})
     os.replace(temporary, path)
 
 
-def require_fit(update: Update, shapes: Mapping[str, tuple[int, ...]], name: str, target: str) -> None:
+def require_fit(update: Update, shapes: Mapping[str, tuple[int, ...]], name: str, target: str, base: str) -> None:
     """Raise UserError unless every module of the update is among the target's weights and takes its shape, and
     no transformer block is left out.
 
-    `shapes` are the target's weight shapes by diffusers' module names, `target` what the user connected. A base
+    `shapes` are the target's weight shapes by diffusers' module names, `target` what the user connected, `base` the
+    name of what they should. A base
     with more outputs in a module than its update takes it on its first ones: in SD3.5-medium `norm1.linear`
     modulates a second attention after what it shares with SD3.
     """
     absent = sorted(update.keys() - shapes.keys())
     if absent:
         raise UserError(
-            f"{name} is a TSD-SR LoRA for {SD3_MEDIUM}, but {target} lacks {len(absent)} of the modules that it "
-            f"changes ({shortened(absent)}): connect {SD3_MEDIUM}."
+            f"{name} is a TSD-SR LoRA for {base}, but {target} lacks {len(absent)} of the modules that it "
+            f"changes ({shortened(absent)}): connect {base}."
         )
     if _blocks(update) != _blocks(shapes):
         raise UserError(
             f"{name} changes {len(_blocks(update))} transformer blocks, but {target} has {len(_blocks(shapes))}: "
-            f"connect {SD3_MEDIUM}, or download the file again."
+            f"connect {base}, or download the file again."
         )
     unfit = [module for module in update if not update[module].fits(_taken(shapes[module], update[module].rows))]
     if unfit:
         example = unfit[0]
         raise UserError(
-            f"{name} is a TSD-SR LoRA for {SD3_MEDIUM}, but {len(unfit)} modules of {target} have other shapes "
+            f"{name} is a TSD-SR LoRA for {base}, but {len(unfit)} modules of {target} have other shapes "
             f"({example} has {shapes[example]}; the LoRA's halves are {tuple(update[example].down.shape)} and "
-            f"{tuple(update[example].up.shape)}): connect {SD3_MEDIUM}."
+            f"{tuple(update[example].up.shape)}): connect {base}."
         )
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from .. import standalone
-from ..errors import UserError
-from .diffusion import Process, flow_matching, variance_preserving
+from .. import standalone, standalone_unet
+from ..diffusion import Process, flow_matching
 
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
 VAE_MODULES = (
@@ -49,6 +48,7 @@ class Family:
         folder: of the network in a diffusers folder; also the name of the LoRA's file.
         prefix, vae_prefix: before the names in the LoRA's files. TSD-SR publishes both under `transformer.`.
         student, auxiliary: what the adapters change, ends of diffusers' module names.
+        blocks: what the network is a row of, most of its weights in all.
         call: network, z_t, timesteps (B,) and condition -> the network's output.
         taps: the network's modules whose outputs a discriminator looks at, and each one's channels.
         feature: such an output, and the latent's size (h, w) -> a map (B, C, h', w').
@@ -59,19 +59,14 @@ class Family:
     vae_prefix: str
     student: list[str]
     auxiliary: list[str]
+    blocks: Callable[[Any], list[nn.Module]]
     call: Call
     taps: Callable[[Any], list[tuple[nn.Module, int]]]
     feature: Callable[[Any, tuple[int, int]], Tensor]
 
 
 def _call_transformer(network: Any, z_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-    return network(
-        hidden_states=z_t,
-        timestep=timesteps,
-        encoder_hidden_states=condition.prompt,
-        pooled_projections=condition.pooled,
-        return_dict=False,
-    )[0]
+    return standalone.call_transformer(network, z_t, timesteps, condition.prompt, condition.pooled)
 
 
 def _transformer_taps(network: Any) -> list[tuple[nn.Module, int]]:
@@ -96,14 +91,7 @@ def _unet_feature(output: Any, size: tuple[int, int]) -> Tensor:
 
 
 def _call_unet(network: Any, z_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-    added = None
-    if condition.pooled.shape[-1]:  # SDXL is also told the picture's size and that nothing is cropped
-        height, width = (8 * side for side in z_t.shape[-2:])
-        sizes = z_t.new_tensor([height, width, 0, 0, height, width]).expand(len(z_t), -1)
-        added = {"text_embeds": condition.pooled, "time_ids": sizes}
-    return network(z_t, timesteps, encoder_hidden_states=condition.prompt, added_cond_kwargs=added, return_dict=False)[
-        0
-    ]
+    return standalone_unet.call_unet(network, z_t, timesteps, condition.prompt, condition.pooled)
 
 
 _CONTEXT = ["add_q_proj", "add_k_proj", "add_v_proj"]
@@ -113,6 +101,7 @@ TRANSFORMER = Family(
     vae_prefix="transformer.",
     student=[*ATTENTION, *_CONTEXT, "proj", "linear", "proj_out"],
     auxiliary=[*ATTENTION, *_CONTEXT],
+    blocks=lambda network: [*network.transformer_blocks],
     call=_call_transformer,
     taps=_transformer_taps,
     feature=_transformer_feature,
@@ -127,6 +116,7 @@ UNET = Family(
         *("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     ],
     auxiliary=ATTENTION,
+    blocks=lambda network: [*network.down_blocks, network.mid_block, *network.up_blocks],
     call=_call_unet,
     taps=_unet_taps,
     feature=_unet_feature,
@@ -148,8 +138,8 @@ def open_base(path: Path, dtype: torch.dtype) -> Base:
 
     Raises UserError for anything else, and for files that are broken.
     """
-    if (path / "unet").is_dir():
-        return _open_unet(path, dtype)
+    if standalone_unet.is_unet(path):
+        return Base(UNET, *standalone_unet.open_unet(path, dtype))
     transformer, vae = standalone.open_networks(path, dtype)
     # A table from the shapes alone, as large as a tenth of the LoRA: no checkpoint needs it.
     transformer.pos_embed.register_buffer("pos_embed", transformer.pos_embed.pos_embed, persistent=False)
@@ -163,23 +153,6 @@ def _shift(path: Path) -> float:
         return SD3_SHIFT
     config: Any = FlowMatchEulerDiscreteScheduler.load_config(str(path), subfolder="scheduler")
     return float(config.get("shift", SD3_SHIFT))
-
-
-def _open_unet(path: Path, dtype: torch.dtype) -> Base:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-
-    try:
-        unet = UNet2DConditionModel.from_pretrained(str(path), subfolder="unet", torch_dtype=dtype)
-        vae = AutoencoderKL.from_pretrained(str(path), subfolder="vae", torch_dtype=dtype)
-        scheduler: Any = DDPMScheduler.from_pretrained(str(path), subfolder="scheduler")
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a Stable Diffusion folder ({reason}): download it again.") from error
-    kind = scheduler.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise UserError(f"{path} predicts {kind!r}, which cannot be trained: choose a base of epsilon or v_prediction.")
-    process = variance_preserving("v" if kind == "v_prediction" else "epsilon", scheduler.alphas_cumprod)
-    return Base(UNET, unet.eval().requires_grad_(False), vae.eval().requires_grad_(False), process)
 
 
 class _Widened(nn.Module):

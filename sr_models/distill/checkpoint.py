@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
 
@@ -77,6 +80,18 @@ def keep_what_learns(accelerator: Accelerator, prepared: nn.Module) -> None:
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+def fingerprint(weights: Iterable[Tensor]) -> str:
+    """A hash of the first 16 values of each, as they are stored: another file or precision gives another one.
+
+    Weights on the meta device have no values and are left out.
+    """
+    digest = hashlib.sha256()
+    for weight in (each for each in weights if not each.is_meta):
+        values = weight.detach().flatten()[:16].contiguous().view(torch.uint8)
+        digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _as_json(settings: dict) -> dict:

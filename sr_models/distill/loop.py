@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,11 +22,11 @@ from ..errors import UserError
 from ..image_files import write_whole
 from .checkpoint import Best, keep_what_learns, resume, save_checkpoint
 from .draws import Draws
-from .features import Lpips, find_lpips
 from .objectives import Objective
-from .validation import HIGHER_IS_BETTER, better, validate
+from .validation import HIGHER_IS_BETTER, JUDGES, Judge, better, find_judges, validate
 
 PRECISIONS = ("no", "bf16", "fp16")
+WRAPPERS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}  # accelerate launch sets them
 
 
 class Samples(Protocol):
@@ -42,8 +43,8 @@ class Samples(Protocol):
 class TrainConfig:
     """How long, how fast and where. `batch` counts samples per process and backward pass.
 
-    `best` is the validation score by which the best result is kept: psnr, ssim, niqe or lpips. `lpips` is as
-    `features.find_lpips` takes it. `run_file` is the text of the run.toml that reproduces the run.
+    `best` is the validation score by which the best result is kept: psnr, ssim, niqe, lpips or musiq. `lpips` and
+    `musiq` are as `validation.find_judges` takes them. `run_file` is the text of the run.toml that reproduces the run.
     """
 
     output: Path
@@ -61,6 +62,7 @@ class TrainConfig:
     validation: Path | None = None
     best: str = "psnr"
     lpips: Path | None = None
+    musiq: Path | None = None
     run_file: str = ""
 
 
@@ -73,10 +75,12 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
     Raises UserError for a checkpoint of another run's settings, and for a loss that is not finite.
     """
     accelerator = _accelerator(config)
-    lpips = find_lpips(config.lpips)
-    if config.best == "lpips" and lpips is None:
+    needs_judges = config.validation is not None or config.best in JUDGES
+    judges = find_judges(config.lpips, config.musiq) if needs_judges else {}
+    if config.best in JUDGES and config.best not in judges:
         raise UserError(
-            "LPIPS cannot decide the best result, as its weights are not here: give their folder (--lpips)."
+            f"{config.best.upper()} cannot decide the best result, as its weights are not here: give them "
+            f"(--{config.best})."
         )
     config.output.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("log")
@@ -85,6 +89,7 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     learned = nn.ParameterList(objective.averaged())
     average = AveragedModel(learned, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    leave_out_what_is_frozen(objective)
     prepared, optimizer = accelerator.prepare(objective, optimizer)
     average.to(accelerator.device)
     accelerator.register_for_checkpointing(average, scheduler)
@@ -110,11 +115,17 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
                 progress.update(task, note=" ".join(f"{k} {v:.4g}" for k, v in means.items() if "/" not in k))
             if step % config.save_every == 0 or step == config.steps:
                 with averaged(learned, average):
-                    best = keep_results(accelerator, config, objective, lpips, step, best)
+                    best = keep_results(accelerator, config, objective, judges, step, best)
                 save_checkpoint(accelerator, config.output, settings, step, best)
     accelerator.end_training()
     with averaged(learned, average):
         return objective.save(config.output) if accelerator.is_main_process else config.output
+
+
+def leave_out_what_is_frozen(objective: Any) -> None:
+    """Of what data parallelism compares and sends around at the start: every process read it from the same files."""
+    frozen = [name for name, weight in objective.named_parameters() if not weight.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, frozen)
 
 
 def _mean(accelerator: Accelerator, value: Tensor) -> float:
@@ -128,6 +139,12 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         raise UserError(f"Precision {config.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
     if config.best not in HIGHER_IS_BETTER:
         raise UserError(f"Score {config.best!r} is unknown: choose one of {', '.join(HIGHER_IS_BETTER)}.")
+    for flag, name in WRAPPERS.items():
+        if parse_flag_from_env(flag):
+            raise UserError(
+                f"accelerate is set up for {name}, which would spread what learns: choose several plain processes in "
+                "accelerate config."
+            )
     # Broadcasting buffers at every step would send frozen tables around; those that learn are equal anyway.
     return Accelerator(
         mixed_precision=config.precision,
@@ -169,18 +186,26 @@ def keep_results(
     accelerator: Accelerator,
     config: TrainConfig,
     objective: Objective,
-    lpips: Lpips | None,
+    judges: dict[str, Judge],
     step: int,
     best: Best | None,
 ) -> Best | None:
-    """Validate and write the result, and once more where it is the best one so far."""
-    if not accelerator.is_main_process:
-        return best
-    objective.save(config.output)
+    """Validate and write the result, and once more where it is the best one so far.
+
+    Every process validates, as the base may be spread over them; the first one writes.
+    """
+    if accelerator.is_main_process:
+        objective.save(config.output)
     if config.validation is None:
         return best
-    with accelerator.autocast():
-        scores, strip = validate(objective, config.validation, config.seed, accelerator.device, lpips)
+
+    def restore(lr: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return objective.restore(lr.to(accelerator.device), config.seed)
+
+    scores, strip = validate(restore, config.validation, judges)
+    if not accelerator.is_main_process:
+        return best
     accelerator.log({f"validation/{name}": score for name, score in scores.items()}, step)
     writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)
     writer.add_image("samples", strip, step)
@@ -249,7 +274,7 @@ def _one_thread(worker: int) -> None:
 
 def run_settings(config: TrainConfig, objective: Objective, samples: Samples, processes: int) -> dict:
     """What must not change between two parts of one run. How a step's samples are spread may."""
-    fixed = ("steps", "warmup", "ema", "clip", "seed")
+    fixed = ("steps", "warmup", "ema", "clip", "seed", "precision")
     settings = {name: value for name, value in asdict(config).items() if name in fixed}
     settings |= {"objective": objective.settings(), "samples": samples.settings()}
     return settings | {"samples_a_step": config.batch * config.accumulate * processes}

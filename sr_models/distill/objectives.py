@@ -18,6 +18,7 @@ from ..networks.pixel_shuffle import PixelShuffleCodec
 from ..networks.swin_unet import SwinUNet
 from ..step import one_step, predict, sample
 from . import tad
+from .checkpoint import fingerprint
 from .draws import Draws
 
 Losses = dict[str, Tensor]
@@ -157,6 +158,7 @@ class StudentObjective(PixelObjective):
     ):
         super().__init__(network, description, learning_rate)
         self.weights, self.teacher = weights, teacher.requires_grad_(False)
+        self.taught_by = fingerprint(teacher.parameters())
         widths = [teacher.config.channels * m for m in teacher.config.multipliers]
         self.discriminator = tad.TimeAwareDiscriminator([*widths, widths[-1]])
         self.score_timesteps = score_timesteps
@@ -199,4 +201,4 @@ class StudentObjective(PixelObjective):
 
     def settings(self) -> dict[str, Any]:
         weights = {"weights": asdict(self.weights), "score_timesteps": self.score_timesteps}
-        return super().settings() | weights
+        return super().settings() | weights | {"teacher": self.taught_by}

@@ -212,7 +212,10 @@ def _encode(content: dict[str, Any], encoders: Encoders) -> dict[str, Tensor]:
 
 def _latents(pictures: Tensor, encoders: Encoders) -> Tensor:
     parts = [encoders.latents(part.float() / 127.5 - 1).cpu() for part in pictures.split(ENCODED_AT_ONCE)]
-    return torch.cat(parts).half()
+    latents = torch.cat(parts).half()
+    if not torch.isfinite(latents).all():
+        raise UserError("The VAE gave values that are not finite: prepare with --precision bf16 or no.")
+    return latents
 
 
 def check(folder: Path, config: PrepareConfig) -> None:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..image import resize
+from . import tsd
 from .bases import Condition
+from .draws import Draws
 from .shared_base import SharedBase
 
 SCALE = 4
@@ -33,6 +35,15 @@ class StableDiffusionObjective(nn.Module):
         """LR (B, 3, h, w) in [0, 1] -> z_s; `noise` samples the encoder's posterior, None takes its mode."""
         z_lr = self.base.encode(enlarged(lr), noise)
         return self.base.student(z_lr, self.prompt("default", len(lr)))
+
+    def auxiliary_loss(
+        self, z_s: Tensor, condition: Condition, draws: Draws, last_index: int = tsd.LAST_INDEX
+    ) -> Tensor:
+        """What the auxiliary learns from: the student's results, noised anywhere that it will be asked about."""
+        index = draws.integers(tsd.FIRST_INDEX, last_index + 1)
+        noise, weight = draws.normal(*z_s.shape[1:]), tsd.logit_normal(draws.normal())
+        z_t = tsd.noised(z_s, noise, tsd.at(self.base.process.path, index))
+        return tsd.auxiliary_loss(self.base.auxiliary(z_t, index, condition), z_s, weight)
 
     def averaged(self) -> list[nn.Parameter]:
         return self.base.student_parameters()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import standalone
+from .. import standalone, standalone_unet
 from ..checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
 from ..errors import UserError
 from ..recipe import TSD_PROMPT
@@ -18,6 +18,7 @@ from . import prepare as preparing
 from .bases import UNET, Base, Condition, open_base, store_in_fp8
 from .features import Lpips
 from .loop import TrainConfig, train
+from .sharding import shard
 from .shards import ShardSamples, read_prompts
 from .shared_base import Ranks, SharedBase
 from .tad_sd_objective import TADConfig, TADObjective
@@ -61,9 +62,11 @@ def prepare_data(
         _condition(source.null_embeddings, text, ""),
     )
     vae, scaling = opened.vae.to(device), float(opened.vae.config.scaling_factor)
+    if standalone_unet.needs_float32(vae, dtype):
+        vae.float()
 
     def latents(pictures: Tensor) -> Tensor:
-        return scaling * vae.encode(pictures.to(device, dtype)).latent_dist.mode().float()
+        return scaling * vae.encode(pictures.to(device, vae.dtype)).latent_dist.mode().float()
 
     encoders = preparing.Encoders(latents, text if source.captions else None)
     return preparing.prepare(folder, output, config, encoders, prompts, base=base.name, workers=workers, report=report)
@@ -86,35 +89,15 @@ def open_text_encoders(path: Path, base: Base, device: torch.device, dtype: torc
 
     Raises UserError where they are missing.
     """
-    if base.family is not UNET:
-        encode = standalone.open_text_encoders(path, device=device, dtype=dtype)
-        return lambda words: _as_condition(encode(words))
-    from diffusers import DiffusionPipeline
-
-    try:
-        pipeline: Any = DiffusionPipeline.from_pretrained(str(path), unet=None, vae=None, torch_dtype=dtype)
-        pipeline.to(device)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} has no text encoders that can be read ({reason}): download the whole folder."
-        ) from error
-
-    @torch.no_grad()
-    def encode_unet(text: str) -> Condition:
-        encoded = pipeline.encode_prompt(
-            text, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        pooled = encoded[2].float().cpu() if len(encoded) > 2 else torch.zeros(1, 0)
-        return Condition(encoded[0].float().cpu(), pooled)
-
-    return encode_unet
+    module = standalone_unet if base.family is UNET else standalone
+    encode = module.open_text_encoders(path, device=device, dtype=dtype)
+    return lambda words: _as_condition(encode(words))
 
 
 @dataclass(frozen=True)
 class SDRun:
     """What a run trains on: the base, the prepared data, and the files it starts from, if any; and what saves memory:
-    computing twice, and keeping the base's linear layers in fp8."""
+    computing twice, keeping the base's linear layers in fp8, and spreading the base over the processes."""
 
     base: Path
     data: Path
@@ -123,6 +106,7 @@ class SDRun:
     teacher: Path | None = None
     gradient_checkpointing: bool = True
     fp8: bool = False
+    shard: bool = False
 
 
 def train_tsd(config: TrainConfig, run: SDRun, method: TSDConfig, lpips: Lpips | None) -> Path:
@@ -148,6 +132,8 @@ def _opened(config: TrainConfig, run: SDRun) -> tuple[ShardSamples, SharedBase]:
     base = SharedBase(opened, run.ranks, start=run.start, teacher=run.teacher)
     if run.gradient_checkpointing:
         base.enable_gradient_checkpointing()
+    if run.shard:
+        shard(base.network, base.family.blocks(base.network))
     return samples, base
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..checkpoints import low_rank, tsd_sr
 from ..checkpoints.low_rank import Update
 from ..checkpoints.weights_file import read_weights
+from ..diffusion import Process
 from .bases import VAE_MODULES, Base, Condition, Family
-from .diffusion import Process
+from .checkpoint import fingerprint
 from .lora import active, adapter_parameters, add_adapter, checkpointed, load_adapter, save_adapter
 
 STUDENT, AUXILIARY, TEACHER = "student", "auxiliary", "teacher"
@@ -42,7 +43,7 @@ class SharedBase(nn.Module):
         """
         super().__init__()
         self.family, self.process, self.network, self.vae = base.family, base.process, base.network, base.vae
-        self.ranks, self.dtype = ranks, base.vae.dtype
+        self.ranks, self.dtype, self.start = ranks, base.vae.dtype, start
         self.scaling = float(base.vae.config.scaling_factor)
         self._add_student(ranks, start)
         if ranks.auxiliary:
@@ -54,6 +55,7 @@ class SharedBase(nn.Module):
         self.requires_grad_(False)
         for weight in (*self.student_parameters(), *self.auxiliary_parameters()):
             weight.requires_grad_(True)
+        self.frozen = fingerprint(weight for weight in self.parameters() if not weight.requires_grad)
 
     def _add_student(self, ranks: Ranks, start: Path | None) -> None:
         family = self.family
@@ -78,6 +80,10 @@ class SharedBase(nn.Module):
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
         return list(adapter_parameters(self.network, AUXILIARY).values())
+
+    def settings(self) -> dict[str, Any]:
+        """What tells this base and its adapters from others, wherever the files lie."""
+        return {"ranks": asdict(self.ranks), "start": self.start and self.start.name, "frozen": self.frozen}
 
     # The VAE
 

@@ -1,11 +1,13 @@
 """One training step of time-aware distillation (TAD-SR, arXiv 2408.07476) with Stable Diffusion as base.
 
 The losses of `tad.py` on the straight path of `diffusion.py`: the base is the denoiser that compares student and
-target, and its encoder the one that the discriminator looks through.
+target, and its encoder the one that the discriminator looks through. Where there are no targets of a multi-step
+sampler, the base can be held against an auxiliary model of the student's results instead, as in `tsd.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +25,8 @@ from .shared_base import SharedBase
 # timesteps 0 and 2. So near the clean picture only fine structure differs.
 LOWEST_NOISE, HIGHEST_NOISE = 0.04, 0.26
 
+Model = Callable[[Tensor, Tensor, Condition], Tensor]
+
 
 @dataclass(frozen=True)
 class TADConfig:
@@ -30,6 +34,7 @@ class TADConfig:
 
     learning_rate: float = 5e-6
     discriminator_learning_rate: float = 5e-5
+    auxiliary_learning_rate: float = 1e-6
     weights: StudentWeights = field(default_factory=StudentWeights)
 
 
@@ -37,7 +42,8 @@ class TADObjective(StableDiffusionObjective):
     """L_reg + w_score L_hsd + w_adversarial L_G for the student, L_D for the discriminator.
 
     The target z_t is the batch's `z_t` (B, c, h/2, w/2), latents of a multi-step sampler's results, and where it has
-    none the HR latent. One backward pass serves both players, as in `StudentObjective`.
+    none the HR latent. Where the base has an auxiliary, L_hsd's gradient is that of score distillation (VSD), which
+    needs no target. One backward pass serves all players, as in `StudentObjective`.
     """
 
     def __init__(self, base: SharedBase, default: Condition, null: Condition, config: TADConfig):
@@ -45,6 +51,8 @@ class TADObjective(StableDiffusionObjective):
         self.config = config
         channels = [width for _, width in base.family.taps(base.network)]
         self.discriminator = tad.TimeAwareDiscriminator(channels)
+        path = base.process.path
+        self.near = torch.nonzero((path >= LOWEST_NOISE) & (path <= HIGHEST_NOISE))[:, 0].tolist()
 
     def forward(self, batch: dict[str, Tensor], draws: Draws, step: int) -> Losses:
         condition, z_h = Condition(batch["prompt"], batch["pooled"]), batch["z_h"].float()
@@ -54,26 +62,23 @@ class TADObjective(StableDiffusionObjective):
         score = self._score_loss(z_s, z_t, condition, draws)
         adversarial, discriminator = self._adversarial_losses(z_s, z_h, condition, draws)
         student = weights.regression * regression + weights.score * score + weights.adversarial * adversarial
-        return {
-            "loss": student + discriminator,
-            "regression": regression,
-            "score": score,
-            "adversarial": adversarial,
-            "discriminator": discriminator,
-        }
+        losses = {"regression": regression, "score": score, "adversarial": adversarial, "discriminator": discriminator}
+        if self.base.ranks.auxiliary:
+            losses["auxiliary"] = self.auxiliary_loss(z_s.detach(), condition, draws, self.near[-1])
+        return {"loss": student + discriminator + losses.get("auxiliary", 0), **losses}
 
     def _score_loss(self, z_s: Tensor, z_t: Tensor, condition: Condition, draws: Draws) -> Tensor:
-        path = self.base.process.path
-        indices = torch.nonzero((path >= LOWEST_NOISE) & (path <= HIGHEST_NOISE))[:, 0]
-        index, noise = draws.integers(int(indices[0]), int(indices[-1]) + 1), draws.normal(*z_s.shape[1:])
-        sigma = tsd.at(path, index)
+        index, noise = draws.integers(self.near[0], self.near[-1] + 1), draws.normal(*z_s.shape[1:])
+        sigma = tsd.at(self.base.process.path, index)
 
         @torch.no_grad()
-        def seen_noise(z: Tensor) -> Tensor:
+        def seen_noise(model: Model, z: Tensor) -> Tensor:
             x_t = tsd.noised(z, noise, sigma)
-            return noise_of(x_t, self.base.teacher(x_t, index, condition), sigma)
+            return noise_of(x_t, model(x_t, index, condition), sigma)
 
-        return tad.high_frequency_score_loss(z_s, seen_noise(z_s) - seen_noise(z_t))
+        teacher, auxiliary = self.base.teacher, self.base.auxiliary
+        expected = seen_noise(auxiliary, z_s) if self.base.ranks.auxiliary else seen_noise(teacher, z_t)
+        return tad.high_frequency_score_loss(z_s, seen_noise(teacher, z_s) - expected)
 
     def _adversarial_losses(
         self, z_s: Tensor, z_h: Tensor, condition: Condition, draws: Draws
@@ -87,15 +92,17 @@ class TADObjective(StableDiffusionObjective):
 
     def groups(self) -> list[ParameterGroup]:
         judges = list(self.discriminator.parameters())
-        return [
+        groups: list[ParameterGroup] = [
             {"name": "student", "params": self.base.student_parameters(), "lr": self.config.learning_rate},
             {"name": "discriminator", "params": judges, "lr": self.config.discriminator_learning_rate},
         ]
+        if auxiliary := self.base.auxiliary_parameters():
+            groups.append({"name": "auxiliary", "params": auxiliary, "lr": self.config.auxiliary_learning_rate})
+        return groups
 
     def settings(self) -> dict[str, Any]:
         """What a run must keep to be gone on with."""
-        adapters = {"ranks": asdict(self.base.ranks), "teacher": self.base.teacher_adapters}
-        return {"method": "tad", **adapters, **asdict(self.config)}
+        return {"method": "tad", **self.base.settings(), **asdict(self.config)}
 
 
 def noise_of(z_t: Tensor, x_0: Tensor, sigma: Tensor) -> Tensor:

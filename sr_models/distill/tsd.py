@@ -11,12 +11,14 @@ student's latent, `z_h` the HR's; `teacher` is psi, `auxiliary` phi, the model o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
+Matching = Literal["score", "velocity"]
 
 FIRST_INDEX, LAST_INDEX = 50, 949  # where the published training starts its trajectories, both included
 STRIDE = 50
@@ -59,12 +61,19 @@ def gradient(
     auxiliary: Predictor,
     weights: Sequence[float] = STEP_WEIGHTS,
     vsd_share: float = VSD_SHARE,
+    matching: Matching = "score",
 ) -> Tensor:
     """g = share g_vsd + (1 - share) g_tsm, summed along the distribution-aware sampling (DASM) of `trajectory`.
 
-    g_vsd = sum_i w_i sigma_i^2 (v_psi(z_t) - v_phi(z_t)) and g_tsm = sum_i w_i sigma_i^2 (v_psi(z_t) - v_psi(h_t)),
-    where z_t and h_t start from z_s and z_h with one and the same noise, and take Euler steps along the auxiliary's
-    and the teacher's velocity. `indices` (B, steps + 1) with steps at most len(weights); one step is plain TSD.
+    g_vsd = sum_i w_i sigma_i^2 (v_psi(z_t) - v_phi(z_t)), where z_t starts from z_s and h_t from z_h with one and the
+    same noise, and both take Euler steps, along the auxiliary's and the teacher's velocity. `indices` (B, steps + 1)
+    with steps at most len(weights); one step is plain TSD.
+
+    g_tsm compares the teacher's view of z_t and h_t, by `matching`:
+    - score: the noise seen in both, as in the paper (equation 6). As noise is z_t + (1 - sigma) v, that is
+      sum_i w_i sigma_i^2 (v_psi(z_t) - v_psi(h_t) + (z_t - h_t) / (1 - sigma_i)), in the scale of g_vsd.
+    - velocity: the published script's, without the last term. Where the teacher sees through the noise, its v is
+      n - z_s and n - z_h, so that this one pushes z_s away from z_h.
     """
     z_t, h_t = (noised(z, noise, at(sigmas, indices[:, 0])) for z in (z_s, z_h))
     g = torch.zeros_like(z_s)
@@ -75,6 +84,8 @@ def gradient(
         v_target = velocity(h_t, teacher(h_t, indices[:, i]), sigma)
         v_auxiliary = velocity(z_t, auxiliary(z_t, indices[:, i]), sigma)
         vsd, tsm = v_teacher - v_auxiliary, v_teacher - v_target
+        if matching == "score":
+            tsm = tsm + (z_t - h_t) / (1 - sigma)
         g += weight * sigma**2 * (vsd_share * vsd + (1 - vsd_share) * tsm)
         z_t = z_t + (following - sigma) * v_auxiliary
         h_t = h_t + (following - sigma) * v_target

@@ -33,12 +33,14 @@ LATE = Stage(perceptual=2.0, latent=0.0, distillation=1.0, dasm_steps=4)
 
 @dataclass(frozen=True)
 class TSDConfig:
-    """Learning rates are AdamW's; `early_steps` is where the curriculum goes over from EARLY to LATE."""
+    """Learning rates are AdamW's; `early_steps` is where the curriculum goes over from EARLY to LATE; `matching` is
+    as `tsd.gradient` takes it."""
 
     learning_rate: float = 5e-6
     auxiliary_learning_rate: float = 1e-6
     guidance: float = 7.5
     early_steps: int = 50_000
+    matching: tsd.Matching = "score"
 
     def stage(self, step: int) -> Stage:
         return EARLY if step < self.early_steps else LATE
@@ -65,7 +67,7 @@ class TSDObjective(StableDiffusionObjective):
         perceptual, latent = self._perceptual(x_s, x_h), F.mse_loss(z_s, z_h)
         distillation = tsd.distillation_loss(z_s, g)
         student = stage.perceptual * perceptual + stage.latent * latent + stage.distillation * distillation
-        auxiliary = self._auxiliary_loss(z_s.detach(), condition, draws)
+        auxiliary = self.auxiliary_loss(z_s.detach(), condition, draws)
         return {
             "loss": student + auxiliary,
             "perceptual": perceptual,
@@ -85,13 +87,7 @@ class TSDObjective(StableDiffusionObjective):
         teacher, auxiliary = (
             guided(model, condition, null, self.config.guidance) for model in (self.base.teacher, self.base.auxiliary)
         )
-        return tsd.gradient(z_s, z_h, noise, indices, path, teacher, auxiliary)
-
-    def _auxiliary_loss(self, z_s: Tensor, condition: Condition, draws: Draws) -> Tensor:
-        index = draws.integers(tsd.FIRST_INDEX, tsd.LAST_INDEX + 1)
-        noise, weight = draws.normal(*z_s.shape[1:]), tsd.logit_normal(draws.normal())
-        z_t = tsd.noised(z_s, noise, tsd.at(self.base.process.path, index))
-        return tsd.auxiliary_loss(self.base.auxiliary(z_t, index, condition), z_s, weight)
+        return tsd.gradient(z_s, z_h, noise, indices, path, teacher, auxiliary, matching=self.config.matching)
 
     def _perceptual(self, x_s: Tensor, x_h: Tensor) -> Tensor:
         return encoder_distance(self.base.vae, x_s, x_h) if self.lpips is None else self.lpips(x_s, x_h)
@@ -107,5 +103,4 @@ class TSDObjective(StableDiffusionObjective):
 
     def settings(self) -> dict[str, Any]:
         perceptual = "encoder" if self.lpips is None else "lpips"
-        adapters = {"ranks": asdict(self.base.ranks), "teacher": self.base.teacher_adapters}
-        return {"method": "tsd", "perceptual": perceptual, **adapters, **asdict(self.config)}
+        return {"method": "tsd", "perceptual": perceptual, **self.base.settings(), **asdict(self.config)}

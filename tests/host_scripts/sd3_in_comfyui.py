@@ -20,17 +20,18 @@ comfy.options.enable_args_parsing()
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
-from onestep_sr.nodes import host_sd3, host_vae  # noqa: E402
+from onestep_sr.nodes import host_sd, host_sd3, host_vae  # noqa: E402
 from onestep_sr.sr_models.checkpoints import prompt_embeddings, tsd_sr  # noqa: E402
-from onestep_sr.sr_models.recipe import TSD_SR  # noqa: E402
-from onestep_sr.sr_models.sr_model import SRModel  # noqa: E402
 from onestep_sr.sr_models.upscale import upscale  # noqa: E402
 
 
 def all_in_one(model, vae, conditioning, image, **options):
-    recipe = replace(TSD_SR, shortest=0, color="none")
-    sr_model = SRModel(recipe, host_sd3.GuidedDenoiser(model, conditioning), host_sd3.VAECodec(vae))
-    return upscale(sr_model, image, 1, **options)
+    sr_model = host_sd3.open_model(model, vae, conditioning, "tsd-sr")
+    return upscale(replace(sr_model, recipe=replace(sr_model.recipe, shortest=0, color="none")), image, 1, **options)
+
+
+def denoiser(model):
+    return host_sd3.open_model(model, vae, conditioning, "tsd-sr").denoiser
 
 
 def stock_parts(model, vae, conditioning, image, tile=64, overlap=8, batch=1, mask=None):
@@ -78,7 +79,7 @@ conditioning = [[embeddings.prompt, {"pooled_output": embeddings.pooled}]]
 weights = tsd_sr.read(files / "tsdsr" / "transformer.safetensors")
 before = weights_of(base_model), weights_of(base_vae.patcher), base_vae.encode(image.movedim(1, -1))
 model, warning = host_sd3.apply_lora(base_model, weights, 1.0)
-vae = host_sd3.apply_vae_lora(base_vae, weights, 1.0)
+vae = host_sd.apply_vae_lora(base_vae, weights, 1.0)
 
 results = {
     "whole": all_in_one(model, vae, conditioning, image),
@@ -118,18 +119,22 @@ fp8 = comfy.sd.load_diffusion_model_state_dict(dict(transformer), model_options=
 results["fp8 weights"] = str(fp8.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1.weight.dtype)
 fp8 = host_sd3.apply_lora(fp8, weights, 1.0)[0]
 results["fp8"] = all_in_one(fp8, vae, conditioning, image)
-exact = host_sd3.GuidedDenoiser(fp8, conditioning).in_float32()
+exact = denoiser(fp8).in_float32()
 results["fp8 in float32"] = all_in_one(exact.model, vae, conditioning, image)
-results["precisions"] = [str(host_sd3.GuidedDenoiser(m, conditioning).dtype) for m in (base_model, fp8, exact.model)]
+results["precisions"] = [str(denoiser(m).dtype) for m in (model, fp8, exact.model)]
 
 sd35 = comfy.sd.load_diffusion_model(str(Path(sd35_files) / "sd3.safetensors"))
 patched, results["SD3.5 warning"] = host_sd3.apply_lora(sd35, weights, 1.0)
 results["SD3.5"] = all_in_one(patched, vae, conditioning, image)
 
+trained = tsd_sr.read(Path(sd35_files) / "trained")
+patched, results["trained on SD3.5 warning"] = host_sd3.apply_lora(sd35, trained, 1.0)
+results["trained on SD3.5"] = all_in_one(patched, host_sd.apply_vae_lora(base_vae, trained, 1.0), conditioning, image)
+
 results["refusals"] = {
     "SD1.5": sentence(host_sd3.apply_lora, small_sd15(), weights, 1.0),
-    "VAE of 4 channels": sentence(host_sd3.require_sd3_vae, taesd(4)),
-    "TAESD": sentence(host_sd3.require_sd3_vae, taesd(16)),
+    "VAE of 4 channels": sentence(host_sd.require_vae, taesd(4), 16, weights.base),
+    "TAESD": sentence(host_sd.require_vae, taesd(16), 16, weights.base),
     "seamless TAESD": sentence(host_vae.decode, taesd(4), torch.zeros(1, 4, 8, 8)),
     "sigmas": sentence(host_sd3._checked_start, torch.zeros(1, 16, 8, 8), torch.tensor([0.5, 0.0])),
     "latent": sentence(host_sd3._checked_start, torch.zeros(1, 4, 8, 8), torch.tensor([1.0, 0.0])),

@@ -1,4 +1,4 @@
-"""Menu group `image/upscaling/One-Step SR/Stable Diffusion 3`: TSD-SR on the host's own MODEL and VAE."""
+"""Menu group `image/upscaling/One-Step SR/Stable Diffusion`: one-step LoRAs on the host's own MODEL and VAE."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from comfy_api.latest import io
 from ..sr_models.checkpoints import prompt_embeddings, tsd_sr
 from ..sr_models.errors import UserError
 from ..sr_models.recipe import TSD_FAMILY, TSD_SR
-from ..sr_models.sr_model import SRModel
-from . import host, host_sd3
+from . import host, host_sd, host_sd3, host_unet
 from .schema import advanced, schema
 from .upscaling import AUTO, SRModelSocket
 
-CATEGORY = "image/upscaling/One-Step SR/Stable Diffusion 3"
+CATEGORY = "image/upscaling/One-Step SR/Stable Diffusion"
 LORA_FOLDER = "loras"
+LORA_FILES = (tsd_sr.TRANSFORMER_FILE, tsd_sr.UNET_FILE, tsd_sr.VAE_FILE)
 EMBEDDING_FOLDERS = (host.MODEL_FOLDER, "embeddings", LORA_FOLDER)
 FROM_TEXT = "from text"
 MODEL_ID = "OneStepSRModel"
@@ -32,14 +32,16 @@ class ApplyLoRA(io.ComfyNode):
             display_name="Apply One-Step SR LoRA",
             category=CATEGORY,
             description="Put TSD-SR's LoRA on a Stable Diffusion 3 medium checkpoint: on its MODEL, and on the encoder "
-            "of its VAE. The given MODEL and VAE stay as they were.",
+            "of its VAE. A LoRA of your own training goes on the base that it was trained on: 1.5, 2.1 and SDXL, too. "
+            "The given MODEL and VAE stay as they were.",
             inputs=[
-                io.Model.Input("model", tooltip="Of a Stable Diffusion 3 medium checkpoint."),
+                io.Model.Input("model", tooltip="Of a Stable Diffusion 3 medium checkpoint, or of your LoRA's base."),
                 io.Vae.Input("vae", tooltip="Of the same checkpoint."),
                 io.Combo.Input(
                     "lora",
                     options=files,
-                    tooltip="TSD-SR's transformer.safetensors, or a file from onestep-sr convert, in models/loras.",
+                    tooltip="In models/loras: TSD-SR's transformer.safetensors, your own transformer.safetensors or "
+                    "unet.safetensors, or a file from onestep-sr convert.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -79,16 +81,17 @@ class ApplyLoRA(io.ComfyNode):
     def fingerprint_inputs(cls, lora: str | None = None, vae_lora: str | None = None, **others) -> tuple[float, ...]:
         """Files that were replaced on disk are read again. Inputs that come over a link are None here."""
         paths = [_lora_path(name) for name in (lora, vae_lora) if name and name != AUTO]
-        beside = [path.with_name(name) for path in paths for name in (tsd_sr.TRANSFORMER_FILE, tsd_sr.VAE_FILE)]
+        beside = [path.with_name(name) for path in paths for name in LORA_FILES]
         return host.modification_times([*paths, *beside])
 
     @classmethod
     def execute(cls, model, vae, lora: str, vae_lora: str, strength_model: float, strength_vae: float) -> io.NodeOutput:
         weights = tsd_sr.read(_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
-        host_sd3.require_sd3_vae(vae)
-        patched, warning = host_sd3.apply_lora(model, weights, strength_model)
+        kind = host_unet if weights.unet else host_sd3
+        patched, warning = kind.apply_lora(model, weights, strength_model)
+        host_sd.require_vae(vae, patched.get_model_object(host_sd.LATENT_FORMAT).latent_channels, weights.base)
         host.show_on_node(cls.hidden.unique_id, warning)
-        return io.NodeOutput(patched, host_sd3.apply_vae_lora(vae, weights, strength_vae))
+        return io.NodeOutput(patched, host_sd.apply_vae_lora(vae, weights, strength_vae))
 
 
 def _lora_path(name: str) -> Path:
@@ -119,7 +122,7 @@ class Prompt(io.ComfyNode):
                     multiline=True,
                     tooltip="TSD-SR was trained with this text, spelling included. Unused with embeddings.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="Of the Stable Diffusion 3 checkpoint, for 'from text'."),
+                io.Clip.Input("clip", optional=True, tooltip="Of the same checkpoint, for 'from text'."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="CONDITIONING", tooltip="For One-Step SR Model or BasicGuider.")
@@ -159,8 +162,8 @@ class Sampler(io.ComfyNode):
             search_aliases=["tsd-sr sampler", "one step", "tiled sampler"],
             display_name="One-Step SR Sampler",
             category=CATEGORY,
-            description="TSD-SR's step for SamplerCustomAdvanced: one evaluation a tile, from the latent of the "
-            "enlarged picture, without noise. Use it with BasicGuider.",
+            description="TSD-SR's step for SamplerCustomAdvanced on Stable Diffusion 3: one evaluation a tile, from "
+            "the latent of the enlarged picture, without noise. Use it with BasicGuider.",
             inputs=[
                 io.Int.Input(
                     "tile",
@@ -226,7 +229,5 @@ class Model(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, conditioning, recipe: str) -> io.NodeOutput:
-        host_sd3.require_tsd(model)
-        host_sd3.require_sd3_vae(vae)
-        denoiser, codec = host_sd3.GuidedDenoiser(model, conditioning), host_sd3.VAECodec(vae)
-        return io.NodeOutput(host.HostedModel(SRModel(TSD_FAMILY[recipe], denoiser, codec)))
+        kind = host_unet if host_unet.carries_lora(model) else host_sd3
+        return io.NodeOutput(host.HostedModel(kind.open_model(model, vae, conditioning, recipe)))

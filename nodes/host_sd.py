@@ -1,0 +1,153 @@
+"""ComfyUI's MODEL, VAE and CONDITIONING of any Stable Diffusion as the core's denoiser and codec."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import comfy.lora
+import torch
+from comfy import latent_formats, model_management
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import CFGGuider, Sampler
+from comfy.sd import VAE
+from torch import Tensor
+
+from ..sr_models.checkpoints import low_rank, tsd_sr
+from ..sr_models.checkpoints.low_rank import Update
+from ..sr_models.checkpoints.tsd_sr import TSDWeights
+from ..sr_models.checkpoints.weights_file import shortened
+from ..sr_models.errors import UserError
+from ..sr_models.sr_model import Result
+from ..sr_models.step import Network
+from . import host, host_vae
+
+Conditioning = list[tuple[Tensor, dict[str, Any]]]
+AsNetwork = Callable[[CFGGuider, torch.device, dict[str, Any]], Network]
+LATENT_FORMAT = "latent_format"  # the host's name for it
+VAE_FACTOR = 8
+MOST_TILES = 16
+
+
+# LoRA
+
+
+def apply_vae_lora(vae: VAE, weights: TSDWeights, strength: float) -> VAE:
+    """A VAE with TSD-SR's LoRA on its encoder. The given VAE stays as it was.
+
+    Raises UserError where the LoRA does not fit it.
+    """
+    state = vae.first_stage_model.state_dict()
+    keys = {module: f"{tsd_sr.original_vae_name(module)}.weight" for module in weights.vae}
+    shapes = {module: tuple(state[key].shape) for module, key in keys.items() if key in state}
+    tsd_sr.require_fit(weights.vae, shapes, weights.name, "the connected VAE", weights.base)
+    patched = copy.copy(vae)
+    patched.patcher = vae.patcher.clone()
+    patch(patched.patcher, weights.vae, keys, strength)
+    return patched
+
+
+def patch(patcher: ModelPatcher, update: Update, keys: dict[str, Any], strength: float) -> None:
+    """Let the host apply an update; `keys` are the host's names for the modules' weights."""
+    patches = comfy.lora.load_lora(low_rank.to_tensors(update), {module: keys[module] for module in update})
+    patched = patcher.add_patches(patches, strength)
+    left_out = [module for module in update if keys[module] not in patched]
+    if left_out:
+        raise UserError(f"ComfyUI did not take the LoRA's {shortened(left_out)}: update ComfyUI.")
+
+
+def require_vae(vae: VAE, channels: int, base: str) -> None:
+    """Raise UserError unless the VAE has the latents and modules of the base's."""
+    found, factor = vae.latent_channels, vae.downscale_ratio
+    if (found, factor, vae.latent_dim) != (channels, VAE_FACTOR, 2) or not host_vae.supports(vae):
+        raise UserError(
+            f"The VAE of {base} is needed ({channels} channels), and the connected one is a "
+            f"{type(vae.first_stage_model).__name__} with {found} channels: connect the VAE of the {base} checkpoint."
+        )
+
+
+def require_prompt(conditioning: Conditioning, width: int, base: str) -> None:
+    """Raise UserError unless the CONDITIONING was encoded for the base."""
+    found = {prompt.shape[-1] for prompt, _ in conditioning}
+    if found != {width}:
+        raise UserError(
+            f"The connected CONDITIONING is not of {base} (width {min(found)}, where {width} is needed): set "
+            "One-Step SR Prompt to 'from text' and connect the CLIP of its checkpoint."
+        )
+
+
+# Denoiser and codec
+
+
+class GuidedDenoiser:
+    """A MODEL and its CONDITIONING as the core's denoiser: the host loads, patches and runs the model.
+
+    The work runs inside one of the host's samplings, so that hooks, wrappers and patches of other packs hold,
+    and the host makes room for one evaluation, not for one on the whole canvas. `as_network` makes the core's network
+    of the guided model, and `sigma` is the host's for the only evaluation.
+    """
+
+    def __init__(self, model: ModelPatcher, conditioning: Conditioning, as_network: AsNetwork, sigma: float):
+        self.model, self.conditioning, self.as_network, self.sigma = model, conditioning, as_network, sigma
+
+    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
+        guider = CFGGuider(self.model)
+        guider.inner_set_conds({"positive": self.conditioning})
+        sampler, nothing = _WorkSampler(work, self.as_network), torch.zeros(shape)
+        guider.sample(nothing, nothing, sampler, torch.tensor([self.sigma, 0.0]), disable_pbar=True, seed=0)
+        return sampler.result
+
+    def tiles_at_once(self, shape: tuple[int, ...]) -> int:
+        """As many as the host reckons to fit beside the model, within what still makes it faster."""
+        one = self.model.model.memory_required(list(shape))
+        beside = model_management.get_total_memory(self.model.load_device) - self.model.model_size()
+        if model_management.is_device_cpu(self.model.load_device):
+            return 1
+        return int(min(MOST_TILES, max(1, 0.8 * beside // one)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.model.manual_cast_dtype or self.model.model.get_dtype()
+
+    def in_float32(self) -> GuidedDenoiser:
+        exact = self.model.clone()
+        exact.set_model_compute_dtype(torch.float32)
+        return GuidedDenoiser(exact, self.conditioning, self.as_network, self.sigma)
+
+
+class _WorkSampler(Sampler):
+    result: Any
+
+    def __init__(self, work: Callable[[Network], Any], as_network: AsNetwork):
+        self.work, self.as_network = work, as_network
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ) -> Tensor:
+        self.result = self.work(self.as_network(model_wrap, noise.device, extra_args))
+        return noise
+
+
+class VAECodec:
+    """A VAE as the core's codec, in the latents of a format."""
+
+    factor, is_local = VAE_FACTOR, False
+
+    def __init__(self, vae: VAE, latent_format: latent_formats.LatentFormat):
+        self.vae, self.latent_format, self.latent_channels = vae, latent_format, latent_format.latent_channels
+
+    def encode(self, image: Tensor) -> Tensor:
+        latent = host_vae.encode(self.vae, image.clamp(0, 1).movedim(1, -1), progress=host.stop_if_cancelled)
+        return self.latent_format.process_in(latent).to(image.device, torch.float32)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        image = host_vae.decode(self.vae, self.latent_format.process_out(latent), progress=host.stop_if_cancelled)
+        return image.movedim(-1, 1).to(latent.device, torch.float32)
+
+    def preview(self, latent: Tensor) -> Tensor:
+        """Through the host's own factors from latents to colours."""
+        factors = torch.tensor(self.latent_format.latent_rgb_factors, device=latent.device)
+        constants = self.latent_format.latent_rgb_factors_bias or [0.0, 0.0, 0.0]
+        bias = torch.tensor(constants, device=latent.device).view(1, 3, 1, 1)
+        return ((torch.einsum("bchw,cr->brhw", latent, factors) + bias) / 2 + 0.5).clamp(0, 1)

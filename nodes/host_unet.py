@@ -1,0 +1,74 @@
+"""One-step LoRAs on ComfyUI's MODEL of Stable Diffusion 1.5, 2.1 and SDXL."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import comfy.utils
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import CFGGuider
+from comfy.sd import VAE
+from torch import Tensor
+
+from ..sr_models.checkpoints import tsd_sr
+from ..sr_models.checkpoints.tsd_sr import TSDWeights
+from ..sr_models.errors import UserError
+from ..sr_models.recipe import TSD_FAMILY, on_unet
+from ..sr_models.sr_model import SRModel
+from ..sr_models.step import Network
+from .host_sd import LATENT_FORMAT, Conditioning, GuidedDenoiser, VAECodec, patch, require_prompt, require_vae
+
+BASE = "onestep_sr_base"  # the attachment with the name of the base whose LoRA a MODEL carries
+
+
+def apply_lora(model: ModelPatcher, weights: TSDWeights, strength: float) -> tuple[ModelPatcher, str]:
+    """A MODEL with the LoRA, and no warning. The given MODEL stays as it was.
+
+    Raises UserError where the MODEL has no U-Net, or the LoRA does not fit it.
+    """
+    title = type(model.model.model_config).__name__
+    if not isinstance(model.model.diffusion_model, UNetModel):
+        raise UserError(
+            f"{weights.name} is a LoRA for {weights.base}, but the connected MODEL is {title}: connect a checkpoint of "
+            f"{weights.base}."
+        )
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    keys = {module.removesuffix(".weight"): f"diffusion_model.{name}" for module, name in names.items()}
+    state = model.model.state_dict()
+    shapes = {module: tuple(state[key].shape) for module, key in keys.items() if key in state}
+    tsd_sr.require_fit(weights.unet, shapes, weights.name, f"the connected {title}", weights.base)
+    patched = model.clone()
+    patch(patched, weights.unet, keys, strength)
+    patched.set_attachments(BASE, weights.base)
+    return patched, ""
+
+
+def carries_lora(model: ModelPatcher) -> bool:
+    return model.get_attachment(BASE) is not None
+
+
+def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe: str) -> SRModel:
+    """For a MODEL that `carries_lora`. Raises UserError for another model's VAE or CONDITIONING."""
+    base, latent_format = model.get_attachment(BASE), model.get_model_object(LATENT_FORMAT)
+    require_vae(vae, latent_format.latent_channels, base)
+    require_prompt(conditioning, model.model.model_config.unet_config["context_dim"], base)
+    sigma = float(model.get_model_object("model_sampling").sigma_max)
+    denoiser = GuidedDenoiser(model, conditioning, partial(as_network, sigma=sigma), sigma)
+    return SRModel(on_unet(TSD_FAMILY[recipe]), denoiser, VAECodec(vae, latent_format))
+
+
+def as_network(guider: CFGGuider, device: torch.device, arguments: dict[str, Any], sigma: float) -> Network:
+    """The guided model inside a sampler, on tiles: x_0 for a latent that is taken for its noisiest input.
+
+    The host divides what it is given at sigma by sqrt(1 + sigma^2) before the U-Net sees it.
+    """
+
+    def network(latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
+        x = latent.to(device) * (1 + sigma**2) ** 0.5
+        x_0 = guider(x, torch.full((len(x),), sigma, device=device), **arguments)
+        return x_0.to(latent.device, torch.float32)
+
+    return network

@@ -1,0 +1,91 @@
+"""One-step LoRAs on Stable Diffusion 1.5, 2.1 and SDXL inside real ComfyUI, on small U-Nets, to floats."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import small_unet
+import torch
+from comfyui_host import HOW_TO_GET_ONE, ROOT, installed_hosts, interpreter
+from onestep_sr.sr_models.distill.bases import open_base
+from onestep_sr.sr_models.distill.shared_base import SharedBase
+from onestep_sr.sr_models.recipe import TSD_SR
+from onestep_sr.sr_models.standalone_unet import load_unet, open_text_encoders
+from onestep_sr.sr_models.upscale import upscale
+from small_sd3 import FULL_WIDTHS
+from small_training import RANKS, shaken
+
+HOSTS = installed_hosts()
+SCRIPT = Path(__file__).parent / "host_scripts" / "unet_in_comfyui.py"
+TOLERANCE = 1e-4
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module", params=HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
+def folder(request: pytest.FixtureRequest) -> Path:
+    if request.param is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By kind, the files, and what the standalone backend makes of them."""
+    if not HOSTS:
+        pytest.skip(HOW_TO_GET_ONE)
+    root = tmp_path_factory.mktemp("unets")
+    torch.save({kind: case(root / kind, kind) for kind in small_unet.KINDS}, root / "cases.pt")
+    return root / "cases.pt"
+
+
+def case(root: Path, kind: str) -> dict:
+    base = small_unet.write(root / "base", kind, FULL_WIDTHS)
+    shaken(SharedBase(open_base(base, torch.float32), RANKS)).save(root / "lora")
+    condition = open_text_encoders(base, device=torch.device("cpu"), dtype=torch.float32)(TSD_SR.prompt)
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    loaded = load_unet(base, root / "lora", dtype=torch.float32).model
+    bare = replace(loaded, recipe=replace(loaded.recipe, shortest=0, color="none"))
+    expected = {"whole": upscale(bare, image, 1), "tiled": upscale(bare, image, 1, tile=64, overlap=16)}
+    files = {"kind": kind, "folder": str(base), "lora": str(root / "lora"), "image": image, "expected": expected}
+    config = {"config": small_unet.comfyui_config(kind)}
+    return files | config | {"prompt": condition.prompt, "pooled": condition.pooled}
+
+
+@pytest.fixture(scope="module")
+def all_results(folder: Path, cases: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    base = tmp_path_factory.mktemp("floats")
+    (base / "onestep_sr").symlink_to(ROOT, target_is_directory=True)
+    arguments = [interpreter(folder), SCRIPT, base, cases, base / "results.pt"]
+    run = subprocess.run(arguments, check=False, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    made = torch.load(cases)
+    found = torch.load(base / "results.pt")
+    return {kind: results | {"expected": made[kind]["expected"]} for kind, results in found.items()}
+
+
+@pytest.fixture(params=small_unet.KINDS)
+def results(request: pytest.FixtureRequest, all_results: dict) -> dict:
+    return all_results[request.param]
+
+
+@pytest.mark.parametrize("name", ["whole", "tiled"])
+def test_comfyui_gives_what_diffusers_gives(name: str, results: dict) -> None:
+    difference = (results[name] - results["expected"][name]).abs().max()
+    assert difference < TOLERANCE, difference
+    assert results[name].std() > 0.05, "not a flat picture"
+
+
+def test_only_the_patched_model_carries_the_lora(results: dict) -> None:
+    assert results["carries"] == (False, True, True) and results["as it was"] and not results["warning"]
+    assert results["preview"] == (1, 3, 8, 8)
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence(results: dict) -> None:
+    assert "connect it through Apply One-Step SR LoRA" in results["without it"]
+    assert "(16 channels)" in results["VAE of SD3"] and "with 4 channels" in results["VAE of SD3"]
+    assert "width 4096, where" in results["another prompt"] and "'from text'" in results["another prompt"]
+    assert "lacks" in results["another LoRA"] and "Stable Diffusion with a U-Net" in results["another LoRA"]

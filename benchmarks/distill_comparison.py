@@ -13,7 +13,8 @@ and learn for equally many steps:
 - TAD: distance to the teacher's own 8-step result, score difference near the clean end, and a time-aware
   discriminator (TAD-SR, arXiv 2408.07476).
 
-Everything is kept in the output folder, and a second run goes on where the first one stopped.
+Everything is kept in the output folder, and a second run goes on where the first one stopped. `--seed` changes crops,
+degradations and noise; the table is of the `--students` named.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ SCORES: dict[str, tuple[float, int, tsd.Matching]] = {  # VSD's share, points, w
     "tsd-v": (SHARE, 1, "velocity"),
     "tsd-dasm-v": (SHARE, 4, "velocity"),
 }
+STUDENTS = ("regression", *SCORES, "tad")
 PICTURES, DETAIL = (3, 11), 176  # of the validation folder, and the side of what is shown of them
 
 
@@ -244,14 +246,14 @@ class TimeAware(Objective):
         return seen(z_s) - seen(z_t)
 
 
-def students(teacher: Detail, learning_rate: float, latent_weight: float) -> dict[str, Objective]:
-    def copy() -> Detail:
-        return deepcopy(teacher).requires_grad_(True)
-
-    made: dict[str, Objective] = {"regression": Regression(copy(), learning_rate)}
-    for kind in SCORES:
-        made[kind] = ScoreDistillation(copy(), learning_rate, deepcopy(teacher), kind, latent_weight)
-    return made | {"tad": TimeAware(copy(), learning_rate, deepcopy(teacher))}
+def student(name: str, teacher: Detail, learning_rate: float, latent_weight: float) -> Objective:
+    """One of STUDENTS, as a copy of the teacher."""
+    copy = deepcopy(teacher).requires_grad_(True)
+    if name == "regression":
+        return Regression(copy, learning_rate)
+    if name == "tad":
+        return TimeAware(copy, learning_rate, deepcopy(teacher))
+    return ScoreDistillation(copy, learning_rate, deepcopy(teacher), name, latent_weight)
 
 
 def trained(objective: Objective, config: TrainConfig, pairs: CropPairs) -> Objective:
@@ -290,19 +292,22 @@ def main() -> None:
     parser.add_argument("--student-rate", type=float, default=2e-4)
     parser.add_argument("--latent-weight", type=float, default=0.1, help="of the distance to HR beside the scores")
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=STUDENTS)
     options = parser.parse_args()
-    pairs = CropPairs(options.photos, options.crop, Degradation(), 0)
-    torch.manual_seed(0)
+    pairs = CropPairs(options.photos, options.crop, Degradation(), options.seed)
+    torch.manual_seed(options.seed)
 
     def config(name: str, steps: int) -> TrainConfig:
-        options_of_run = {"ema": 0.99, "precision": options.precision, "save_every": 200, "warmup": steps // 10}
-        return TrainConfig(options.output / name, steps, options.batch, **options_of_run)
+        how: dict[str, Any] = {"ema": 0.99, "precision": options.precision, "seed": options.seed}
+        return TrainConfig(options.output / name, steps, options.batch, warmup=steps // 10, save_every=200, **how)
 
     teacher = trained(
         Teacher(Detail.from_bundled(), options.teacher_rate), config("teacher", options.teacher_steps), pairs
     )
     objectives: dict[str, Objective] = {"teacher": teacher}
-    for name, objective in students(teacher.model, options.student_rate, options.latent_weight).items():
+    for name in options.students:
+        objective = student(name, teacher.model, options.student_rate, options.latent_weight)
         objectives[name] = trained(objective, config(name, options.student_steps), pairs)
     bundled, _ = open_model(ModelChoice())
     upscalers = {name: lambda lr, each=each: each.restore(lr, 0) for name, each in objectives.items()}

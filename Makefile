@@ -1,6 +1,7 @@
 # `make demo` and `make test` work from a fresh checkout with Python 3.10 to 3.13 and no GPU.
 PYTHON ?= python3
 VENV := .venv
+JOBS ?= 2
 RUN := $(VENV)/bin
 INSTALL := $(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
@@ -9,8 +10,9 @@ INSTALL := $(RUN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/standalone.installed
 	$(RUN)/onestep-sr upscale demo/photo.png -o demo-output --compare --overwrite
 
+# One thread to a job: threads that wait for each other cost more than they bring at the size of the tests.
 test: lint
-	$(RUN)/python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/dev.installed
 	$(RUN)/ruff check .

@@ -33,7 +33,7 @@ from onestep_sr.sr_models.distill import tad, tsd
 from onestep_sr.sr_models.distill.data import CropPairs, list_images
 from onestep_sr.sr_models.distill.degradation import Degradation
 from onestep_sr.sr_models.distill.draws import Draws
-from onestep_sr.sr_models.distill.loop import TrainConfig, train
+from onestep_sr.sr_models.distill.loop import TrainConfig, fastest_precision, train
 from onestep_sr.sr_models.distill.objectives import Losses, ParameterGroup
 from onestep_sr.sr_models.distill.runs import NETWORK
 from onestep_sr.sr_models.distill.tad_sd_objective import HIGHEST_NOISE, LOWEST_NOISE, noise_of
@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--teacher-rate", type=float, default=4e-4)
     parser.add_argument("--student-rate", type=float, default=2e-4)
     parser.add_argument("--latent-weight", type=float, default=0.1, help="of the distance to HR beside the scores")
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--precision", default=fastest_precision())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=STUDENTS)
     options = parser.parse_args()

@@ -11,6 +11,16 @@ from .run_file import ConfigOption, run_file_text
 
 train_app = typer.Typer(help="Train a teacher, then distil it into a one-step student.", no_args_is_help=True)
 
+
+def _resolved(precision: str) -> str:
+    """`auto` by the machine at hand, so that run.toml names what the run had."""
+    if precision != "auto":
+        return precision
+    from .distill.loop import fastest_precision
+
+    return fastest_precision()
+
+
 DataArgument = Annotated[Path, typer.Argument(help="A folder of pictures, read with its subfolders.")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Checkpoints, logs and the model go here.")]
 StepsOption = Annotated[int, typer.Option(min=1, help="Updates of the weights.")]
@@ -19,7 +29,10 @@ AccumulateOption = Annotated[int, typer.Option(min=1, help="Backward passes per 
 CropOption = Annotated[int, typer.Option(help="Side of the HR crops, a multiple of 128.")]
 RateOption = Annotated[float, typer.Option(help="AdamW's learning rate.")]
 EmaOption = Annotated[float, typer.Option(help="Decay of the averaged weights.")]
-TrainPrecisionOption = Annotated[str, typer.Option(help="no (fp32), bf16 or fp16.")]
+TrainPrecisionOption = Annotated[
+    str,
+    typer.Option(callback=_resolved, help="no (fp32), bf16 or fp16; auto: bf16 or fp16 where there are units for it."),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of crops, degradation and noise.")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
 SaveOption = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
@@ -38,7 +51,7 @@ def train_teacher(
     crop: CropOption = 128,
     learning_rate: RateOption = 5e-4,
     ema: EmaOption = 0.999,
-    precision: TrainPrecisionOption = "bf16",
+    precision: TrainPrecisionOption = "auto",
     seed: SeedOption = 0,
     workers: WorkersOption = 1,
     save_every: SaveOption = 500,
@@ -81,7 +94,7 @@ def train_student(
     crop: CropOption = 128,
     learning_rate: RateOption = 5e-5,
     ema: EmaOption = 0.999,
-    precision: TrainPrecisionOption = "bf16",
+    precision: TrainPrecisionOption = "auto",
     seed: SeedOption = 0,
     workers: WorkersOption = 1,
     save_every: SaveOption = 500,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click import Command, Context
 from onestep_sr.sr_models.checkpoints import own
 from onestep_sr.sr_models.distill import loop, tad, validation
 from onestep_sr.sr_models.distill.data import CropPairs
@@ -20,8 +21,10 @@ from onestep_sr.sr_models.musiq import Musiq
 from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
 from onestep_sr.sr_models.schedule import ResShiftSchedule
+from onestep_sr.sr_models.train_cli import train_app
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.main import get_command
 
 PHOTOS = Path(__file__).parent / "photos"
 NETWORK = SwinUNetConfig(
@@ -251,6 +254,17 @@ def test_unknown_settings_end_in_one_sentence(changes: dict, words: str, tmp_pat
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError, match=words):
         loop.train(config(tmp_path, **changes), TeacherObjective(network(), TEACHER, 1e-3), crops())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU decides there")
+@pytest.mark.parametrize(("has_units", "precision"), [(True, "bf16"), (False, "no")])
+def test_halves_are_chosen_only_where_there_are_units_for_them(has_units, precision, monkeypatch) -> None:
+    """And before the options are written down, so that a run goes on elsewhere in what it had."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_units)
+    option = next(each for each in get_command(train_app).commands["teacher"].params if each.name == "precision")
+    context = Context(Command("teacher"))
+    assert option.process_value(context, "auto") == precision
+    assert option.process_value(context, "fp16") == "fp16"
 
 
 def test_pairs_are_a_pure_function_of_seed_and_index() -> None:

@@ -36,7 +36,7 @@ from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.loop import TrainConfig, fastest_precision, train
 from onestep_sr.sr_models.distill.objectives import Losses, ParameterGroup
 from onestep_sr.sr_models.distill.runs import NETWORK
-from onestep_sr.sr_models.distill.tad_sd_objective import HIGHEST_NOISE, LOWEST_NOISE, noise_of
+from onestep_sr.sr_models.distill.tad_sd_objective import near_clean, noise_of
 from onestep_sr.sr_models.image import pad_to_multiple, resize
 from onestep_sr.sr_models.image_files import read_picture
 from onestep_sr.sr_models.loading import BUNDLED
@@ -216,8 +216,7 @@ class TimeAware(Objective):
         self.teacher = teacher.requires_grad_(False)
         widths = [NETWORK.channels * m for m in NETWORK.multipliers]
         self.discriminator = tad.TimeAwareDiscriminator([*widths, widths[-1]])
-        near = torch.nonzero((PROCESS.path >= LOWEST_NOISE) & (PROCESS.path <= HIGHEST_NOISE))[:, 0]
-        self.first, self.last = int(near[0]), int(near[-1])
+        self.near = near_clean(PROCESS.path)
 
     def generate(self, noise: Tensor, condition: Tensor) -> Tensor:
         return self.model.one_step(noise, condition)
@@ -236,7 +235,7 @@ class TimeAware(Objective):
 
     @torch.no_grad()
     def _score_difference(self, z_s: Tensor, z_t: Tensor, condition: Tensor, draws: Draws) -> Tensor:
-        index, noise = draws.integers(self.first, self.last + 1), draws.normal(*z_s.shape[1:])
+        index, noise = draws.integers(self.near[0], self.near[-1] + 1), draws.normal(*z_s.shape[1:])
         sigma = tsd.at(PROCESS.path, index)
 
         def seen(z: Tensor) -> Tensor:

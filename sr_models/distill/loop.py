@@ -32,7 +32,7 @@ WRAPPERS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpee
 
 def fastest_precision() -> str:
     """Of PRECISIONS, for what will be trained on: halves only where there are units for them, as emulated ones take
-    ten times as long as float32."""
+    many times as long as float32."""
     if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
     return "bf16" if default_dtype(torch.device("cpu")) == torch.bfloat16 else "no"

@@ -51,8 +51,7 @@ class TADObjective(StableDiffusionObjective):
         self.config = config
         channels = [width for _, width in base.family.taps(base.network)]
         self.discriminator = tad.TimeAwareDiscriminator(channels)
-        path = base.process.path
-        self.near = torch.nonzero((path >= LOWEST_NOISE) & (path <= HIGHEST_NOISE))[:, 0].tolist()
+        self.near = near_clean(base.process.path)
 
     def forward(self, batch: dict[str, Tensor], draws: Draws, step: int) -> Losses:
         condition, z_h = Condition(batch["prompt"], batch["pooled"]), batch["z_h"].float()
@@ -103,6 +102,11 @@ class TADObjective(StableDiffusionObjective):
     def settings(self) -> dict[str, Any]:
         """What a run must keep to be gone on with."""
         return {"method": "tad", **self.base.settings(), **asdict(self.config)}
+
+
+def near_clean(path: Tensor) -> list[int]:
+    """The indices of a path's shares of noise (S,) at which the score difference is taken."""
+    return torch.nonzero((path >= LOWEST_NOISE) & (path <= HIGHEST_NOISE))[:, 0].tolist()
 
 
 def noise_of(z_t: Tensor, x_0: Tensor, sigma: Tensor) -> Tensor:

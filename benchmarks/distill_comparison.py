@@ -28,16 +28,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from onestep_sr.sr_models import evaluate
+from onestep_sr.sr_models.canvas.degradation import Degradation
+from onestep_sr.sr_models.canvas.resize import pad_to_multiple, resize
 from onestep_sr.sr_models.diffusion import flow_matching
 from onestep_sr.sr_models.distill import tad, tsd
 from onestep_sr.sr_models.distill.data import CropPairs, list_images
-from onestep_sr.sr_models.distill.degradation import Degradation
 from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.loop import TrainConfig, fastest_precision, train
 from onestep_sr.sr_models.distill.objectives import Losses, ParameterGroup
 from onestep_sr.sr_models.distill.runs import NETWORK
 from onestep_sr.sr_models.distill.tad_sd_objective import near_clean, noise_of
-from onestep_sr.sr_models.image import pad_to_multiple, resize
 from onestep_sr.sr_models.image_files import read_picture
 from onestep_sr.sr_models.loading import BUNDLED
 from onestep_sr.sr_models.model_choice import ModelChoice, open_model

@@ -8,7 +8,7 @@ Left of the white line is bicubic enlargement, right of it the model's result, a
 from pathlib import Path
 
 import numpy as np
-from onestep_sr.sr_models.image import resize
+from onestep_sr.sr_models.canvas.resize import resize
 from onestep_sr.sr_models.image_files import read_picture
 from onestep_sr.sr_models.loading import load
 from onestep_sr.sr_models.upscale import upscale

@@ -13,16 +13,16 @@ from comfy.samplers import CFGGuider, Sampler
 from comfy.sd import VAE
 from torch import Tensor
 
+from ..sr_models.canvas.resize import pad_to_multiple
+from ..sr_models.canvas.tiling import Tile, plan
 from ..sr_models.checkpoints import tsd_sr
 from ..sr_models.checkpoints.low_rank import Update
 from ..sr_models.checkpoints.tsd_sr import SD3_MEDIUM, SD35_MEDIUM, TSDWeights
 from ..sr_models.errors import UserError
-from ..sr_models.image import pad_to_multiple
 from ..sr_models.recipe import TSD_FAMILY, TSD_SR
 from ..sr_models.sr_model import SRModel
 from ..sr_models.step import Network
 from ..sr_models.tiled_step import Canvas, step_tiles
-from ..sr_models.tiling import Tile, plan
 from .host_sd import LATENT_FORMAT, Conditioning, GuidedDenoiser, VAECodec, patch, require_vae
 
 LATENT_CHANNELS = 16

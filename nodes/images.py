@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..sr_models import color as colors
-from ..sr_models.color import ColorMatch
+from ..sr_models.canvas import color as colors
+from ..sr_models.canvas.color import ColorMatch
 from ..sr_models.errors import UserError
 from . import host
 from .schema import schema

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import color as colors
+from .canvas import color as colors
+from .canvas.noise import noise_rows
+from .canvas.resample_rows import Rows, resized_rows
+from .canvas.resize import pad_to_multiple, resize
+from .canvas.tiling import Plan, Tile, plan
 from .geometry import geometry, latent_tile
-from .image import pad_to_multiple, resize
-from .noise import noise_rows
-from .resample_rows import Rows, resized_rows
 from .sr_model import SRModel
 from .tiled_step import Canvas, step_canvas
-from .tiling import Plan, Tile, plan
 from .upscale import Progress
 
 BAND = 256  # result rows in hand at once

@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from .color import ColorMatch
+from .canvas.color import ColorMatch
+from .canvas.resize import resize
 from .errors import UserError
-from .image import resize
 from .image_files import WRITABLE, Picture, read_picture, write_picture
 from .large_job import is_too_large, run_large_job
 from .sr_model import SRModel

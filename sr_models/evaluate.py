@@ -16,10 +16,10 @@ from rich.table import Table
 from torch import Tensor
 
 from . import niqe
+from .canvas.degradation import Degradation
+from .canvas.resize import resize
 from .distill.data import list_images
-from .distill.degradation import Degradation
 from .errors import UserError
-from .image import resize
 from .image_files import read_picture
 from .metrics import high_frequency_power, psnr, ssim
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .canvas.resize import target_size
+from .canvas.tiling import plan
 from .geometry import Size, geometry, latent_tile, require_window
-from .image import target_size
 from .recipe import Recipe
-from .tiling import plan
 
 BYTES_PER_PIXEL = 64  # of the network's result, that `upscale` takes in all: measured on the bundled model
 

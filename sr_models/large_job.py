@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from .banded import BandedRun, matched_rows
+from .canvas.resample_rows import Rows, resized_rows
+from .canvas.resize import target_size
 from .errors import UserError
 from .forecast import memory_of
-from .image import target_size
 from .image_files import DEEP, Picture, require_writable, write_whole
 from .memory import available
-from .resample_rows import Rows, resized_rows
 from .row_files import RowPicture, write_rows
 from .spool import Spool, SpoolSize
 from .sr_model import SRModel

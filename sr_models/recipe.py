@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .color import ColorMatch
+from .canvas.color import ColorMatch
 from .schedule import ResShiftSchedule
 from .step import CleanStep, FlowStep, ResShiftStep, Step
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .canvas.tiling import Tile
 from .errors import UserError
 from .memory import is_out_of_memory, release_cached
 from .sr_model import Denoiser, SRModel
 from .step import Network, Step
-from .tiling import Tile
 
 TileDone = Callable[[Tile, Tensor], None]
 Notice = Callable[[str], None]

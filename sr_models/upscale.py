@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import color as colors
+from .canvas import color as colors
+from .canvas.noise import canvas_noise
+from .canvas.resize import pad_to_multiple, resize, target_size
+from .canvas.tiling import Tile, plan
 from .errors import UserError
 from .geometry import geometry, latent_tile, require_window
-from .image import pad_to_multiple, resize, target_size
 from .memory import is_out_of_memory, release_cached
-from .noise import canvas_noise
 from .sr_model import Codec, SRModel
 from .tiled_step import Canvas, Notice, ignored, step_canvas
-from .tiling import Tile, plan
 
 Progress = Callable[[int, int, Tensor], None]
 SMALLEST_TILE = 16  # latent pixels, below which a network sees too little

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from onestep_sr.sr_models import color
+from onestep_sr.sr_models.canvas import color
 from onestep_sr.sr_models.errors import UserError
 
 

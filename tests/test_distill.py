@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from click import Command, Context
+from onestep_sr.sr_models.canvas.degradation import Degradation, gaussian_kernel
 from onestep_sr.sr_models.checkpoints import own
 from onestep_sr.sr_models.distill import loop, tad, validation
 from onestep_sr.sr_models.distill.data import CropPairs
-from onestep_sr.sr_models.distill.degradation import Degradation, gaussian_kernel
 from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.features import Lpips
 from onestep_sr.sr_models.distill.objectives import Batch, Objective, StudentObjective, StudentWeights, TeacherObjective

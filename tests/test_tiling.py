@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onestep_sr.sr_models.canvas.tiling import Axis, plan, plan_axis
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.tiling import Axis, plan, plan_axis
 
 LONG = settings(deadline=None, max_examples=150)
 WIDE = settings(deadline=None, max_examples=40)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...sr_models.batch import Options
-from ...sr_models.color import ColorMatch
+from ...sr_models.canvas.color import ColorMatch
 from ...sr_models.loading import default_dtype
 from ...sr_models.memory import available
 from ...sr_models.model_choice import DTYPES

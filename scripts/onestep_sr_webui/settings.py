@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import gradio as gr
 from modules import shared
 
-from ...sr_models.color import COLOR_MATCHES
+from ...sr_models.canvas.color import COLOR_MATCHES
 from ...sr_models.model_choice import DTYPES
 from .host import AUTO
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..canvas.degradation import Degradation
 from ..errors import UserError
-from .degradation import Degradation
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 

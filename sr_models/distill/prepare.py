@@ -20,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..canvas.degradation import Degradation
 from ..errors import UserError
 from ..image_files import write_whole
 from .bases import Condition
 from .data import SUFFIXES, enlarged_to, random_window, to_tensor
-from .degradation import Degradation
 from .shards import SETTINGS_FILE, list_shards, shard_path, write_prompts, write_tensors
 
 SCALE = 4

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from ..canvas.degradation import Degradation
 from ..checkpoints import own
 from ..checkpoints.weights_file import fill, read_weights
 from ..errors import UserError
 from ..networks.swin_unet import SwinUNet, SwinUNetConfig
 from ..schedule import ResShiftSchedule
 from .data import CropPairs
-from .degradation import Degradation
 from .loop import TrainConfig, train
 from .objectives import StudentObjective, StudentWeights, TeacherObjective
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..image import resize
+from ..canvas.resize import resize
 from . import tsd
 from .bases import Condition
 from .draws import Draws

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import niqe
-from ..image import resize
+from ..canvas.resize import resize
 from ..metrics import high_frequency_power, psnr, ssim
 from ..musiq import find_musiq
 from .data import enlarged_to, list_images

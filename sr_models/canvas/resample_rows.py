@@ -1,4 +1,4 @@
-"""`image.resize` for a few rows of the result at a time, from only the rows that they need.
+"""`resize` for a few rows of the result at a time, from only the rows that they need.
 
 Bicubic interpolation as torch computes it: a = -0.75 between pixel centres where the picture grows, a = -0.5 over
 a window as wide as the shrinking (antialias) where it shrinks.
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .image import resize
+from .resize import resize
 
 Rows = Callable[[int, int], Tensor]
 

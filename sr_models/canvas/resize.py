@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 
 MIN_SIDE = 8
 MIN_SCALE, MAX_SCALE = 1.0, 8.0

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UserError
-from .image import resize
+from ..errors import UserError
+from .resize import resize
 
 ColorMatch = Literal["none", "wavelet", "adain"]
 COLOR_MATCHES: tuple[ColorMatch, ...] = get_args(ColorMatch)

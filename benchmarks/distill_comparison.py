@@ -39,8 +39,8 @@ from onestep_sr.sr_models.distill.objectives import Losses, ParameterGroup
 from onestep_sr.sr_models.distill.runs import NETWORK
 from onestep_sr.sr_models.distill.tad_sd_objective import near_clean, noise_of
 from onestep_sr.sr_models.image_files import read_picture
+from onestep_sr.sr_models.jobs.model_choice import ModelChoice, open_model
 from onestep_sr.sr_models.loading import BUNDLED
-from onestep_sr.sr_models.model_choice import ModelChoice, open_model
 from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
 from onestep_sr.sr_models.upscale import upscale

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from onestep_sr.sr_models.batch import Options, plan_jobs, run_jobs
+from onestep_sr.sr_models.jobs.job import Options
+from onestep_sr.sr_models.jobs.plan import plan_jobs
+from onestep_sr.sr_models.jobs.run import run_jobs
 from onestep_sr.sr_models.loading import default_dtype, load
 from PIL import Image
 

@@ -15,8 +15,8 @@ from .sd_cli import prepare_command
 from .train_cli import train_app
 
 if TYPE_CHECKING:
-    from .batch import Job, Options, Outcome
-    from .model_choice import ModelChoice
+    from .jobs.job import Job, Options, Outcome
+    from .jobs.model_choice import ModelChoice
     from .upscale import Progress
 
 app = typer.Typer(
@@ -125,8 +125,9 @@ def upscale_command(
     ] = None,
 ) -> None:
     """Enlarge pictures. Finished files are skipped, broken ones reported at the end."""
-    from .batch import Options, plan_jobs
-    from .model_choice import ModelChoice
+    from .jobs.job import Options
+    from .jobs.model_choice import ModelChoice
+    from .jobs.plan import plan_jobs
 
     options = Options(
         scale=scale,
@@ -239,7 +240,7 @@ def evaluate_command(
 ) -> None:
     """Compare models with bicubic and Lanczos: PSNR, SSIM, NIQE, fine detail, seconds an image."""
     from . import evaluate as evaluation
-    from .model_choice import ModelChoice
+    from .jobs.model_choice import ModelChoice
 
     choices = {name: ModelChoice(name, autoencoder, "auto", device.value, dtype.value) for name in model}
     upscalers = {name: _upscaler(choice) for name, choice in choices.items()}
@@ -256,11 +257,11 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     """Of the jobs, done on this machine or on a cluster."""
     if ray is not None:
-        from .cluster import run_on_cluster
+        from .jobs.cluster import run_on_cluster
 
         return run_on_cluster(ray, choice, jobs, options)
-    from .batch import run_jobs
-    from .model_choice import open_model
+    from .jobs.model_choice import open_model
+    from .jobs.run import run_jobs
 
     model, warning = open_model(choice)
     if warning:
@@ -269,7 +270,7 @@ def _outcomes(
 
 
 def _upscaler(choice: ModelChoice):
-    from .model_choice import open_model
+    from .jobs.model_choice import open_model
     from .upscale import upscale
 
     model, _ = open_model(choice)

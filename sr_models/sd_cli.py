@@ -70,7 +70,7 @@ def prepare_command(
     from .distill.prepare import Partners, PrepareConfig, check, count_pictures
     from .distill.sd_runs import FROZEN_DTYPES, PromptSource, prepare_data
     from .errors import UserError
-    from .model_choice import find_device
+    from .jobs.model_choice import find_device
 
     if precision not in FROZEN_DTYPES:
         raise UserError(f"Precision {precision!r} is unknown: choose one of {', '.join(FROZEN_DTYPES)}.")

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onestep_sr.sr_models import cluster
-from onestep_sr.sr_models.batch import Job, Options, Outcome, plan_jobs, run_jobs
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.jobs import cluster
+from onestep_sr.sr_models.jobs.job import Job, Options, Outcome
+from onestep_sr.sr_models.jobs.model_choice import ModelChoice
+from onestep_sr.sr_models.jobs.plan import plan_jobs
+from onestep_sr.sr_models.jobs.run import run_jobs
 from onestep_sr.sr_models.loading import load
-from onestep_sr.sr_models.model_choice import ModelChoice
 from PIL import Image
 
 pytest.importorskip("ray")

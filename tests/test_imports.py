@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import onestep_sr
@@ -171,6 +172,10 @@ def test_a_folder_imports_only_those_before_it(path):
     if own:
         later = set(FLOORS[FLOORS.index(own) + 1 :])
         assert {floor_of(module) for module in own_imports(path)}.isdisjoint(later)
+
+
+def test_no_module_imports_itself_through_others():
+    TopologicalSorter({name: own_imports(path) for name, path in MODULES.items()}).prepare()
 
 
 def test_nodes_are_made_from_the_core_and_not_from_the_command_line():

@@ -14,11 +14,11 @@ from modules.paths import models_path
 from PIL import Image
 from torch import Tensor
 
-from ...sr_models.batch import Options
 from ...sr_models.canvas.color import ColorMatch
+from ...sr_models.jobs.job import Options
+from ...sr_models.jobs.model_choice import DTYPES
 from ...sr_models.loading import default_dtype
 from ...sr_models.memory import available
-from ...sr_models.model_choice import DTYPES
 from ...sr_models.upscale import Progress
 
 try:

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ...sr_models.batch import Options, enlarge
 from ...sr_models.checkpoints import tsd_sr
 from ...sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ...sr_models.checkpoints.tsd_sr import TRANSFORMER_FILE, VAE_FILE
 from ...sr_models.checkpoints.weights_file import read_weights
 from ...sr_models.errors import UserError
 from ...sr_models.image_files import from_pillow, to_pillow
+from ...sr_models.jobs.job import Options
+from ...sr_models.jobs.run import enlarge
 from ...sr_models.loading import AUTOENCODER_NAME, BUNDLED, load
 from ...sr_models.sr_model import SRModel
 from ...sr_models.standalone import load_sd3

@@ -8,7 +8,7 @@ import gradio as gr
 from modules import shared
 
 from ...sr_models.canvas.color import COLOR_MATCHES
-from ...sr_models.model_choice import DTYPES
+from ...sr_models.jobs.model_choice import DTYPES
 from .host import AUTO
 
 SECTION = ("onestep_sr", "One-Step SR")

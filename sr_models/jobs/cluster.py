@@ -16,9 +16,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .batch import Job, Options, Outcome, run_jobs
-from .errors import UserError
+from ..errors import UserError
+from .job import Job, Options, Outcome
 from .model_choice import BUNDLED_NAME, ModelChoice, open_model
+from .run import run_jobs
 
 ATTEMPTS = 3
 CORES_OF_A_WORKER = 2

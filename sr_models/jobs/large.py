@@ -6,25 +6,22 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .banded import BandedRun, matched_rows
-from .canvas.resample_rows import Rows, resized_rows
-from .canvas.resize import target_size
-from .errors import UserError
-from .forecast import memory_of
-from .image_files import DEEP, Picture, require_writable, write_whole
-from .memory import available
-from .row_files import RowPicture, write_rows
-from .spool import Spool, SpoolSize
-from .sr_model import SRModel
-from .upscale import Progress
-
-if TYPE_CHECKING:
-    from .batch import Job, Options
+from ..banded import BandedRun, matched_rows
+from ..canvas.resample_rows import Rows, resized_rows
+from ..canvas.resize import target_size
+from ..errors import UserError
+from ..forecast import memory_of
+from ..image_files import DEEP, Picture, require_writable, write_whole
+from ..memory import available
+from ..row_files import RowPicture, write_rows
+from ..spool import Spool, SpoolSize
+from ..sr_model import SRModel
+from ..upscale import Progress
+from .job import Job, Options
 
 SHARE = 4  # a quarter of what is free
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .errors import UserError
-from .loading import BUNDLED, default_dtype, load
-from .sr_model import SRModel
+from ..errors import UserError
+from ..loading import BUNDLED, default_dtype, load
+from ..sr_model import SRModel
 
 BUNDLED_NAME = "bundled"
 DEVICES = ("cuda", "mps", "cpu")
@@ -50,8 +50,8 @@ def open_model(choice: ModelChoice) -> tuple[SRModel, str]:
 def _open_stable_diffusion(
     choice: ModelChoice, recipe: str | None, place: torch.device, dtype: torch.dtype
 ) -> tuple[SRModel, str]:
-    from .standalone import load_sd3
-    from .standalone_unet import is_unet, load_unet
+    from ..standalone import load_sd3
+    from ..standalone_unet import is_unet, load_unet
 
     if choice.base is None or choice.lora is None:
         raise UserError("A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's) and --lora: give both.")

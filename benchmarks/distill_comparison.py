@@ -32,13 +32,14 @@ from onestep_sr.sr_models.canvas.degradation import Degradation
 from onestep_sr.sr_models.canvas.resize import pad_to_multiple, resize
 from onestep_sr.sr_models.diffusion import flow_matching
 from onestep_sr.sr_models.distill import tad, tsd
-from onestep_sr.sr_models.distill.data import CropPairs, list_images
+from onestep_sr.sr_models.distill.data import CropPairs
 from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.loop import TrainConfig, fastest_precision, train
 from onestep_sr.sr_models.distill.objectives import Losses, ParameterGroup
 from onestep_sr.sr_models.distill.runs import NETWORK
 from onestep_sr.sr_models.distill.tad_sd_objective import near_clean, noise_of
-from onestep_sr.sr_models.image_files import read_picture
+from onestep_sr.sr_models.files.listing import list_images
+from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.jobs.model_choice import ModelChoice, open_model
 from onestep_sr.sr_models.loading import BUNDLED
 from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec

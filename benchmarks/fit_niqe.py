@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from onestep_sr.sr_models.distill.data import list_images
-from onestep_sr.sr_models.image_files import read_picture
+from onestep_sr.sr_models.files.listing import list_images
+from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.niqe import MODEL_FILE, fit
 from torch import Tensor
 

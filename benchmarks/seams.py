@@ -16,7 +16,7 @@ import torch
 from onestep_sr.sr_models.canvas.noise import canvas_noise
 from onestep_sr.sr_models.canvas.resize import resize
 from onestep_sr.sr_models.canvas.tiling import Axis, Plan, Tile, plan
-from onestep_sr.sr_models.image_files import read_picture
+from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.loading import load
 from onestep_sr.sr_models.sr_model import SRModel
 from onestep_sr.sr_models.tiled_step import Canvas, step_tiles

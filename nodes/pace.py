@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ..sr_models.errors import UserError
-from ..sr_models.image_files import write_whole
+from ..sr_models.files.whole import write_whole
 from . import host
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from . import niqe
 from .canvas.degradation import Degradation
 from .canvas.resize import resize
-from .distill.data import list_images
 from .errors import UserError
-from .image_files import read_picture
+from .files.listing import list_images
+from .files.read import read_picture
 from .metrics import high_frequency_power, psnr, ssim
 
 SCALE = 4

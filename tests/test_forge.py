@@ -15,7 +15,7 @@ import pytest
 import small_sd3
 import torch
 from forge_host import HOW_TO_GET_ONE, ROOT, installed_host, run_in_forge
-from onestep_sr.sr_models.image_files import from_pillow, to_pillow
+from onestep_sr.sr_models.files.picture import from_pillow, to_pillow
 from onestep_sr.sr_models.jobs.job import Options
 from onestep_sr.sr_models.jobs.run import enlarge
 from onestep_sr.sr_models.loading import BUNDLED, default_dtype, load

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from onestep_sr.sr_models import image_files
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.image_files import Picture, from_pillow, read_picture, to_pillow, write_picture
+from onestep_sr.sr_models.files.picture import Picture, from_pillow, to_pillow
+from onestep_sr.sr_models.files.read import read_picture
+from onestep_sr.sr_models.files.write import write_picture
 from PIL import Image
 
 PHOTO = Path(__file__).parent / "photos" / "houses.png"
@@ -163,7 +164,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
         Path(path).write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(image_files.Image.Image, "save", half_written)
+    monkeypatch.setattr(Image.Image, "save", half_written)
     with pytest.raises((UserError, KeyboardInterrupt)) as caught:
         write_picture(target, Picture(torch.zeros(3, 8, 8)))
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

@@ -17,7 +17,7 @@ from ...sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ...sr_models.checkpoints.tsd_sr import TRANSFORMER_FILE, VAE_FILE
 from ...sr_models.checkpoints.weights_file import read_weights
 from ...sr_models.errors import UserError
-from ...sr_models.image_files import from_pillow, to_pillow
+from ...sr_models.files.picture import from_pillow, to_pillow
 from ...sr_models.jobs.job import Options
 from ...sr_models.jobs.run import enlarge
 from ...sr_models.loading import AUTOENCODER_NAME, BUNDLED, load

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
-from ..image_files import write_whole
+from ..files.whole import write_whole
 from ..loading import default_dtype
 from .checkpoint import Best, keep_what_learns, resume, save_checkpoint
 from .draws import Draws

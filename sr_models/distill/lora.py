@@ -18,7 +18,7 @@ from ..checkpoints import low_rank
 from ..checkpoints.low_rank import Update
 from ..checkpoints.weights_file import shortened
 from ..errors import UserError
-from ..image_files import write_whole
+from ..files.whole import write_whole
 
 
 def add_adapter(network: nn.Module, name: str, rank: int, modules: list[str] | str) -> None:

@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..canvas.degradation import Degradation
 from ..errors import UserError
-from ..image_files import write_whole
+from ..files.listing import SUFFIXES
+from ..files.whole import write_whole
 from .bases import Condition
-from .data import SUFFIXES, enlarged_to, random_window, to_tensor
+from .data import enlarged_to, random_window, to_tensor
 from .shards import SETTINGS_FILE, list_shards, shard_path, write_prompts, write_tensors
 
 SCALE = 4

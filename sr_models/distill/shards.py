@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import UserError
-from ..image_files import write_whole
+from ..files.whole import write_whole
 from .bases import Condition
 
 PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prepare.json"

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .. import niqe
 from ..canvas.resize import resize
+from ..files.listing import list_images
 from ..metrics import high_frequency_power, psnr, ssim
 from ..musiq import find_musiq
-from .data import enlarged_to, list_images
+from .data import enlarged_to
 from .features import find_lpips
 
 Judge = Callable[[Tensor, Tensor], Tensor]  # result and HR, both (1, 3, H, W) in [0, 1], to a score

@@ -14,11 +14,13 @@ from ..banded import BandedRun, matched_rows
 from ..canvas.resample_rows import Rows, resized_rows
 from ..canvas.resize import target_size
 from ..errors import UserError
+from ..files.picture import Picture
+from ..files.row_files import RowPicture, write_rows
+from ..files.spool import Spool, SpoolSize
+from ..files.whole import write_whole
+from ..files.write import DEEP, require_writable
 from ..forecast import memory_of
-from ..image_files import DEEP, Picture, require_writable, write_whole
 from ..memory import available
-from ..row_files import RowPicture, write_rows
-from ..spool import Spool, SpoolSize
 from ..sr_model import SRModel
 from ..upscale import Progress
 from .job import Job, Options

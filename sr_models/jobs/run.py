@@ -10,7 +10,9 @@ import torch
 
 from ..canvas.resize import resize
 from ..errors import UserError
-from ..image_files import Picture, read_picture, write_picture
+from ..files.picture import Picture
+from ..files.read import read_picture
+from ..files.write import write_picture
 from ..sr_model import SRModel
 from ..upscale import Progress, upscale
 from .job import Job, Options, Outcome

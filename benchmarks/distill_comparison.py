@@ -30,7 +30,9 @@ import torch.nn.functional as F
 from onestep_sr.sr_models import evaluate
 from onestep_sr.sr_models.canvas.degradation import Degradation
 from onestep_sr.sr_models.canvas.resize import pad_to_multiple, resize
-from onestep_sr.sr_models.diffusion import flow_matching
+from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.core.process import flow_matching
+from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.distill import tad, tsd
 from onestep_sr.sr_models.distill.data import CropPairs
 from onestep_sr.sr_models.distill.draws import Draws
@@ -38,13 +40,11 @@ from onestep_sr.sr_models.distill.loop import TrainConfig, fastest_precision, tr
 from onestep_sr.sr_models.distill.objectives import Losses, ParameterGroup
 from onestep_sr.sr_models.distill.runs import NETWORK
 from onestep_sr.sr_models.distill.tad_sd_objective import near_clean, noise_of
+from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.files.listing import list_images
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.jobs.model_choice import ModelChoice, open_model
-from onestep_sr.sr_models.loading import BUNDLED
-from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
-from onestep_sr.sr_models.upscale import upscale
 from PIL import Image, ImageDraw
 from rich.console import Console
 from safetensors.torch import load_file, save_file

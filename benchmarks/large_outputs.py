@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from onestep_sr.sr_models.core.devices import default_dtype
+from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.jobs.job import Options
 from onestep_sr.sr_models.jobs.plan import plan_jobs
 from onestep_sr.sr_models.jobs.run import run_jobs
-from onestep_sr.sr_models.loading import default_dtype, load
 from PIL import Image
 
 PHOTO = Path(__file__).resolve().parents[1] / "demo" / "photo.png"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from onestep_sr.sr_models.canvas.resize import resize
+from onestep_sr.sr_models.core.upscale import upscale
+from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files.read import read_picture
-from onestep_sr.sr_models.loading import load
-from onestep_sr.sr_models.upscale import upscale
 from PIL import Image
 from torch import Tensor
 

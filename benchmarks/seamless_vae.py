@@ -76,9 +76,9 @@ def work(method: str, direction: str, dtype: torch.dtype, budget: int) -> Callab
         return lambda latent: autoencoder.decode(latent.to(dtype)).sample.float()
     if method == "untiled":
         return lambda image: autoencoder.encode(image.to(dtype)).latent_dist.mode().float()
-    from onestep_sr.sr_models import seamless_vae
+    from onestep_sr.sr_models.codecs import seamless
 
-    function = getattr(seamless_vae, direction)
+    function = getattr(seamless, direction)
     return lambda canvas: function(autoencoder, canvas, budget=budget)
 
 
@@ -90,10 +90,10 @@ def comfyui_work(method: str, dtype: torch.dtype, budget: int) -> Callable[[Tens
         return lambda latent: vae.decode(latent).movedim(-1, 1)
     if method == "ComfyUI tiled":
         return lambda latent: vae.decode_tiled(latent, tile_x=tile, tile_y=tile, overlap=tile // 4).movedim(-1, 1)
-    from onestep_sr.sr_models import seamless_vae
+    from onestep_sr.sr_models.codecs import seamless
 
     network = vae.first_stage_model
-    return lambda latent: (seamless_vae.decode(network, latent, budget=budget) / 2 + 0.5).clamp(0, 1)
+    return lambda latent: (seamless.decode(network, latent, budget=budget) / 2 + 0.5).clamp(0, 1)
 
 
 def canvas_of(direction: str, side: int) -> Tensor:

@@ -16,10 +16,10 @@ import torch
 from onestep_sr.sr_models.canvas.noise import canvas_noise
 from onestep_sr.sr_models.canvas.resize import resize
 from onestep_sr.sr_models.canvas.tiling import Axis, Plan, Tile, plan
+from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.tiled_step import Canvas, step_tiles
+from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files.read import read_picture
-from onestep_sr.sr_models.loading import load
-from onestep_sr.sr_models.sr_model import SRModel
-from onestep_sr.sr_models.tiled_step import Canvas, step_tiles
 from torch import Tensor
 
 SCALE = 4

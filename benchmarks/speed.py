@@ -26,8 +26,9 @@ PEER_SIDE = 128
 
 
 def bundled() -> Callable[[Tensor], Tensor]:
-    from onestep_sr.sr_models.loading import default_dtype, load
-    from onestep_sr.sr_models.upscale import upscale
+    from onestep_sr.sr_models.core.devices import default_dtype
+    from onestep_sr.sr_models.core.upscale import upscale
+    from onestep_sr.sr_models.families.loading import load
 
     model = load(dtype=default_dtype(torch.device("cpu"))).model
     return lambda image: upscale(model, image)

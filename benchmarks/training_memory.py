@@ -15,7 +15,7 @@ from weakref import WeakSet, finalize
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from onestep_sr.sr_models.diffusion import flow_matching
+from onestep_sr.sr_models.core.process import flow_matching
 from onestep_sr.sr_models.distill.bases import TRANSFORMER, Base, Condition
 from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.shared_base import Ranks, SharedBase

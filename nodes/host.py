@@ -18,9 +18,10 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..sr_models.loading import LoadedModel, default_dtype
-from ..sr_models.sr_model import SRModel
-from ..sr_models.upscale import Progress
+from ..sr_models.core.devices import default_dtype
+from ..sr_models.core.model import SRModel
+from ..sr_models.core.upscale import Progress
+from ..sr_models.families.loading import LoadedModel
 
 MODEL_FOLDER = "onestep_sr"
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")

@@ -14,13 +14,15 @@ from comfy.samplers import CFGGuider, Sampler
 from comfy.sd import VAE
 from torch import Tensor
 
-from ..sr_models.checkpoints import low_rank, tsd_sr
+from ..sr_models.checkpoints import low_rank
+from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.checkpoints.low_rank import Update
-from ..sr_models.checkpoints.tsd_sr import TSDWeights
+from ..sr_models.checkpoints.vae_names import original_vae_name
 from ..sr_models.checkpoints.weights_file import shortened
+from ..sr_models.core.model import Result
+from ..sr_models.core.step import Network
 from ..sr_models.errors import UserError
-from ..sr_models.sr_model import Result
-from ..sr_models.step import Network
+from ..sr_models.families.one_step_lora import TSDWeights
 from . import host, host_vae
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
@@ -39,9 +41,9 @@ def apply_vae_lora(vae: VAE, weights: TSDWeights, strength: float) -> VAE:
     Raises UserError where the LoRA does not fit it.
     """
     state = vae.first_stage_model.state_dict()
-    keys = {module: f"{tsd_sr.original_vae_name(module)}.weight" for module in weights.vae}
+    keys = {module: f"{original_vae_name(module)}.weight" for module in weights.vae}
     shapes = {module: tuple(state[key].shape) for module, key in keys.items() if key in state}
-    tsd_sr.require_fit(weights.vae, shapes, weights.name, "the connected VAE", weights.base)
+    require_fit(weights.vae, shapes, weights.name, "the connected VAE", weights.base)
     patched = copy.copy(vae)
     patched.patcher = vae.patcher.clone()
     patch(patched.patcher, weights.vae, keys, strength)

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ..sr_models.canvas.resize import pad_to_multiple
 from ..sr_models.canvas.tiling import Tile, plan
-from ..sr_models.checkpoints import tsd_sr
+from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.checkpoints.low_rank import Update
-from ..sr_models.checkpoints.tsd_sr import SD3_MEDIUM, SD35_MEDIUM, TSDWeights
+from ..sr_models.core.model import SRModel
+from ..sr_models.core.step import Network
+from ..sr_models.core.tiled_step import Canvas, step_tiles
 from ..sr_models.errors import UserError
-from ..sr_models.recipe import TSD_FAMILY, TSD_SR
-from ..sr_models.sr_model import SRModel
-from ..sr_models.step import Network
-from ..sr_models.tiled_step import Canvas, step_tiles
+from ..sr_models.families import one_step_lora
+from ..sr_models.families.one_step_lora import SD3_MEDIUM, SD35_MEDIUM, TSD_FAMILY, TSD_SR, TSDWeights
 from .host_sd import LATENT_FORMAT, Conditioning, GuidedDenoiser, VAECodec, patch, require_vae
 
 LATENT_CHANNELS = 16
@@ -53,7 +53,7 @@ def apply_lora(model: ModelPatcher, weights: TSDWeights, strength: float) -> tup
     warning = _check_base(model, weights)
     targets = _transformer_targets(model, weights.transformer)
     shapes = {module: shape for module, (_, shape) in targets.items()}
-    tsd_sr.require_fit(weights.transformer, shapes, weights.name, f"the connected {_title(model)}", weights.base)
+    require_fit(weights.transformer, shapes, weights.name, f"the connected {_title(model)}", weights.base)
     patched = model.clone()
     patch(patched, weights.transformer, {module: key for module, (key, _) in targets.items()}, strength)
     patched.add_object_patch(LATENT_FORMAT, TSDLatent())
@@ -68,7 +68,7 @@ def _transformer_targets(model: ModelPatcher, update: Update) -> dict[str, tuple
     state = model.model.state_dict()
     targets = {}
     for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items():
-        module = name.removeprefix(tsd_sr.TRANSFORMER_PREFIX)
+        module = name.removeprefix(one_step_lora.TRANSFORMER_PREFIX)
         weight = key if isinstance(key, str) else key[0]
         if module == name or weight not in state:
             continue
@@ -97,7 +97,7 @@ def _check_base(model: ModelPatcher, weights: TSDWeights) -> str:
             f"{name} is a TSD-SR LoRA for {base}, but the connected MODEL is Stable Diffusion 3.5 large: connect a "
             f"checkpoint of {base}."
         )
-    return "" if base == SD35_MEDIUM else tsd_sr.SD35_WARNING
+    return "" if base == SD35_MEDIUM else one_step_lora.SD35_WARNING
 
 
 def _title(model: ModelPatcher) -> str:

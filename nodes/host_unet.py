@@ -13,12 +13,11 @@ from comfy.samplers import CFGGuider
 from comfy.sd import VAE
 from torch import Tensor
 
-from ..sr_models.checkpoints import tsd_sr
-from ..sr_models.checkpoints.tsd_sr import TSDWeights
+from ..sr_models.checkpoints.lora_fit import require_fit
+from ..sr_models.core.model import SRModel
+from ..sr_models.core.step import Network
 from ..sr_models.errors import UserError
-from ..sr_models.recipe import TSD_FAMILY, on_unet
-from ..sr_models.sr_model import SRModel
-from ..sr_models.step import Network
+from ..sr_models.families.one_step_lora import TSD_FAMILY, TSDWeights, on_unet
 from .host_sd import LATENT_FORMAT, Conditioning, GuidedDenoiser, VAECodec, patch, require_prompt, require_vae
 
 BASE = "onestep_sr_base"  # the attachment with the name of the base whose LoRA a MODEL carries
@@ -39,7 +38,7 @@ def apply_lora(model: ModelPatcher, weights: TSDWeights, strength: float) -> tup
     keys = {module.removesuffix(".weight"): f"diffusion_model.{name}" for module, name in names.items()}
     state = model.model.state_dict()
     shapes = {module: tuple(state[key].shape) for module, key in keys.items() if key in state}
-    tsd_sr.require_fit(weights.unet, shapes, weights.name, f"the connected {title}", weights.base)
+    require_fit(weights.unet, shapes, weights.name, f"the connected {title}", weights.base)
     patched = model.clone()
     patch(patched, weights.unet, keys, strength)
     patched.set_attachments(BASE, weights.base)

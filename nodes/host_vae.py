@@ -8,16 +8,16 @@ from comfy import model_management
 from comfy.sd import VAE
 from torch import Tensor
 
-from ..sr_models import seamless_vae
+from ..sr_models.codecs import seamless
+from ..sr_models.core.memory import SHARE, SMALLEST_BUDGET, within_budget
 from ..sr_models.errors import UserError
-from ..sr_models.memory import SHARE, SMALLEST_BUDGET, within_budget
 
 Progress = Callable[[int, int], object]
 
 
 def supports(vae: VAE) -> bool:
     """Whether the VAE is one of those that can run seamlessly."""
-    return vae.latent_dim == 2 and seamless_vae.supports(vae.first_stage_model)
+    return vae.latent_dim == 2 and seamless.supports(vae.first_stage_model)
 
 
 def encode(vae: VAE, image: Tensor, budget: int = 0, progress: Progress | None = None) -> Tensor:
@@ -29,14 +29,14 @@ def encode(vae: VAE, image: Tensor, budget: int = 0, progress: Progress | None =
     _require_support(vae, "VAE Encode (Tiled)")
     pixels = vae.process_input(vae.vae_encode_crop_pixels(image)[..., :3].movedim(-1, 1))
     needed = vae.memory_used_encode(pixels.shape, vae.vae_dtype)
-    return _within_memory(vae, seamless_vae.encode, pixels.float(), needed, budget, progress).to(vae.output_device)
+    return _within_memory(vae, seamless.encode, pixels.float(), needed, budget, progress).to(vae.output_device)
 
 
 def decode(vae: VAE, latent: Tensor, budget: int = 0, progress: Progress | None = None) -> Tensor:
     """Latents (B, c, h, w) -> pictures (B, 8 h, 8 w, 3) in [0, 1], as VAE Decode gives them; budget as above."""
     _require_support(vae, "VAE Decode (Tiled)")
     needed = vae.memory_used_decode(latent.shape, vae.vae_dtype)
-    image = _within_memory(vae, seamless_vae.decode, latent.float(), needed, budget, progress)
+    image = _within_memory(vae, seamless.decode, latent.float(), needed, budget, progress)
     return vae.process_output(image).to(vae.output_device).movedim(1, -1)
 
 

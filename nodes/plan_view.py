@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..sr_models.core.forecast import Forecast, forecast
+from ..sr_models.core.recipe import Recipe
 from ..sr_models.errors import UserError
-from ..sr_models.forecast import Forecast, forecast
-from ..sr_models.loading import recipe_of
-from ..sr_models.recipe import TSD_FAMILY, Recipe
+from ..sr_models.families.loading import recipe_of
+from ..sr_models.families.one_step_lora import TSD_FAMILY
 from . import host, host_sd, pace, stable_diffusion, upscaling
 
 ROUTE = "/onestep_sr/plan"

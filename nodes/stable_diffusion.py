@@ -7,16 +7,17 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io
 
-from ..sr_models.checkpoints import prompt_embeddings, tsd_sr
+from ..sr_models.checkpoints import prompt_embeddings
 from ..sr_models.errors import UserError
-from ..sr_models.recipe import TSD_FAMILY, TSD_SR
+from ..sr_models.families import one_step_lora
+from ..sr_models.families.one_step_lora import TSD_FAMILY, TSD_SR
 from . import host, host_sd, host_sd3, host_unet
 from .schema import advanced, schema
 from .upscaling import AUTO, SRModelSocket
 
 CATEGORY = "image/upscaling/One-Step SR/Stable Diffusion"
 LORA_FOLDER = "loras"
-LORA_FILES = (tsd_sr.TRANSFORMER_FILE, tsd_sr.UNET_FILE, tsd_sr.VAE_FILE)
+LORA_FILES = (one_step_lora.TRANSFORMER_FILE, one_step_lora.UNET_FILE, one_step_lora.VAE_FILE)
 EMBEDDING_FOLDERS = (host.MODEL_FOLDER, "embeddings", LORA_FOLDER)
 FROM_TEXT = "from text"
 MODEL_ID = "OneStepSRModel"
@@ -86,7 +87,7 @@ class ApplyLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, lora: str, vae_lora: str, strength_model: float, strength_vae: float) -> io.NodeOutput:
-        weights = tsd_sr.read(_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
+        weights = one_step_lora.read(_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
         kind = host_unet if weights.unet else host_sd3
         patched, warning = kind.apply_lora(model, weights, strength_model)
         host_sd.require_vae(vae, patched.get_model_object(host_sd.LATENT_FORMAT).latent_channels, weights.base)

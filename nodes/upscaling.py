@@ -12,11 +12,12 @@ from comfy_api.latest import io
 from ..sr_models.canvas.color import COLOR_MATCHES, ColorMatch
 from ..sr_models.canvas.resize import MAX_SCALE, MIN_SCALE, resize
 from ..sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
+from ..sr_models.core.forecast import forecast
+from ..sr_models.core.upscale import upscale
 from ..sr_models.errors import UserError
-from ..sr_models.forecast import forecast
-from ..sr_models.loading import AUTOENCODER_NAME, BUNDLED, load
-from ..sr_models.recipe import RESSHIFT_FAMILY
-from ..sr_models.upscale import upscale
+from ..sr_models.families.bundled import BUNDLED
+from ..sr_models.families.loading import load
+from ..sr_models.families.resshift import AUTOENCODER_NAME, RESSHIFT_FAMILY
 from . import host, pace
 from .schema import advanced, schema
 

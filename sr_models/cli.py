@@ -15,9 +15,9 @@ from .sd_cli import prepare_command
 from .train_cli import train_app
 
 if TYPE_CHECKING:
+    from .core.upscale import Progress
     from .jobs.job import Job, Options, Outcome
     from .jobs.model_choice import ModelChoice
-    from .upscale import Progress
 
 app = typer.Typer(
     name="onestep-sr",
@@ -169,8 +169,9 @@ def models_command(
 ) -> None:
     """List the models and recipes that can run."""
     from .errors import UserError
-    from .loading import identify
-    from .recipe import RESSHIFT_FAMILY, TSD_FAMILY
+    from .families.loading import identify
+    from .families.one_step_lora import TSD_FAMILY
+    from .families.resshift import RESSHIFT_FAMILY
 
     _say("bundled      the small x4 model of this project, nothing to download")
     for recipe in RESSHIFT_FAMILY.values():
@@ -194,7 +195,8 @@ def download_command(
     ] = None,
 ) -> None:
     """Fetch published weights, which have licences of their own. Nothing is fetched without this command."""
-    from .download import download, files_of
+    from .checkpoints.download import download
+    from .families.published import files_of
     from .terminal import byte_bar
 
     for position, file in enumerate(files_of(name)):
@@ -213,20 +215,21 @@ def convert_command(
     """Put the two files of a one-step LoRA, and the prompt embeddings if any, into one file."""
     from dataclasses import replace
 
-    from .checkpoints import prompt_embeddings, tsd_sr
+    from .checkpoints import prompt_embeddings
     from .errors import UserError
+    from .families import one_step_lora
 
     if output.suffix != ".safetensors":
         raise UserError(f"{output} has to end in .safetensors: choose another name.")
     if not output.parent.is_dir():
         raise UserError(f"{output.parent} is no folder: make it first.")
-    weights = tsd_sr.read(lora)
+    weights = one_step_lora.read(lora)
     if embeddings is not None and weights.unet:
         raise UserError(f"{weights.base} encodes the prompt with its own CLIP: leave --embeddings out.")
     if embeddings is not None:
         weights = replace(weights, embeddings=prompt_embeddings.read_embeddings(embeddings))
-    tsd_sr.save(output, weights)
-    _say(f"{output} holds {tsd_sr.summary(weights)}")
+    one_step_lora.save(output, weights)
+    _say(f"{output} holds {one_step_lora.summary(weights)}")
 
 
 @app.command("evaluate")
@@ -270,8 +273,8 @@ def _outcomes(
 
 
 def _upscaler(choice: ModelChoice):
+    from .core.upscale import upscale
     from .jobs.model_choice import open_model
-    from .upscale import upscale
 
     model, _ = open_model(choice)
     return lambda image: upscale(model, image)

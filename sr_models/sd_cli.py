@@ -67,10 +67,10 @@ def prepare_command(
     """Make training data: crops, degraded twins, latents and prompts, once. Run it again to go on."""
     from rich.progress import Progress
 
+    from .core.devices import find_device
     from .distill.prepare import Partners, PrepareConfig, check, count_pictures
     from .distill.sd_runs import FROZEN_DTYPES, PromptSource, prepare_data
     from .errors import UserError
-    from .jobs.model_choice import find_device
 
     if precision not in FROZEN_DTYPES:
         raise UserError(f"Precision {precision!r} is unknown: choose one of {', '.join(FROZEN_DTYPES)}.")

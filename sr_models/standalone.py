@@ -15,19 +15,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .adapters import ACCELERATOR_TILES, AutoencoderCodec
-from .checkpoints import prompt_embeddings, tsd_sr
+from .checkpoints import prompt_embeddings
+from .checkpoints.lora_fit import require_fit
 from .checkpoints.low_rank import Update, merge
 from .checkpoints.prompt_embeddings import PromptEmbeddings
-from .checkpoints.tsd_sr import SD3_MEDIUM, SD35_MEDIUM, TSDWeights
 from .checkpoints.weights_file import read_weights
+from .codecs.autoencoder import AutoencoderCodec
+from .core.model import Result, SRModel
+from .core.network_denoiser import ACCELERATOR_TILES
+from .core.step import Network
 from .errors import UserError
-from .recipe import TSD_FAMILY, Recipe
-from .sr_model import Result, SRModel
-from .step import Network
+from .families import one_step_lora
+from .families.one_step_lora import SD3_MEDIUM, SD35_MEDIUM, TSDWeights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SD3Transformer2DModel
+from .families.one_step_lora import choose_recipe
 
 SCALING = 1.5305
 LATENT_CHANNELS = 16
@@ -93,7 +96,7 @@ def load_sd3(
             or that do not belong together.
     """
     require_diffusers()
-    weights = tsd_sr.read(lora)
+    weights = one_step_lora.read(lora)
     if weights.unet:
         raise UserError(f"{weights.name} is a LoRA for {weights.base}: give a diffusers folder of it as the base.")
     chosen, placement = choose_recipe(recipe or weights.recipe), Placement(device or torch.device("cpu"), offload)
@@ -107,13 +110,6 @@ def load_sd3(
     denoiser = PromptedDenoiser(transformer, call_transformer, condition, placement)
     model = SRModel(chosen, denoiser, LatentCodec(vae, placement, SCALING, budget))
     return StandaloneModel(model, (transformer, vae), warning)
-
-
-def choose_recipe(name: str) -> Recipe:
-    """Of TSD-SR's, by name. Raises UserError for others."""
-    if name not in TSD_FAMILY:
-        raise UserError(f"Recipe {name!r} is unknown for TSD-SR: choose one of {', '.join(TSD_FAMILY)}.")
-    return TSD_FAMILY[name]
 
 
 def require_diffusers() -> None:
@@ -139,7 +135,7 @@ def require_transformers(instead: str) -> None:
 def merge_update(network: nn.Module, update: Update, name: str, target: str, base: str) -> None:
     """Add an update to a network's weights. Raises UserError where it does not fit; arguments as `require_fit`'s."""
     weights = {name.removesuffix(".weight"): tensor for name, tensor in network.named_parameters()}
-    tsd_sr.require_fit(update, {name: tuple(tensor.shape) for name, tensor in weights.items()}, name, target, base)
+    require_fit(update, {name: tuple(tensor.shape) for name, tensor in weights.items()}, name, target, base)
     for module, layer in update.items():
         weights[module].data = merge(weights[module].data, layer)
 
@@ -318,7 +314,7 @@ def _check_base(transformer: SD3Transformer2DModel, weights: TSDWeights) -> str:
             f"{weights.name} is a TSD-SR LoRA for {weights.base}, but the base is Stable Diffusion 3.5 large: "
             f"name a checkpoint of {weights.base}."
         )
-    return "" if weights.base == SD35_MEDIUM else tsd_sr.SD35_WARNING
+    return "" if weights.base == SD35_MEDIUM else one_step_lora.SD35_WARNING
 
 
 # Prompt

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .checkpoints import tsd_sr
 from .checkpoints.prompt_embeddings import PromptEmbeddings
-from .diffusion import Process, variance_preserving
+from .core.model import SRModel
+from .core.process import Process, variance_preserving
 from .errors import UserError
-from .recipe import on_unet
-from .sr_model import SRModel
+from .families import one_step_lora
+from .families.one_step_lora import choose_recipe, on_unet
 from .standalone import (
     LatentCodec,
     Placement,
     PromptedDenoiser,
     StandaloneModel,
-    choose_recipe,
     merge_update,
     require_diffusers,
     require_transformers,
@@ -53,7 +52,7 @@ def load_unet(
     once and are let go. Raises UserError for files that are missing or broken, or that do not belong together.
     """
     require_diffusers()
-    weights = tsd_sr.read(lora)
+    weights = one_step_lora.read(lora)
     if not weights.unet:
         raise UserError(f"{weights.name} is a LoRA for {weights.base}, and {base} has a U-Net: give the right base.")
     chosen = on_unet(choose_recipe(recipe or weights.recipe))

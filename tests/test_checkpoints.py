@@ -16,13 +16,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onestep_sr.sr_models.checkpoints import own, resshift
 from onestep_sr.sr_models.checkpoints.weights_file import fill, mismatches, read_weights
+from onestep_sr.sr_models.core.devices import default_dtype
+from onestep_sr.sr_models.core.schedule import ResShiftSchedule
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.loading import default_dtype, identify, load
+from onestep_sr.sr_models.families import bundled, resshift
+from onestep_sr.sr_models.families.loading import identify, load
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
-from onestep_sr.sr_models.schedule import ResShiftSchedule
 from safetensors.torch import save_file
 
 RECIPES = {
@@ -37,7 +38,7 @@ RECIPES = {
 }
 STEPS = {"tad-sr": (15, 1), "sinsr": (15, 1), "resshift": (15, 15), "resshift-s4": (4, 4)}
 
-SMALL = own.Description(
+SMALL = bundled.Description(
     SwinUNetConfig(48, 3, 32, (1, 1), 1, 32, window=4, native_size=8, bicubic_skip=4),
     ResShiftSchedule(steps=4, kappa=0.5, min_noise=0.2),
     card="made by a test",
@@ -81,7 +82,7 @@ def published(tmp_path_factory, unet_weights, vq_weights) -> Path:
 @pytest.fixture
 def own_file(tmp_path) -> Path:
     path = tmp_path / "mine.safetensors"
-    own.save(path, small_network(), SMALL)
+    bundled.save(path, small_network(), SMALL)
     return path
 
 
@@ -379,13 +380,13 @@ def test_an_own_file_holds_half_precision_weights_and_its_description(own_file):
     file = read_weights(own_file)
     assert {tensor.dtype for tensor in file.tensors.values()} == {torch.float16}
     assert file.tensors.keys() == {name for name, _ in small_network().named_parameters()}
-    assert own.describe(file) == SMALL
+    assert bundled.describe(file) == SMALL
     assert [path.name for path in own_file.parent.iterdir()] == [own_file.name]
 
 
 def test_a_teacher_keeps_its_number_of_evaluations(tmp_path):
     path = tmp_path / "teacher.safetensors"
-    own.save(path, small_network(), replace(SMALL, evaluations=4))
+    bundled.save(path, small_network(), replace(SMALL, evaluations=4))
     assert load(path).model.recipe.step.evaluations == 4
 
 
@@ -393,15 +394,15 @@ def test_an_own_file_is_replaced_and_never_written_into(own_file, tmp_path):
     """A second name of the old file keeps the old weights, as does a network that has them mapped."""
     before = own_file.read_bytes()
     os.link(own_file, tmp_path / "old")
-    own.save(own_file, small_network(), replace(SMALL, card="another"), torch.float32)
-    assert own.describe(read_weights(own_file)).card == "another"
+    bundled.save(own_file, small_network(), replace(SMALL, card="another"), torch.float32)
+    assert bundled.describe(read_weights(own_file)).card == "another"
     assert (tmp_path / "old").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {own_file.name, "old"}
 
 
 def test_an_own_network_is_built_without_memory_and_filled_in_place(own_file):
     file = read_weights(own_file)
-    network = own.build(own.describe(file))
+    network = bundled.build(bundled.describe(file))
     assert all(parameter.is_meta for parameter in network.parameters())
     fill(network, file, "One-Step SR", torch.float16)
     for name, parameter in network.named_parameters():
@@ -432,14 +433,14 @@ def description_with(part: str | None, **changes) -> str:
     ],
 )
 def test_an_own_file_with_a_broken_description(own_file, text):
-    save_file(read_weights(own_file).tensors, own_file, metadata={own.METADATA_KEY: text})
+    save_file(read_weights(own_file).tensors, own_file, metadata={bundled.METADATA_KEY: text})
     assert "broken description" in refusal(own_file)
 
 
 def test_an_own_file_whose_weights_do_not_fit_its_description(own_file):
     tensors = dict(read_weights(own_file).tensors)
     tensors["stray"] = tensors.pop("out.2.bias")
-    save_file(tensors, own_file, metadata={own.METADATA_KEY: SMALL.to_json()})
+    save_file(tensors, own_file, metadata={bundled.METADATA_KEY: SMALL.to_json()})
     message = refusal(own_file)
     assert "lacks 1 weights (out.2.bias)" in message
     assert "has unknown 1 weights (stray)" in message
@@ -448,7 +449,7 @@ def test_an_own_file_whose_weights_do_not_fit_its_description(own_file):
 def test_an_own_file_with_a_weight_that_is_not_finite(own_file):
     tensors = {name: tensor.clone() for name, tensor in read_weights(own_file).tensors.items()}
     tensors["time_embed.0.bias"][3] = float("nan")
-    save_file(tensors, own_file, metadata={own.METADATA_KEY: SMALL.to_json()})
+    save_file(tensors, own_file, metadata={bundled.METADATA_KEY: SMALL.to_json()})
     assert "time_embed.0.bias" in refusal(own_file)
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.jobs import cluster
 from onestep_sr.sr_models.jobs.job import Job, Options, Outcome
 from onestep_sr.sr_models.jobs.model_choice import ModelChoice
 from onestep_sr.sr_models.jobs.plan import plan_jobs
 from onestep_sr.sr_models.jobs.run import run_jobs
-from onestep_sr.sr_models.loading import load
 from PIL import Image
 
 pytest.importorskip("ray")

@@ -26,11 +26,11 @@ from comfyui_host import (
     start,
     stop,
 )
-from onestep_sr.sr_models.checkpoints import tsd_sr
+from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.distill.bases import open_base
 from onestep_sr.sr_models.distill.shared_base import SharedBase
+from onestep_sr.sr_models.families import one_step_lora
 from onestep_sr.sr_models.standalone import load_sd3
-from onestep_sr.sr_models.upscale import upscale
 from PIL import Image
 from small_training import RANKS, shaken
 
@@ -152,7 +152,7 @@ def test_tiles_that_overflow_have_a_rescue_in_float32(comfyui_results):
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence(comfyui_results):
-    assert comfyui_results["warning"] == "" and comfyui_results["SD3.5 warning"] == tsd_sr.SD35_WARNING
+    assert comfyui_results["warning"] == "" and comfyui_results["SD3.5 warning"] == one_step_lora.SD35_WARNING
     assert comfyui_results["trained on SD3.5 warning"] == ""
     refusals = comfyui_results["refusals"] | {"unshifted": comfyui_results["unshifted"]}
     expected = {
@@ -331,7 +331,7 @@ def test_the_warning_for_sd35_is_shown_on_the_node(host):
         elif isinstance(event, dict) and event["type"] in ("execution_success", "execution_error"):
             break
     assert host.wait(prompt_id)["status"]["status_str"] == "success"
-    assert texts == [f"2{tsd_sr.SD35_WARNING}"]
+    assert texts == [f"2{one_step_lora.SD35_WARNING}"]
 
 
 @pytest.mark.parametrize(

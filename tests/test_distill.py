@@ -10,17 +10,17 @@ import pytest
 import torch
 from click import Command, Context
 from onestep_sr.sr_models.canvas.degradation import Degradation, gaussian_kernel
-from onestep_sr.sr_models.checkpoints import own
+from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.core.schedule import ResShiftSchedule
 from onestep_sr.sr_models.distill import loop, tad, validation
 from onestep_sr.sr_models.distill.data import CropPairs
 from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.features import Lpips
 from onestep_sr.sr_models.distill.objectives import Batch, Objective, StudentObjective, StudentWeights, TeacherObjective
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families import bundled
 from onestep_sr.sr_models.musiq import Musiq
-from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
-from onestep_sr.sr_models.schedule import ResShiftSchedule
 from onestep_sr.sr_models.train_cli import train_app
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -39,7 +39,7 @@ NETWORK = SwinUNetConfig(
 )
 SCHEDULE = ResShiftSchedule(steps=4, kappa=0.5, min_noise=0.2)
 CODEC = PixelShuffleCodec(4)
-TEACHER, STUDENT = own.Description(NETWORK, SCHEDULE, 4), own.Description(NETWORK, SCHEDULE, 1)
+TEACHER, STUDENT = bundled.Description(NETWORK, SCHEDULE, 4), bundled.Description(NETWORK, SCHEDULE, 1)
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:

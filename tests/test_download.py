@@ -10,10 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from onestep_sr.sr_models import download as downloads
+from onestep_sr.sr_models.checkpoints.download import HuggingFaceFile, download
 from onestep_sr.sr_models.cli import app
-from onestep_sr.sr_models.download import HuggingFaceFile, download, files_of
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families.published import PUBLISHED, files_of
 from typer.testing import CliRunner
 
 CONTENT = bytes(range(256)) * 20_000
@@ -148,7 +148,7 @@ def test_an_address_that_nobody_answers_is_one_sentence(tmp_path: Path, monkeypa
 
 
 def test_the_command_fetches_by_name(publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(downloads.PUBLISHED, "sd3-medium", (FILE,))
+    monkeypatch.setitem(PUBLISHED, "sd3-medium", (FILE,))
     result = CliRunner().invoke(app, ["download", "sd3-medium", "--to", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert f"sha256 {HASH}" in result.output.replace("\n", "") and "free" in result.output
@@ -162,6 +162,6 @@ def test_what_cannot_be_fetched_is_said(name: str, words: str) -> None:
 
 
 def test_the_tables_addresses_are_complete() -> None:
-    for files in downloads.PUBLISHED.values():
+    for files in PUBLISHED.values():
         for file in files:
             assert file.url.startswith("https://") and file.url.endswith(file.name) and file.licence

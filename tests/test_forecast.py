@@ -6,14 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.core.forecast import forecast
+from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.recipe import Recipe
+from onestep_sr.sr_models.core.step import FlowStep
+from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.forecast import forecast
-from onestep_sr.sr_models.loading import BUNDLED, load, recipe_of
-from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
-from onestep_sr.sr_models.recipe import RESSHIFT_FAMILY, TSD_SR, Recipe
-from onestep_sr.sr_models.sr_model import SRModel
-from onestep_sr.sr_models.step import FlowStep
-from onestep_sr.sr_models.upscale import upscale
+from onestep_sr.sr_models.families.bundled import BUNDLED
+from onestep_sr.sr_models.families.loading import load, recipe_of
+from onestep_sr.sr_models.families.one_step_lora import TSD_SR
+from onestep_sr.sr_models.families.resshift import RESSHIFT_FAMILY
 
 FACTOR = 4
 

@@ -15,10 +15,12 @@ import pytest
 import small_sd3
 import torch
 from forge_host import HOW_TO_GET_ONE, ROOT, installed_host, run_in_forge
+from onestep_sr.sr_models.core.devices import default_dtype
+from onestep_sr.sr_models.families.bundled import BUNDLED
+from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files.picture import from_pillow, to_pillow
 from onestep_sr.sr_models.jobs.job import Options
 from onestep_sr.sr_models.jobs.run import enlarge
-from onestep_sr.sr_models.loading import BUNDLED, default_dtype, load
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
 from onestep_sr.sr_models.standalone import load_sd3

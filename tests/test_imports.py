@@ -77,14 +77,14 @@ for name in {[name_of(path) for path in CORE]}:
     lines = run(code)
     assert len(lines) == len(CORE) > 20
     for part in (
-        "upscale",
-        "loading",
+        "core.upscale",
+        "families.loading",
         "canvas.tiling",
         "canvas.color",
-        "schedule",
-        "step",
+        "core.schedule",
+        "core.step",
         "networks.swin_unet",
-        "checkpoints.own",
+        "checkpoints.low_rank",
     ):
         assert f"imported onestep_sr.sr_models.{part}" in lines
 

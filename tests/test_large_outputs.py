@@ -11,11 +11,18 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onestep_sr.sr_models.banded import BandedRun, matched_rows
 from onestep_sr.sr_models.canvas.noise import noise_rows
 from onestep_sr.sr_models.canvas.resample_rows import resized_rows
 from onestep_sr.sr_models.canvas.resize import resize, target_size
+from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.core.banded import BandedRun, matched_rows
+from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.recipe import Recipe
+from onestep_sr.sr_models.core.schedule import ResShiftSchedule
+from onestep_sr.sr_models.core.step import ResShiftStep
+from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files import row_files
 from onestep_sr.sr_models.files.picture import Picture
 from onestep_sr.sr_models.files.read import read_picture
@@ -24,13 +31,6 @@ from onestep_sr.sr_models.files.write import write_picture
 from onestep_sr.sr_models.jobs.job import Options
 from onestep_sr.sr_models.jobs.plan import plan_jobs
 from onestep_sr.sr_models.jobs.run import run_job, run_jobs
-from onestep_sr.sr_models.loading import load
-from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
-from onestep_sr.sr_models.recipe import Recipe
-from onestep_sr.sr_models.schedule import ResShiftSchedule
-from onestep_sr.sr_models.sr_model import SRModel
-from onestep_sr.sr_models.step import ResShiftStep
-from onestep_sr.sr_models.upscale import upscale
 from PIL import Image
 
 BANDED = Options(memory=1)

@@ -8,9 +8,10 @@ from itertools import pairwise, product
 import pytest
 import torch
 import torch.nn.functional as F
-from onestep_sr.sr_models import adapters
-from onestep_sr.sr_models.adapters import AutoencoderCodec, NetworkDenoiser
-from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.codecs import autoencoder as codecs
+from onestep_sr.sr_models.codecs.autoencoder import AutoencoderCodec
+from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
 from onestep_sr.sr_models.networks.swin_unet import (
     SwinUNet,
     SwinUNetConfig,
@@ -457,10 +458,10 @@ def test_an_autoencoder_as_a_codec_takes_and_gives_pictures_between_0_and_1():
 
 def test_a_codec_runs_its_autoencoder_within_its_budget(monkeypatch):
     budgets = []
-    monkeypatch.setattr(adapters, "free_budget", lambda device: 7)
+    monkeypatch.setattr(codecs, "free_budget", lambda device: 7)
     for function in ("encode", "decode"):
         fake = lambda autoencoder, canvas, budget: budgets.append(budget) or canvas  # noqa: E731
-        monkeypatch.setattr(adapters.seamless_vae, function, fake)
+        monkeypatch.setattr(codecs.seamless, function, fake)
     for budget in (5, None):
         codec = AutoencoderCodec(nn.Linear(1, 1), 2, 3, budget=budget)
         codec.decode(codec.encode(torch.zeros(1, 3, 8, 8)))

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from onestep_sr.sr_models.recipe import RESSHIFT_FAMILY, T4, T15
-from onestep_sr.sr_models.schedule import ResShiftSchedule
-from onestep_sr.sr_models.step import FlowStep, ResShiftStep, one_step, sample
+from onestep_sr.sr_models.core.schedule import ResShiftSchedule
+from onestep_sr.sr_models.core.step import FlowStep, ResShiftStep, one_step, sample
+from onestep_sr.sr_models.families.resshift import RESSHIFT_FAMILY, T4, T15
 
 # shared/DESIGN.md, section 4
 PUBLISHED_15 = (

@@ -15,10 +15,10 @@ from comfyui_host import ONE_THREAD, ROOT, installed_hosts, interpreter
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderKLTemporalDecoder, AutoencoderTiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onestep_sr.sr_models import seamless_vae
+from onestep_sr.sr_models.codecs import seamless
+from onestep_sr.sr_models.codecs.seamless import layers, maps, norm, passes
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder, VQConfig
-from onestep_sr.sr_models.seamless_vae import layers, maps, norm, passes
 from torch import nn
 
 MEGABYTE = 2**20
@@ -109,11 +109,11 @@ def canvas_for(autoencoder, direction, size, batch=1, factor=4):
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_untiled_run(kind, direction, size, budget):
     autoencoder = kind()
-    assert seamless_vae.supports(autoencoder)
+    assert seamless.supports(autoencoder)
     canvas = canvas_for(autoencoder, direction, size, batch=2)
     kept = canvas.clone()
     seen = []
-    result = getattr(seamless_vae, direction)(autoencoder, canvas, budget=budget, progress=lambda *at: seen.append(at))
+    result = getattr(seamless, direction)(autoencoder, canvas, budget=budget, progress=lambda *at: seen.append(at))
     expected = untiled(autoencoder, direction, canvas)
     assert result.shape == expected.shape
     assert (result - expected).abs().max() < 1e-4
@@ -133,7 +133,7 @@ def test_a_tight_budget_makes_many_bands_and_a_roomy_one_a_single_band():
         def count(*_, budget=budget):
             calls[budget] += 1
 
-        seamless_vae.decode(autoencoder, canvas, budget=budget, progress=count)
+        seamless.decode(autoencoder, canvas, budget=budget, progress=count)
     # post_quant_conv, conv_in and conv_out, two passes for each of six blocks and attention, two upsamplings
     passes_of_decoder = 3 + 2 * (2 + 2 * len(WIDTHS)) + 2 + 2
     assert calls[ROOMY] == passes_of_decoder
@@ -144,7 +144,7 @@ def test_a_tight_budget_makes_many_bands_and_a_roomy_one_a_single_band():
 def test_pictures_of_any_size_are_encoded_as_untiled(height):
     autoencoder = stable_diffusion_3()
     picture = torch.rand(1, 3, height, 43)
-    result = seamless_vae.encode(autoencoder, picture, budget=TIGHT)
+    result = seamless.encode(autoencoder, picture, budget=TIGHT)
     assert (result - untiled(autoencoder, "encode", picture)).abs().max() < 1e-4
 
 
@@ -157,7 +157,7 @@ def test_half_precision_is_as_near_to_the_exact_result_as_untiled_half_precision
     exact = copy.deepcopy(half).float()
     canvas = canvas_for(exact, direction, (16, 12)).to(dtype).float()
     expected = untiled(exact, direction, canvas)
-    result = getattr(seamless_vae, direction)(half, canvas, budget=budget)
+    result = getattr(seamless, direction)(half, canvas, budget=budget)
     assert result.dtype == torch.float32
     own, others = (
         (r.float() - expected).square().mean().sqrt() for r in (result, untiled(half, direction, canvas.to(dtype)))
@@ -168,7 +168,7 @@ def test_half_precision_is_as_near_to_the_exact_result_as_untiled_half_precision
 def test_the_result_has_the_precision_of_what_came_in():
     autoencoder = stable_diffusion()
     latent = canvas_for(autoencoder, "decode", (5, 7))
-    result = seamless_vae.decode(autoencoder, latent.double(), budget=ROOMY, dtype=torch.float32)
+    result = seamless.decode(autoencoder, latent.double(), budget=ROOMY, dtype=torch.float32)
     assert result.dtype == torch.float64
     assert (result - untiled(autoencoder, "decode", latent)).abs().max() < 1e-4
 
@@ -176,8 +176,8 @@ def test_the_result_has_the_precision_of_what_came_in():
 def test_encoding_is_deterministic_and_does_not_depend_on_the_batch():
     autoencoder = stable_diffusion()
     pictures = canvas_for(autoencoder, "encode", (9, 7), batch=3)
-    together = seamless_vae.encode(autoencoder, pictures, budget=TIGHT)
-    alone = [seamless_vae.encode(autoencoder, picture, budget=TIGHT) for picture in pictures.split(1)]
+    together = seamless.encode(autoencoder, pictures, budget=TIGHT)
+    alone = [seamless.encode(autoencoder, picture, budget=TIGHT) for picture in pictures.split(1)]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -286,7 +286,7 @@ def test_maps_beyond_the_budget_are_in_files_without_a_name(monkeypatch, tmp_pat
         spilled.append(any(type(thing) is maps.FileMap for thing in gc.get_objects()))
         assert not list(tmp_path.iterdir())
 
-    seamless_vae.decode(autoencoder, canvas_for(autoencoder, "decode", (12, 9)), budget=TIGHT, progress=look)
+    seamless.decode(autoencoder, canvas_for(autoencoder, "decode", (12, 9)), budget=TIGHT, progress=look)
     assert any(spilled)
 
 
@@ -300,7 +300,7 @@ def test_what_progress_raises_ends_the_run_and_frees_its_maps(budget):
             raise InterruptedError("cancelled")
 
     with pytest.raises(InterruptedError, match="cancelled") as caught:
-        seamless_vae.decode(autoencoder, latent, budget=budget, progress=cancel)
+        seamless.decode(autoencoder, latent, budget=budget, progress=cancel)
     # The traceback is alive, and with it every frame of the run.
     assert caught.tb is not None
     left = [thing for thing in gc.get_objects() if type(thing) in (maps.MemoryMap, maps.FileMap)]
@@ -313,7 +313,7 @@ import json, sys
 from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
-from onestep_sr.sr_models import seamless_vae
+from onestep_sr.sr_models.codecs import seamless
 
 def resident(line):
     return next(int(text.split()[1]) for text in open("/proc/self/status") if text.startswith(line)) / 1024
@@ -322,7 +322,7 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
 autoencoder = AutoencoderKL(block_out_channels=(16, 32, 32), norm_num_groups=8, **blocks)
-run = getattr(seamless_vae, sys.argv[1])
+run = getattr(seamless, sys.argv[1])
 small, canvas = (torch.randn(1, 4, 16, 16), torch.randn(1, 4, 192, 144))
 if sys.argv[1] == "encode":
     small, canvas = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 768, 576)
@@ -356,12 +356,12 @@ def test_a_budget_without_room_for_one_row_is_refused_with_what_is_needed():
     autoencoder = stable_diffusion()
     latent = canvas_for(autoencoder, "decode", (20, 500))
     with pytest.raises(UserError) as caught:
-        seamless_vae.decode(autoencoder, latent, budget=2 * MEGABYTE)
+        seamless.decode(autoencoder, latent, budget=2 * MEGABYTE)
     needed = int(str(caught.value).split("at least ")[1].split(" MB")[0])
     assert str(caught.value) == (
         f"A memory budget of 2 MB is too small for the VAE at this picture's width: it needs at least {needed} MB."
     )
-    seamless_vae.decode(autoencoder, latent[:, :, :3], budget=needed * MEGABYTE)
+    seamless.decode(autoencoder, latent[:, :, :3], budget=needed * MEGABYTE)
 
 
 def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch):
@@ -371,7 +371,7 @@ def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch):
     monkeypatch.setattr(maps.FileMap, "_transfer", full)
     autoencoder = stable_diffusion()
     with pytest.raises(UserError, match=r"^A feature map of 1 MB cannot be written to .* \(No space left on device\):"):
-        seamless_vae.decode(autoencoder, canvas_for(autoencoder, "decode", (12, 9)), budget=TIGHT)
+        seamless.decode(autoencoder, canvas_for(autoencoder, "decode", (12, 9)), budget=TIGHT)
 
 
 @pytest.mark.parametrize(
@@ -383,13 +383,13 @@ def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch):
 )
 def test_a_latent_that_does_not_fit_is_refused(canvas, message):
     with pytest.raises(UserError) as caught:
-        seamless_vae.decode(stable_diffusion(), canvas, budget=ROOMY)
+        seamless.decode(stable_diffusion(), canvas, budget=ROOMY)
     assert str(caught.value).startswith(message)
 
 
 def test_a_picture_smaller_than_a_latent_pixel_is_refused():
     with pytest.raises(UserError, match=r"^A picture of 9x3 pixels is too small for the VAE: enlarge it\.$"):
-        seamless_vae.encode(stable_diffusion(), torch.zeros(1, 3, 3, 9), budget=ROOMY)
+        seamless.encode(stable_diffusion(), torch.zeros(1, 3, 3, 9), budget=ROOMY)
 
 
 def other_activation():
@@ -430,9 +430,9 @@ OTHERS = [other_activation, temporal, asymmetric, with_batch_norm, with_tanh, wi
 @pytest.mark.parametrize("make", [*OTHERS, lambda: nn.Linear(3, 3)], ids=lambda make: make.__name__)
 def test_other_autoencoders_are_refused_in_a_sentence(make):
     autoencoder = make()
-    assert not seamless_vae.supports(autoencoder)
+    assert not seamless.supports(autoencoder)
     with pytest.raises(UserError) as caught:
-        seamless_vae.decode(autoencoder, torch.zeros(1, 4, 8, 8), budget=ROOMY)
+        seamless.decode(autoencoder, torch.zeros(1, 4, 8, 8), budget=ROOMY)
     assert str(caught.value) == (
         f"{type(autoencoder).__name__} cannot be run seamlessly, only the AutoencoderKL of Stable Diffusion 1.5, SDXL, "
         "SD3 and Flux and VQ-f4 can: use stock tiling for it."
@@ -451,7 +451,7 @@ def test_adapters_around_modules_take_part():
     picture = canvas_for(autoencoder, "encode", (9, 7))
     expected = untiled(autoencoder, "encode", picture)
     assert (expected - plain).abs().max() > 0.01
-    assert (seamless_vae.encode(autoencoder, picture, budget=TIGHT) - expected).abs().max() < 1e-4
+    assert (seamless.encode(autoencoder, picture, budget=TIGHT) - expected).abs().max() < 1e-4
 
 
 IN_COMFYUI = """
@@ -462,7 +462,7 @@ import comfy.options
 comfy.options.enable_args_parsing()
 import comfy.sd, torch
 from comfy.ldm.models.autoencoder import AutoencoderKL, AutoencodingEngine
-from onestep_sr.sr_models import seamless_vae
+from onestep_sr.sr_models.codecs import seamless
 from onestep_sr.sr_models.errors import UserError
 
 torch.manual_seed(0)
@@ -480,8 +480,8 @@ def random(channels, quantized):
 def differences(network, latent, image, **options):
     size = (image.shape[3] * 1536 * 3) * 4 * 4
     return [
-        (seamless_vae.decode(network, latent, budget=size, **options) - network.decode(latent)).abs().max().item(),
-        (seamless_vae.encode(network, image, budget=2**30, **options) - network.encode(image)).abs().max().item(),
+        (seamless.decode(network, latent, budget=size, **options) - network.decode(latent)).abs().max().item(),
+        (seamless.encode(network, image, budget=2**30, **options) - network.encode(image)).abs().max().item(),
     ]
 
 results = {}
@@ -518,7 +518,7 @@ others["SVD"] = AutoencodingEngine(
     encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
     decoder_config={"target": "comfy.ldm.modules.temporal_ae.VideoDecoder", "params": config},
 )
-results["supported"] = [name for name, network in others.items() if seamless_vae.supports(network)]
+results["supported"] = [name for name, network in others.items() if seamless.supports(network)]
 print(json.dumps(results))
 """
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import small_sd3
 import torch
-from onestep_sr.sr_models.checkpoints import tsd_sr
 from onestep_sr.sr_models.distill import prepare, sd_runs, shards, tad_sd_objective
 from onestep_sr.sr_models.distill.bases import open_base
 from onestep_sr.sr_models.distill.draws import Draws
 from onestep_sr.sr_models.distill.sd_runs import SDRun
 from onestep_sr.sr_models.distill.shared_base import Ranks, SharedBase
+from onestep_sr.sr_models.families import one_step_lora
 from small_training import CONFIG, batch, gradients, paired, prepared, run_config, scalars, shaken, write_base
 
 
@@ -111,6 +111,6 @@ def test_a_tad_run_on_targets_goes_through(small, tmp_path, auxiliary: int) -> N
     method = tad_sd_objective.TADConfig(1e-3, 1e-3)
     run = SDRun(small.folder, tmp_path / "out", Ranks(4, 4, auxiliary))
     result = sd_runs.train_tad(run_config(tmp_path / "run", steps=2), run, method)
-    assert tsd_sr.read(result).transformer
+    assert one_step_lora.read(result).transformer
     for name in ("regression", "score", "adversarial", "discriminator", *["auxiliary"][: auxiliary > 0]):
         assert all(np.isfinite(value) for value in scalars(result, name).values())

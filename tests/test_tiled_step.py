@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from onestep_sr.sr_models.adapters import NetworkDenoiser
+from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
+from onestep_sr.sr_models.core.recipe import Recipe
+from onestep_sr.sr_models.core.step import FlowStep
+from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
-from onestep_sr.sr_models.recipe import Recipe
-from onestep_sr.sr_models.sr_model import SRModel
-from onestep_sr.sr_models.step import FlowStep
-from onestep_sr.sr_models.upscale import upscale
 
 
 @dataclass

@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onestep_sr.sr_models import diffusion
-from onestep_sr.sr_models.diffusion import Process
+from onestep_sr.sr_models.core.process import Process, flow_matching, variance_preserving
 from onestep_sr.sr_models.distill import tsd
 from onestep_sr.sr_models.distill.draws import Draws
 
@@ -22,9 +21,9 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
 
 def process(kind: str) -> Process:
     if kind == "flow":
-        return diffusion.flow_matching(3.0)
+        return flow_matching(3.0)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return diffusion.variance_preserving(kind, torch.cumprod(1 - betas, 0))
+    return variance_preserving(kind, torch.cumprod(1 - betas, 0))
 
 
 def network(scale: float, offset: float):
@@ -232,7 +231,7 @@ def test_processes_hold_what_the_schedulers_hold() -> None:
         scheduler = DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=name
         )
-        base = diffusion.variance_preserving(kind, scheduler.alphas_cumprod)
+        base = variance_preserving(kind, scheduler.alphas_cumprod)
         t = base.timesteps[index]
         z_t = scheduler.add_noise(latent, noise, t)
         path = tsd.noised(latent, noise, tsd.at(base.path, index))

@@ -11,14 +11,15 @@ import pytest
 import small_sd3
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from onestep_sr.sr_models.checkpoints import low_rank, prompt_embeddings, tsd_sr
+from onestep_sr.sr_models.checkpoints import low_rank, prompt_embeddings
 from onestep_sr.sr_models.checkpoints.weights_file import read_weights
+from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.loading import identify, load
-from onestep_sr.sr_models.recipe import TSD_FAMILY, TSD_SR
-from onestep_sr.sr_models.sr_model import SRModel
+from onestep_sr.sr_models.families import one_step_lora
+from onestep_sr.sr_models.families.loading import identify, load
+from onestep_sr.sr_models.families.one_step_lora import TSD_FAMILY, TSD_SR
 from onestep_sr.sr_models.standalone import encode_prompt, load_sd3
-from onestep_sr.sr_models.upscale import upscale
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -192,8 +193,8 @@ def test_offloading_and_low_precision_give_the_same_picture(small, image):
 
 
 def test_the_single_file_holds_everything(small, image, tmp_path):
-    weights = replace(tsd_sr.read(small.lora), embeddings=prompt_embeddings.read_embeddings(small.embeddings))
-    tsd_sr.save(tmp_path / "mine.safetensors", weights)
+    weights = replace(one_step_lora.read(small.lora), embeddings=prompt_embeddings.read_embeddings(small.embeddings))
+    one_step_lora.save(tmp_path / "mine.safetensors", weights)
     single = load_sd3(small.folder, tmp_path / "mine.safetensors", dtype=torch.float32).model
     assert torch.equal(upscale(bare(single), image, 1), upscale(opened(small), image, 1))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
@@ -204,27 +205,27 @@ def test_the_single_file_holds_everything(small, image, tmp_path):
 
 def test_the_recipe_follows_the_folders_name_and_survives_conversion(small, tmp_path):
     shutil.copytree(small.lora, tmp_path / "tsdsr-mse")
-    weights = tsd_sr.read(tmp_path / "tsdsr-mse")
+    weights = one_step_lora.read(tmp_path / "tsdsr-mse")
     assert weights.recipe == "tsd-sr-mse" and TSD_FAMILY[weights.recipe].color == "adain"
-    tsd_sr.save(tmp_path / "renamed.safetensors", weights)
-    assert tsd_sr.read(tmp_path / "renamed.safetensors").recipe == "tsd-sr-mse"
-    assert tsd_sr.read(small.lora).recipe == "tsd-sr" and TSD_SR.color == "wavelet"
+    one_step_lora.save(tmp_path / "renamed.safetensors", weights)
+    assert one_step_lora.read(tmp_path / "renamed.safetensors").recipe == "tsd-sr-mse"
+    assert one_step_lora.read(small.lora).recipe == "tsd-sr" and TSD_SR.color == "wavelet"
 
 
 def test_each_file_is_known_by_its_keys_and_finds_the_other(small, tmp_path):
-    parts = [tsd_sr.read_file(small.lora / name) for name in ("transformer.safetensors", "vae.safetensors")]
+    parts = [one_step_lora.read_file(small.lora / name) for name in ("transformer.safetensors", "vae.safetensors")]
     assert [bool(part.transformer) for part in parts] == [True, False]
     assert [bool(part.vae) for part in parts] == [False, True]
     for first in ("transformer", "vae"):
-        weights = tsd_sr.read(small.lora / f"{first}.safetensors")
+        weights = one_step_lora.read(small.lora / f"{first}.safetensors")
         assert len(weights.transformer) == 24 and len(weights.vae) == 30
     for name, new in (("transformer", "one"), ("vae", "two")):
         shutil.copy(small.lora / f"{name}.safetensors", tmp_path / f"{new}.safetensors")
-    crossed = tsd_sr.read(tmp_path / "two.safetensors", tmp_path / "one.safetensors")
+    crossed = one_step_lora.read(tmp_path / "two.safetensors", tmp_path / "one.safetensors")
     assert len(crossed.transformer) == 24 and len(crossed.vae) == 30
-    assert "is half of TSD-SR" in refusal(tsd_sr.read, tmp_path / "one.safetensors")
+    assert "is half of TSD-SR" in refusal(one_step_lora.read, tmp_path / "one.safetensors")
     assert "are both for the VAE encoder" in refusal(
-        tsd_sr.read, small.lora / "vae.safetensors", tmp_path / "two.safetensors"
+        one_step_lora.read, small.lora / "vae.safetensors", tmp_path / "two.safetensors"
     )
 
 
@@ -268,7 +269,7 @@ ONE = "transformer.transformer_blocks.0.attn.to_q.lora_"
 )
 def test_broken_files_end_in_one_sentence(change, words, small, tmp_path):
     path = changed(small.lora / "transformer.safetensors", tmp_path / "transformer.safetensors", change)
-    assert words in refusal(tsd_sr.read_file, path)
+    assert words in refusal(one_step_lora.read_file, path)
 
 
 def move(old: str, new: str):
@@ -311,8 +312,8 @@ def test_other_loras_for_sd3_are_not_taken_for_tsd_sr(small, tmp_path):
             tensors.pop(key)
 
     path = changed(small.lora / "transformer.safetensors", tmp_path / "style.safetensors", style)
-    assert not tsd_sr.is_tsd_sr(read_weights(path))
-    assert "is no TSD-SR LoRA" in refusal(tsd_sr.read, path)
+    assert not one_step_lora.is_tsd_sr(read_weights(path))
+    assert "is no TSD-SR LoRA" in refusal(one_step_lora.read, path)
 
 
 def test_a_lora_given_as_a_model_says_where_it_belongs(small):
@@ -324,7 +325,7 @@ def test_a_lora_given_as_a_model_says_where_it_belongs(small):
 
 def test_sd35_medium_runs_with_a_warning(small, sd35, image):
     loaded = load_sd3(sd35.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32)
-    assert loaded.warning == tsd_sr.SD35_WARNING
+    assert loaded.warning == one_step_lora.SD35_WARNING
     assert torch.isfinite(upscale(bare(loaded.model), image, 1)).all()
     merged = loaded.model.denoiser.network
     plain = SD3Transformer2DModel.from_pretrained(sd35.folder / "transformer")

@@ -15,8 +15,8 @@ import small_sd3
 import small_unet
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-from onestep_sr.sr_models.checkpoints import tsd_sr
 from onestep_sr.sr_models.checkpoints.low_rank import LowRank
+from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.distill import features, loop, lora, sd_runs, shards, tsd_objective
 from onestep_sr.sr_models.distill.bases import UNET, Condition, open_base, store_in_fp8
 from onestep_sr.sr_models.distill.draws import Draws
@@ -24,9 +24,9 @@ from onestep_sr.sr_models.distill.sd_runs import PromptSource, SDRun
 from onestep_sr.sr_models.distill.shared_base import AUXILIARY, STUDENT, Ranks, SharedBase
 from onestep_sr.sr_models.distill.tsd_objective import Stage, TSDConfig, TSDObjective
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families import one_step_lora
 from onestep_sr.sr_models.standalone import load_sd3
 from onestep_sr.sr_models.standalone_unet import load_unet, open_text_encoders
-from onestep_sr.sr_models.upscale import upscale
 from PIL import Image
 from safetensors.torch import load_file
 from small_training import (
@@ -283,7 +283,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(small, data, trained, tmp_path, 
         {"ranks": Ranks(8, 8, 8)},
         {"fp8": True},
         {"start": small.lora},
-        {"teacher": small.lora / tsd_sr.TRANSFORMER_FILE},
+        {"teacher": small.lora / one_step_lora.TRANSFORMER_FILE},
     )
     for changed in changes:
         with pytest.raises(UserError, match="other settings"):
@@ -291,7 +291,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(small, data, trained, tmp_path, 
 
 
 def test_the_files_are_the_published_kind(small, trained) -> None:
-    weights, published = tsd_sr.read(trained), tsd_sr.read(small.lora)
+    weights, published = one_step_lora.read(trained), one_step_lora.read(small.lora)
     for part in ("transformer", "vae"):
         ours, theirs = getattr(weights, part), getattr(published, part)
         assert ours.keys() == theirs.keys()
@@ -505,10 +505,10 @@ def test_a_vae_that_overflows_in_half_precision_runs_in_float32(tmp_path) -> Non
 def test_bases_and_loras_of_two_kinds_are_told_apart(small, tmp_path) -> None:
     base = small_unet.write(tmp_path / "base")
     shaken(SharedBase(open_base(base, torch.float32), RANKS)).save(tmp_path / "lora")
-    weights = tsd_sr.read(tmp_path / "lora")
-    assert "U-Net LoRA, rank 4; VAE encoder LoRA, rank 4" in tsd_sr.summary(weights)
-    tsd_sr.save(tmp_path / "one.safetensors", weights)
-    one = tsd_sr.read(tmp_path / "one.safetensors")
+    weights = one_step_lora.read(tmp_path / "lora")
+    assert "U-Net LoRA, rank 4; VAE encoder LoRA, rank 4" in one_step_lora.summary(weights)
+    one_step_lora.save(tmp_path / "one.safetensors", weights)
+    one = one_step_lora.read(tmp_path / "one.safetensors")
     assert one.unet.keys() == weights.unet.keys() and one.vae.keys() == weights.vae.keys() and not one.transformer
     with pytest.raises(UserError, match="is a LoRA for Stable Diffusion 3 medium, and"):
         load_unet(base, small.lora)
@@ -518,9 +518,9 @@ def test_bases_and_loras_of_two_kinds_are_told_apart(small, tmp_path) -> None:
         (tmp_path / "both").mkdir(exist_ok=True)
         (tmp_path / "both" / name).touch()
     with pytest.raises(UserError, match="two kinds of base"):
-        tsd_sr.read(tmp_path / "both")
+        one_step_lora.read(tmp_path / "both")
     with pytest.raises(UserError, match=r"lacks transformer\.safetensors"):
-        tsd_sr.read(base)
+        one_step_lora.read(base)
     other = small_unet.write(tmp_path / "other", "SDXL")
     with pytest.raises(UserError, match="connect a Stable Diffusion with a U-Net"):
         load_unet(other, tmp_path / "lora")
@@ -531,7 +531,7 @@ def test_bases_and_loras_of_two_kinds_are_told_apart(small, tmp_path) -> None:
 )
 def test_a_u_nets_lora_names_its_base(width: int, name: str) -> None:
     layer = LowRank(torch.zeros(4, width), torch.zeros(64, 4))
-    weights = tsd_sr.TSDWeights("mine", "tsd-sr", unet={"down_blocks.0.attentions.0.attn2.to_k": layer})
+    weights = one_step_lora.TSDWeights("mine", "tsd-sr", unet={"down_blocks.0.attentions.0.attn2.to_k": layer})
     assert weights.base == name
 
 

@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onestep_sr.sr_models.adapters import NetworkDenoiser
+from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
+from onestep_sr.sr_models.core.recipe import Recipe
+from onestep_sr.sr_models.core.schedule import ResShiftSchedule
+from onestep_sr.sr_models.core.step import FlowStep, ResShiftStep
+from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.loading import BUNDLED, load
-from onestep_sr.sr_models.networks.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.families.bundled import BUNDLED
+from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
-from onestep_sr.sr_models.recipe import Recipe
-from onestep_sr.sr_models.schedule import ResShiftSchedule
-from onestep_sr.sr_models.sr_model import SRModel
-from onestep_sr.sr_models.step import FlowStep, ResShiftStep
-from onestep_sr.sr_models.upscale import upscale
 from PIL import Image
 
 PHOTO = Path(__file__).parent / "photos" / "houses.png"

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from ...sr_models.canvas.color import ColorMatch
+from ...sr_models.core.devices import default_dtype
+from ...sr_models.core.memory import available
+from ...sr_models.core.upscale import Progress
 from ...sr_models.jobs.job import Options
 from ...sr_models.jobs.model_choice import DTYPES
-from ...sr_models.loading import default_dtype
-from ...sr_models.memory import available
-from ...sr_models.upscale import Progress
 
 try:
     from backend import memory_management  # Forge's; Automatic1111 has none

@@ -12,16 +12,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ...sr_models.checkpoints import tsd_sr
 from ...sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
-from ...sr_models.checkpoints.tsd_sr import TRANSFORMER_FILE, VAE_FILE
 from ...sr_models.checkpoints.weights_file import read_weights
+from ...sr_models.core.model import SRModel
 from ...sr_models.errors import UserError
+from ...sr_models.families import one_step_lora
+from ...sr_models.families.bundled import BUNDLED
+from ...sr_models.families.loading import load
+from ...sr_models.families.one_step_lora import TRANSFORMER_FILE, VAE_FILE
+from ...sr_models.families.resshift import AUTOENCODER_NAME
 from ...sr_models.files.picture import from_pillow, to_pillow
 from ...sr_models.jobs.job import Options
 from ...sr_models.jobs.run import enlarge
-from ...sr_models.loading import AUTOENCODER_NAME, BUNDLED, load
-from ...sr_models.sr_model import SRModel
 from ...sr_models.standalone import load_sd3
 from . import host
 
@@ -69,7 +71,7 @@ def choose(name: str, checkpoint: str | None) -> Choice:
 
 def _is_tsd_sr(path: Path) -> bool:
     try:
-        return path.suffix == ".safetensors" and tsd_sr.is_tsd_sr(read_weights(path))
+        return path.suffix == ".safetensors" and one_step_lora.is_tsd_sr(read_weights(path))
     except UserError:
         return False  # so that it is listed, and the reason shown when it is chosen
 
@@ -135,7 +137,7 @@ def _open(choice: Choice, dtype: torch.dtype, budget: int | None, modification_t
 
 def _open_tsd_sr(lora: Path, checkpoint: Path, dtype: torch.dtype, budget: int | None) -> OpenedModel:
     source = lora.parent if lora.name == TRANSFORMER_FILE else lora
-    weights = tsd_sr.read(source)
+    weights = one_step_lora.read(source)
     if weights.unet:
         raise UserError(
             f"{lora.name} is a LoRA for {weights.base}, which runs in ComfyUI and on the command line only."

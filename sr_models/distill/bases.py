@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from .. import standalone, standalone_unet
-from ..diffusion import Process, flow_matching
+from ..core.process import Process, flow_matching
 
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
 VAE_MODULES = (

@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
+from ..core.devices import default_dtype
 from ..errors import UserError
 from ..files.whole import write_whole
-from ..loading import default_dtype
 from .checkpoint import Best, keep_what_learns, resume, save_checkpoint
 from .draws import Draws
 from .objectives import Objective

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoints import own
-from ..networks.pixel_shuffle import PixelShuffleCodec
+from ..codecs.pixel_shuffle import PixelShuffleCodec
+from ..core.step import one_step, predict, sample
+from ..families import bundled
 from ..networks.swin_unet import SwinUNet
-from ..step import one_step, predict, sample
 from . import tad
 from .checkpoint import fingerprint
 from .draws import Draws
@@ -82,7 +82,7 @@ def _start(lr: Tensor, codec: PixelShuffleCodec) -> tuple[Tensor, Tensor]:
 class PixelObjective(nn.Module):
     """What teacher and student of the bundled model's kind share: a network that works in pixel-shuffle space."""
 
-    def __init__(self, network: SwinUNet, description: own.Description, learning_rate: float):
+    def __init__(self, network: SwinUNet, description: bundled.Description, learning_rate: float):
         super().__init__()
         self.network, self.description, self.schedule = network, description, description.schedule
         self.codec, self.learning_rate = PixelShuffleCodec(network.config.bicubic_skip), learning_rate
@@ -110,7 +110,7 @@ class PixelObjective(nn.Module):
 
     def save(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        own.save(folder / "model.safetensors", self.network, self.description)
+        bundled.save(folder / "model.safetensors", self.network, self.description)
         return folder / "model.safetensors"
 
     def settings(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class StudentObjective(PixelObjective):
         self,
         network: SwinUNet,
         teacher: SwinUNet,
-        description: own.Description,
+        description: bundled.Description,
         weights: StudentWeights,
         learning_rate: float,
         score_timesteps: int = 3,

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from ..canvas.degradation import Degradation
-from ..checkpoints import own
 from ..checkpoints.weights_file import fill, read_weights
+from ..core.schedule import ResShiftSchedule
 from ..errors import UserError
+from ..families import bundled
 from ..networks.swin_unet import SwinUNet, SwinUNetConfig
-from ..schedule import ResShiftSchedule
 from .data import CropPairs
 from .loop import TrainConfig, train
 from .objectives import StudentObjective, StudentWeights, TeacherObjective
@@ -55,7 +55,7 @@ def train_teacher(config: TrainConfig, crops: Crops, learning_rate: float, init:
     pairs = crops.pairs(config.seed)
     torch.manual_seed(config.seed)
     network = SwinUNet(NETWORK) if init is None else _read(init)[0]
-    description = own.Description(network.config, SCHEDULE, 1 if regression else SCHEDULE.steps)
+    description = bundled.Description(network.config, SCHEDULE, 1 if regression else SCHEDULE.steps)
     return train(config, TeacherObjective(network, description, learning_rate), pairs)
 
 
@@ -66,7 +66,7 @@ def train_student(
     pairs = crops.pairs(config.seed)
     torch.manual_seed(config.seed)
     network, taught = _read(teacher)
-    description = own.Description(network.config, taught.schedule, 1)
+    description = bundled.Description(network.config, taught.schedule, 1)
     student = deepcopy(network).requires_grad_(True)
     return train(config, StudentObjective(student, network, description, weights, learning_rate), pairs)
 
@@ -84,15 +84,15 @@ def mix(student: Path, teacher: Path, share: float, output: Path) -> Path:
     with torch.no_grad():
         for name, weight in network.named_parameters():
             weight.lerp_(weights[name], 1 - share)
-    own.save(output, network, description)
+    bundled.save(output, network, description)
     return output
 
 
-def _read(path: Path) -> tuple[SwinUNet, own.Description]:
+def _read(path: Path) -> tuple[SwinUNet, bundled.Description]:
     file = read_weights(path)
-    if own.METADATA_KEY not in file.metadata:
+    if bundled.METADATA_KEY not in file.metadata:
         raise UserError(f"{file.name} was not made by `onestep-sr train`: choose a model.safetensors that was.")
-    description = own.describe(file)
-    network = own.build(description)
+    description = bundled.describe(file)
+    network = bundled.build(description)
     fill(network, file, "One-Step SR", torch.float32)
     return network.requires_grad_(True), description

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import standalone, standalone_unet
 from ..checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
 from ..errors import UserError
-from ..recipe import TSD_PROMPT
+from ..families.one_step_lora import TSD_PROMPT
 from . import prepare as preparing
 from .bases import UNET, Base, Condition, open_base, store_in_fp8
 from .features import Lpips

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import low_rank, tsd_sr
+from ..checkpoints import low_rank
 from ..checkpoints.low_rank import Update
 from ..checkpoints.weights_file import read_weights
-from ..diffusion import Process
+from ..core.process import Process
+from ..families import one_step_lora
 from .bases import VAE_MODULES, Base, Condition, Family
 from .checkpoint import fingerprint
 from .lora import active, adapter_parameters, add_adapter, checkpointed, load_adapter, save_adapter
@@ -65,7 +66,7 @@ class SharedBase(nn.Module):
             return
         for network, file, prefix, modules in (
             (self.network, network_file(family), family.prefix, family.student),
-            (self.vae, tsd_sr.VAE_FILE, family.vae_prefix, VAE_MODULES),
+            (self.vae, one_step_lora.VAE_FILE, family.vae_prefix, VAE_MODULES),
         ):
             load_adapter(network, STUDENT, read_update(start / file, prefix), modules, file)
 
@@ -147,7 +148,7 @@ class SharedBase(nn.Module):
         """The student as two files, for Stable Diffusion 3 in the published layout."""
         folder.mkdir(parents=True, exist_ok=True)
         save_adapter(folder / network_file(self.family), self.network, STUDENT, self.family.prefix)
-        save_adapter(folder / tsd_sr.VAE_FILE, self.vae, STUDENT, self.family.vae_prefix)
+        save_adapter(folder / one_step_lora.VAE_FILE, self.vae, STUDENT, self.family.vae_prefix)
 
 
 def network_file(family: Family) -> str:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..schedule import ResShiftSchedule
-from ..step import Network, predict
+from ..core.schedule import ResShiftSchedule
+from ..core.step import Network, predict
 
 
 def regression_loss(z_s: Tensor, z_t: Tensor) -> Tensor:

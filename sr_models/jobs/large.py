@@ -10,19 +10,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..banded import BandedRun, matched_rows
 from ..canvas.resample_rows import Rows, resized_rows
 from ..canvas.resize import target_size
+from ..core.banded import BandedRun, matched_rows
+from ..core.forecast import memory_of
+from ..core.memory import available
+from ..core.model import SRModel
+from ..core.upscale import Progress
 from ..errors import UserError
 from ..files.picture import Picture
 from ..files.row_files import RowPicture, write_rows
 from ..files.spool import Spool, SpoolSize
 from ..files.whole import write_whole
 from ..files.write import DEEP, require_writable
-from ..forecast import memory_of
-from ..memory import available
-from ..sr_model import SRModel
-from ..upscale import Progress
 from .job import Job, Options
 
 SHARE = 4  # a quarter of what is free

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from ..core.devices import default_dtype, find_device
+from ..core.model import SRModel
 from ..errors import UserError
-from ..loading import BUNDLED, default_dtype, load
-from ..sr_model import SRModel
+from ..families.bundled import BUNDLED
+from ..families.loading import load
 
 BUNDLED_NAME = "bundled"
-DEVICES = ("cuda", "mps", "cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,13 +67,3 @@ def _open_stable_diffusion(
     else:
         raise UserError(f"{choice.base.name} has text encoders of its own for the prompt: leave --embeddings out.")
     return loaded.model, loaded.warning
-
-
-def find_device(name: str) -> torch.device:
-    """The named device, or for `auto` the fastest there is. Raises UserError for one that is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(device for device in DEVICES if available[device]))
-    if not available[name]:
-        raise UserError(f"Device {name} is not available here: choose cpu or auto.")
-    return torch.device(name)

@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 
 from ..canvas.resize import resize
+from ..core.model import SRModel
+from ..core.upscale import Progress, upscale
 from ..errors import UserError
 from ..files.picture import Picture
 from ..files.read import read_picture
 from ..files.write import write_picture
-from ..sr_model import SRModel
-from ..upscale import Progress, upscale
 from .job import Job, Options, Outcome
 from .large import is_too_large, run_large_job
 

@@ -21,8 +21,9 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from onestep_sr.nodes import host_sd, host_sd3, host_vae  # noqa: E402
-from onestep_sr.sr_models.checkpoints import prompt_embeddings, tsd_sr  # noqa: E402
-from onestep_sr.sr_models.upscale import upscale  # noqa: E402
+from onestep_sr.sr_models.checkpoints import prompt_embeddings  # noqa: E402
+from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
+from onestep_sr.sr_models.families import one_step_lora  # noqa: E402
 
 
 def all_in_one(model, vae, conditioning, image, **options):
@@ -76,7 +77,7 @@ base_model, _, base_vae = comfy.sd.load_checkpoint_guess_config(
 )[:3]
 embeddings = prompt_embeddings.read_embeddings(files / "embeddings")
 conditioning = [[embeddings.prompt, {"pooled_output": embeddings.pooled}]]
-weights = tsd_sr.read(files / "tsdsr" / "transformer.safetensors")
+weights = one_step_lora.read(files / "tsdsr" / "transformer.safetensors")
 before = weights_of(base_model), weights_of(base_vae.patcher), base_vae.encode(image.movedim(1, -1))
 model, warning = host_sd3.apply_lora(base_model, weights, 1.0)
 vae = host_sd.apply_vae_lora(base_vae, weights, 1.0)
@@ -127,7 +128,7 @@ sd35 = comfy.sd.load_diffusion_model(str(Path(sd35_files) / "sd3.safetensors"))
 patched, results["SD3.5 warning"] = host_sd3.apply_lora(sd35, weights, 1.0)
 results["SD3.5"] = all_in_one(patched, vae, conditioning, image)
 
-trained = tsd_sr.read(Path(sd35_files) / "trained")
+trained = one_step_lora.read(Path(sd35_files) / "trained")
 patched, results["trained on SD3.5 warning"] = host_sd3.apply_lora(sd35, trained, 1.0)
 results["trained on SD3.5"] = all_in_one(patched, host_sd.apply_vae_lora(base_vae, trained, 1.0), conditioning, image)
 

@@ -26,8 +26,8 @@ import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from comfy import model_base, supported_models  # noqa: E402
 from onestep_sr.nodes import host_sd, host_sd3, host_unet  # noqa: E402
-from onestep_sr.sr_models.checkpoints import tsd_sr  # noqa: E402
-from onestep_sr.sr_models.upscale import upscale  # noqa: E402
+from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
+from onestep_sr.sr_models.families import one_step_lora  # noqa: E402
 
 
 class SmallSDXL(supported_models.SDXL):
@@ -64,7 +64,7 @@ def results_of(case):
     image, conditioning = case["image"], [[case["prompt"], {"pooled_output": case["pooled"]}]]
     base_model, base_vae = opened(case), comfy.sd.VAE(sd=read(Path(case["folder"]) / "vae"))
     before = {name: tensor.clone() for name, tensor in base_model.model.state_dict().items()}
-    weights = tsd_sr.read(Path(case["lora"]))
+    weights = one_step_lora.read(Path(case["lora"]))
     model, warning = host_unet.apply_lora(base_model, weights, 1.0)
     vae = host_sd.apply_vae_lora(base_vae, weights, 1.0)
     sr_model = host_unet.open_model(model, vae, conditioning, "tsd-sr")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .canvas.tiling import Tile
-from .errors import UserError
+from ..canvas.tiling import Tile
+from ..errors import UserError
 from .memory import is_out_of_memory, release_cached
-from .sr_model import Denoiser, SRModel
+from .model import Denoiser, SRModel
 from .step import Network, Step
 
 TileDone = Callable[[Tile, Tensor], None]

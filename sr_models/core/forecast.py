@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .canvas.resize import target_size
-from .canvas.tiling import plan
+from ..canvas.resize import target_size
+from ..canvas.tiling import plan
 from .geometry import Size, geometry, latent_tile, require_window
 from .recipe import Recipe
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .adapters import AutoencoderCodec, NetworkDenoiser
-from .checkpoints import own, resshift, tsd_sr
-from .checkpoints.weights_file import WeightsFile, fill, read_metadata, read_weights
-from .errors import UserError
-from .networks.pixel_shuffle import PixelShuffleCodec
-from .networks.vq_autoencoder import VQConfig
-from .recipe import Recipe
-from .sr_model import Codec, SRModel
-
-BUNDLED = Path(__file__).parent / "weights" / "onestep-sr-x4.safetensors"
-AUTOENCODER_NAME = "autoencoder_vq_f4.pth"
+from ..checkpoints.weights_file import WeightsFile, fill, read_metadata, read_weights
+from ..codecs.autoencoder import AutoencoderCodec
+from ..codecs.pixel_shuffle import PixelShuffleCodec
+from ..core.model import Codec, SRModel
+from ..core.network_denoiser import NetworkDenoiser
+from ..core.recipe import Recipe
+from ..errors import UserError
+from ..networks.vq_autoencoder import VQConfig
+from . import bundled, one_step_lora, resshift
+from .bundled import BUNDLED
+from .resshift import AUTOENCODER_NAME
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def load(
         UserError: for a file that is missing, broken, of an unknown kind or incomplete.
     """
     file = read_weights(path)
-    if own.METADATA_KEY in file.metadata:
+    if bundled.METADATA_KEY in file.metadata:
         return _load_own(file, dtype)
     if resshift.is_network(file):
         chosen = resshift.recipe_for(file.name, recipe)
@@ -62,7 +62,7 @@ def load(
             f"{file.name} is an autoencoder, which cannot upscale by itself: choose a TAD-SR, SinSR or "
             "ResShift file, and this one as its autoencoder."
         )
-    if tsd_sr.is_tsd_sr(file):
+    if one_step_lora.is_tsd_sr(file):
         raise UserError(
             f"{file.name} is a TSD-SR LoRA, which works on a Stable Diffusion: in ComfyUI put it into models/loras and "
             "use Apply One-Step SR LoRA; on the command line give --base and --lora."
@@ -77,17 +77,17 @@ def recipe_of(path: Path, recipe: str | None = None) -> tuple[Recipe, int]:
     that cannot be opened.
     """
     metadata = read_metadata(path)
-    if own.METADATA_KEY in metadata:
-        description = own.describe(WeightsFile(path, {}, metadata))
-        return own.recipe(description, path.stem), description.network.bicubic_skip
+    if bundled.METADATA_KEY in metadata:
+        description = bundled.describe(WeightsFile(path, {}, metadata))
+        return bundled.recipe(description, path.stem), description.network.bicubic_skip
     return resshift.recipe_for(path.name, recipe), VQConfig().factor
 
 
 def _load_own(file: WeightsFile, dtype: torch.dtype) -> LoadedModel:
-    description = own.describe(file)
-    network = fill(own.build(description), file, "One-Step SR", dtype)
+    description = bundled.describe(file)
+    network = fill(bundled.build(description), file, "One-Step SR", dtype)
     return _assemble(
-        own.recipe(description, file.path.stem), network, PixelShuffleCodec(description.network.bicubic_skip)
+        bundled.recipe(description, file.path.stem), network, PixelShuffleCodec(description.network.bicubic_skip)
     )
 
 
@@ -111,23 +111,15 @@ def _assemble(recipe: Recipe, network: nn.Module, codec: Codec) -> LoadedModel:
     return LoadedModel(SRModel(recipe, NetworkDenoiser(network), codec), (network,))
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """The fastest precision that does not show: float16 on CUDA, bfloat16 on CPUs with matrix units for it."""
-    if device.type == "cuda":
-        return torch.float16
-    has_matrix_units = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # absent from older torch
-    return torch.bfloat16 if device.type == "cpu" and has_matrix_units() else torch.float32
-
-
 def identify(path: Path) -> str:
     """What a weights file is, or why it cannot run, in a few words."""
     try:
         file = read_weights(path)
-        if own.METADATA_KEY in file.metadata:
-            description = own.describe(file)
+        if bundled.METADATA_KEY in file.metadata:
+            description = bundled.describe(file)
             return f"One-Step SR model, x{description.network.bicubic_skip}, {description.evaluations} evaluation(s)"
-        if tsd_sr.is_tsd_sr(file):
-            return tsd_sr.summary(tsd_sr.read_file(path))
+        if one_step_lora.is_tsd_sr(file):
+            return one_step_lora.summary(one_step_lora.read_file(path))
     except UserError as error:
         return str(error)
     if resshift.is_network(file):

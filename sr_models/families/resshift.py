@@ -7,14 +7,30 @@ from __future__ import annotations
 
 import torch
 
+from ..checkpoints.weights_file import WeightsFile, fill
+from ..core.recipe import Recipe
+from ..core.schedule import ResShiftSchedule
+from ..core.step import ResShiftStep
 from ..errors import UserError
 from ..networks.swin_unet import SwinUNet, SwinUNetConfig
 from ..networks.vq_autoencoder import VQAutoencoder
-from ..recipe import RESSHIFT_FAMILY, Recipe
-from .weights_file import WeightsFile, fill
 
 NETWORK_KEYS = {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.blocks.0.attn.qkv.weight"}
 AUTOENCODER_KEYS = {"quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight"}
+AUTOENCODER_NAME = "autoencoder_vq_f4.pth"
+
+T15 = ResShiftSchedule()
+T4 = ResShiftSchedule(steps=4, min_noise=0.2)
+
+RESSHIFT_FAMILY = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("tad-sr", "TAD-SR, one step", "arXiv 2408.07476", ResShiftStep(T15)),
+        Recipe("sinsr", "SinSR, one step", "arXiv 2311.14760", ResShiftStep(T15)),
+        Recipe("resshift", "ResShift, 15 steps", "arXiv 2307.12348", ResShiftStep(T15, evaluations=15)),
+        Recipe("resshift-s4", "ResShift, 4 steps", "arXiv 2307.12348", ResShiftStep(T4, evaluations=4)),
+    )
+}
 
 
 def is_network(file: WeightsFile) -> bool:

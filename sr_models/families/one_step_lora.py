@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoints import low_rank, prompt_embeddings
+from ..checkpoints.low_rank import Update
+from ..checkpoints.prompt_embeddings import PROMPT_FILE, PromptEmbeddings
+from ..checkpoints.weights_file import WeightsFile, read_weights
+from ..core.recipe import Recipe
+from ..core.step import CleanStep, FlowStep
 from ..errors import UserError
-from . import low_rank, prompt_embeddings
-from .low_rank import Update
-from .prompt_embeddings import PROMPT_FILE, PromptEmbeddings
-from .weights_file import WeightsFile, read_weights, shortened
+
+if TYPE_CHECKING:
+    pass
 
 TRANSFORMER_FILE, UNET_FILE, VAE_FILE = "transformer.safetensors", "unet.safetensors", "vae.safetensors"
 TRANSFORMER_PREFIX, UNET_PREFIX, VAE_PREFIX = "transformer.", "unet.", "vae."
@@ -36,6 +42,42 @@ SD35_WARNING = (
     f"This LoRA was trained on {SD3_MEDIUM}; on {SD35_MEDIUM} its result is untested and may be worse: "
     f"connect {SD3_MEDIUM} for the published quality."
 )
+
+# The spelling is the published one.
+TSD_PROMPT = (
+    "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed photo - realistic "
+    "maximum detail, 32k, Color Grading, ultra HD, extrememeticulous detailing, skin pore detailing, hyper sharpness, "
+    "perfect without deformations."
+)
+TSD_SR = Recipe(
+    "tsd-sr",
+    "TSD-SR on Stable Diffusion 3",
+    "arXiv 2411.18263",
+    FlowStep(),
+    scale=1,
+    tile=64,
+    overlap=8,
+    multiple=2,
+    color="wavelet",
+    largest_tile=384,  # SD3's position table has 192 patches of two a side
+    shortest=64,
+    prompt=TSD_PROMPT,
+)
+TSD_FAMILY = {recipe.name: recipe for recipe in (TSD_SR, replace(TSD_SR, name="tsd-sr-mse", color="adain"))}
+
+
+def on_unet(recipe: Recipe) -> Recipe:
+    """TSD-SR's recipe for a Stable Diffusion with a U-Net, which may take windows of any size."""
+    return replace(
+        recipe, name=f"{recipe.name} on a U-Net", title="TSD-SR on a U-Net", step=CleanStep(), largest_tile=0
+    )
+
+
+def choose_recipe(name: str) -> Recipe:
+    """Of TSD-SR's, by name. Raises UserError for others."""
+    if name not in TSD_FAMILY:
+        raise UserError(f"Recipe {name!r} is unknown for TSD-SR: choose one of {', '.join(TSD_FAMILY)}.")
+    return TSD_FAMILY[name]
 
 
 @dataclass(frozen=True)
@@ -184,62 +226,3 @@ def save(path: Path, weights: TSDWeights) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(description)})
     os.replace(temporary, path)
-
-
-def require_fit(update: Update, shapes: Mapping[str, tuple[int, ...]], name: str, target: str, base: str) -> None:
-    """Raise UserError unless every module of the update is among the target's weights and takes its shape, and
-    no transformer block is left out.
-
-    `shapes` are the target's weight shapes by diffusers' module names, `target` what the user connected, `base` the
-    name of what they should. A base
-    with more outputs in a module than its update takes it on its first ones: in SD3.5-medium `norm1.linear`
-    modulates a second attention after what it shares with SD3.
-    """
-    absent = sorted(update.keys() - shapes.keys())
-    if absent:
-        raise UserError(
-            f"{name} is a TSD-SR LoRA for {base}, but {target} lacks {len(absent)} of the modules that it "
-            f"changes ({shortened(absent)}): connect {base}."
-        )
-    if _blocks(update) != _blocks(shapes):
-        raise UserError(
-            f"{name} changes {len(_blocks(update))} transformer blocks, but {target} has {len(_blocks(shapes))}: "
-            f"connect {base}, or download the file again."
-        )
-    unfit = [module for module in update if not update[module].fits(_taken(shapes[module], update[module].rows))]
-    if unfit:
-        example = unfit[0]
-        raise UserError(
-            f"{name} is a TSD-SR LoRA for {base}, but {len(unfit)} modules of {target} have other shapes "
-            f"({example} has {shapes[example]}; the LoRA's halves are {tuple(update[example].down.shape)} and "
-            f"{tuple(update[example].up.shape)}): connect {base}."
-        )
-
-
-def _taken(shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
-    """The part of a weight that an update of so many rows is for: all, or SD3's six of SD3.5's nine parts."""
-    return (rows, *shape[1:]) if rows * 9 == shape[0] * 6 else shape
-
-
-def _blocks(modules: Iterable[str]) -> set[str]:
-    return {module.split(".")[1] for module in modules if module.startswith("transformer_blocks.")}
-
-
-def original_vae_name(module: str) -> str:
-    """The name that Stable Diffusion's own VAE (and ComfyUI's) has for a diffusers module of the encoder."""
-    parts = module.split(".")
-    match parts:
-        case ["encoder", "down_blocks", level, "resnets", block, *rest]:
-            return ".".join(["encoder", "down", level, "block", block, *_resnet(rest)])
-        case ["encoder", "down_blocks", level, "downsamplers", "0", *rest]:
-            return ".".join(["encoder", "down", level, "downsample", *rest])
-        case ["encoder", "mid_block", "resnets", block, *rest]:
-            return ".".join(["encoder", "mid", f"block_{int(block) + 1}", *_resnet(rest)])
-        case ["encoder", "mid_block", "attentions", "0", *rest]:
-            names = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-            return f"encoder.mid.attn_1.{names.get('.'.join(rest), '.'.join(rest))}"
-    return module
-
-
-def _resnet(rest: list[str]) -> list[str]:
-    return ["nin_shortcut" if part == "conv_shortcut" else part for part in rest]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ...errors import UserError
 from .layers import (
     Attention,
     Convolution,

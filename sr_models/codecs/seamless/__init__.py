@@ -13,7 +13,7 @@ from contextlib import closing
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ...errors import UserError
 from .layers import Convolution, Layer, channels, decoder_layers, encoder_layers
 from .maps import CanvasMap
 from .passes import Progress, Run, make_store, stages

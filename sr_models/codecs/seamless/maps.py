@@ -17,7 +17,7 @@ from typing import IO, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ...errors import UserError
 
 
 class FeatureMap(Protocol):

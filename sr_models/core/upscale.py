@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .canvas import color as colors
-from .canvas.noise import canvas_noise
-from .canvas.resize import pad_to_multiple, resize, target_size
-from .canvas.tiling import Tile, plan
-from .errors import UserError
+from ..canvas import color as colors
+from ..canvas.noise import canvas_noise
+from ..canvas.resize import pad_to_multiple, resize, target_size
+from ..canvas.tiling import Tile, plan
+from ..errors import UserError
 from .geometry import geometry, latent_tile, require_window
 from .memory import is_out_of_memory, release_cached
-from .sr_model import Codec, SRModel
+from .model import Codec, SRModel
 from .tiled_step import Canvas, Notice, ignored, step_canvas
 
 Progress = Callable[[int, int, Tensor], None]

@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..checkpoints.weights_file import WeightsFile
+from ..core.recipe import Recipe
+from ..core.schedule import ResShiftSchedule
+from ..core.step import ResShiftStep
 from ..errors import UserError
 from ..networks.swin_unet import SwinUNet, SwinUNetConfig
-from ..recipe import Recipe
-from ..schedule import ResShiftSchedule
-from ..step import ResShiftStep
-from .weights_file import WeightsFile
 
 METADATA_KEY = "onestep_sr"
+BUNDLED = Path(__file__).parents[1] / "weights" / "onestep-sr-x4.safetensors"
 
 
 @dataclass(frozen=True)

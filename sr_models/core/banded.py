@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .canvas import color as colors
-from .canvas.noise import noise_rows
-from .canvas.resample_rows import Rows, resized_rows
-from .canvas.resize import pad_to_multiple, resize
-from .canvas.tiling import Plan, Tile, plan
+from ..canvas import color as colors
+from ..canvas.noise import noise_rows
+from ..canvas.resample_rows import Rows, resized_rows
+from ..canvas.resize import pad_to_multiple, resize
+from ..canvas.tiling import Plan, Tile, plan
 from .geometry import geometry, latent_tile
-from .sr_model import SRModel
+from .model import SRModel
 from .tiled_step import Canvas, step_canvas
 from .upscale import Progress
 

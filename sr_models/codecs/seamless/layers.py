@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from ..errors import UserError
-from ..networks.vq_autoencoder import Quantizer
+from ...errors import UserError
+from ...networks.vq_autoencoder import Quantizer
 
 # A module with another value in one of these computes something else than the layers below.
 EXPECTED = {

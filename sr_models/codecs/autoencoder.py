@@ -1,0 +1,45 @@
+"""An autoencoder as the codec of an SR model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..core.memory import free_budget, within_budget
+from . import seamless
+
+
+class AutoencoderCodec:
+    """An AutoencoderKL or VQ-f4 as a codec, run without seams within the memory that its device has free.
+
+    `scaling` is the denoiser's latent over the autoencoder's own. `budget` is what its feature maps may take, in
+    bytes; None asks the device at each use.
+    """
+
+    is_local = False
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        factor: int,
+        latent_channels: int,
+        scaling: float = 1.0,
+        budget: int | None = None,
+    ):
+        self.autoencoder, self.factor, self.latent_channels = autoencoder, factor, latent_channels
+        self.scaling, self.budget = scaling, budget
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self._run(seamless.encode, image * 2 - 1) * self.scaling
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self._run(seamless.decode, latent / self.scaling) / 2 + 0.5
+
+    def preview(self, latent: Tensor) -> Tensor:
+        """The first three channels, which in VQ-f4 look like a faded picture."""
+        return (latent[:, :3] / 2 + 0.5).clamp(0, 1)
+
+    def _run(self, function: Callable[..., Tensor], canvas: Tensor) -> Tensor:
+        budget = self.budget or free_budget(next(self.autoencoder.parameters()).device)
+        return within_budget(lambda budget: function(self.autoencoder, canvas.float(), budget=budget), budget)

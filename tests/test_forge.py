@@ -16,6 +16,7 @@ import small_sd3
 import torch
 from forge_host import HOW_TO_GET_ONE, ROOT, installed_host, run_in_forge
 from onestep_sr.sr_models.core.devices import default_dtype
+from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files.picture import from_pillow, to_pillow
@@ -23,7 +24,6 @@ from onestep_sr.sr_models.jobs.job import Options
 from onestep_sr.sr_models.jobs.run import enlarge
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
-from onestep_sr.sr_models.standalone import load_sd3
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -15,11 +15,12 @@ from onestep_sr.sr_models.checkpoints import low_rank, prompt_embeddings
 from onestep_sr.sr_models.checkpoints.weights_file import read_weights
 from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.upscale import upscale
+from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
+from onestep_sr.sr_models.diffusers_host.sd3_prompts import encode_prompt
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families import one_step_lora
 from onestep_sr.sr_models.families.loading import identify, load
 from onestep_sr.sr_models.families.one_step_lora import TSD_FAMILY, TSD_SR
-from onestep_sr.sr_models.standalone import encode_prompt, load_sd3
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 

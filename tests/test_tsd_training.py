@@ -17,6 +17,9 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from onestep_sr.sr_models.checkpoints.low_rank import LowRank
 from onestep_sr.sr_models.core.upscale import upscale
+from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
+from onestep_sr.sr_models.diffusers_host.unet import load_unet
+from onestep_sr.sr_models.diffusers_host.unet_prompts import open_text_encoders
 from onestep_sr.sr_models.distill import features, loop, lora, sd_runs, shards, tsd_objective
 from onestep_sr.sr_models.distill.bases import UNET, Condition, open_base, store_in_fp8
 from onestep_sr.sr_models.distill.draws import Draws
@@ -25,8 +28,6 @@ from onestep_sr.sr_models.distill.shared_base import AUXILIARY, STUDENT, Ranks, 
 from onestep_sr.sr_models.distill.tsd_objective import Stage, TSDConfig, TSDObjective
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families import one_step_lora
-from onestep_sr.sr_models.standalone import load_sd3
-from onestep_sr.sr_models.standalone_unet import load_unet, open_text_encoders
 from PIL import Image
 from safetensors.torch import load_file
 from small_training import (

@@ -15,6 +15,7 @@ from torch import nn
 from ...sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ...sr_models.checkpoints.weights_file import read_weights
 from ...sr_models.core.model import SRModel
+from ...sr_models.diffusers_host.sd3 import load_sd3
 from ...sr_models.errors import UserError
 from ...sr_models.families import one_step_lora
 from ...sr_models.families.bundled import BUNDLED
@@ -24,7 +25,6 @@ from ...sr_models.families.resshift import AUTOENCODER_NAME
 from ...sr_models.files.picture import from_pillow, to_pillow
 from ...sr_models.jobs.job import Options
 from ...sr_models.jobs.run import enlarge
-from ...sr_models.standalone import load_sd3
 from . import host
 
 TITLE = "One-Step SR"

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from .. import standalone, standalone_unet
 from ..core.process import Process, flow_matching
+from ..diffusers_host.sd3 import call_transformer
+from ..diffusers_host.sd3_files import open_networks
+from ..diffusers_host.unet import call_unet
+from ..diffusers_host.unet_files import is_unet, open_unet
 
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
 VAE_MODULES = (
@@ -66,7 +69,7 @@ class Family:
 
 
 def _call_transformer(network: Any, z_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-    return standalone.call_transformer(network, z_t, timesteps, condition.prompt, condition.pooled)
+    return call_transformer(network, z_t, timesteps, condition.prompt, condition.pooled)
 
 
 def _transformer_taps(network: Any) -> list[tuple[nn.Module, int]]:
@@ -91,7 +94,7 @@ def _unet_feature(output: Any, size: tuple[int, int]) -> Tensor:
 
 
 def _call_unet(network: Any, z_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-    return standalone_unet.call_unet(network, z_t, timesteps, condition.prompt, condition.pooled)
+    return call_unet(network, z_t, timesteps, condition.prompt, condition.pooled)
 
 
 _CONTEXT = ["add_q_proj", "add_k_proj", "add_v_proj"]
@@ -138,9 +141,9 @@ def open_base(path: Path, dtype: torch.dtype) -> Base:
 
     Raises UserError for anything else, and for files that are broken.
     """
-    if standalone_unet.is_unet(path):
-        return Base(UNET, *standalone_unet.open_unet(path, dtype))
-    transformer, vae = standalone.open_networks(path, dtype)
+    if is_unet(path):
+        return Base(UNET, *open_unet(path, dtype))
+    transformer, vae = open_networks(path, dtype)
     # A table from the shapes alone, as large as a tenth of the LoRA: no checkpoint needs it.
     transformer.pos_embed.register_buffer("pos_embed", transformer.pos_embed.pos_embed, persistent=False)
     return Base(TRANSFORMER, transformer, vae, flow_matching(_shift(path)))

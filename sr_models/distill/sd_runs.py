@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import standalone, standalone_unet
 from ..checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
+from ..diffusers_host import sd3_prompts, unet_prompts
+from ..diffusers_host.unet_files import needs_float32
 from ..errors import UserError
 from ..families.one_step_lora import TSD_PROMPT
 from . import prepare as preparing
@@ -62,7 +63,7 @@ def prepare_data(
         _condition(source.null_embeddings, text, ""),
     )
     vae, scaling = opened.vae.to(device), float(opened.vae.config.scaling_factor)
-    if standalone_unet.needs_float32(vae, dtype):
+    if needs_float32(vae, dtype):
         vae.float()
 
     def latents(pictures: Tensor) -> Tensor:
@@ -89,8 +90,8 @@ def open_text_encoders(path: Path, base: Base, device: torch.device, dtype: torc
 
     Raises UserError where they are missing.
     """
-    module = standalone_unet if base.family is UNET else standalone
-    encode = module.open_text_encoders(path, device=device, dtype=dtype)
+    prompts = unet_prompts if base.family is UNET else sd3_prompts
+    encode = prompts.open_text_encoders(path, device=device, dtype=dtype)
     return lambda words: _as_condition(encode(words))
 
 

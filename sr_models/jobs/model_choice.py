@@ -10,6 +10,9 @@ import torch
 
 from ..core.devices import default_dtype, find_device
 from ..core.model import SRModel
+from ..diffusers_host.sd3 import load_sd3
+from ..diffusers_host.unet import load_unet
+from ..diffusers_host.unet_files import is_unet
 from ..errors import UserError
 from ..families.bundled import BUNDLED
 from ..families.loading import load
@@ -51,9 +54,6 @@ def open_model(choice: ModelChoice) -> tuple[SRModel, str]:
 def _open_stable_diffusion(
     choice: ModelChoice, recipe: str | None, place: torch.device, dtype: torch.dtype
 ) -> tuple[SRModel, str]:
-    from ..standalone import load_sd3
-    from ..standalone_unet import is_unet, load_unet
-
     if choice.base is None or choice.lora is None:
         raise UserError("A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's) and --lora: give both.")
     if not choice.base.exists():

@@ -1,0 +1,26 @@
+"""diffusers' VAE as the codec of an SR model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..codecs.autoencoder import AutoencoderCodec
+from .offload import Placement
+
+
+class LatentCodec(AutoencoderCodec):
+    """diffusers' VAE as a codec, in one-step latents: the posterior's mode, scaled and not shifted."""
+
+    def __init__(self, vae: Any, placement: Placement, scaling: float, budget: int | None = None):
+        super().__init__(vae, 8, vae.config.latent_channels, scaling, budget)
+        self.placement = placement
+
+    def encode(self, image: Tensor) -> Tensor:
+        with self.placement.on_device(self.autoencoder):
+            return super().encode(image.clamp(0, 1))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        with self.placement.on_device(self.autoencoder):
+            return super().decode(latent)

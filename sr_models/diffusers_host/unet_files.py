@@ -1,0 +1,47 @@
+"""Opening Stable Diffusion 1.5, 2.1 or SDXL from a diffusers folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..core.process import Process, variance_preserving
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+
+def is_unet(base: Path) -> bool:
+    """Whether it is a diffusers folder with a U-Net."""
+    return (base / "unet").is_dir()
+
+
+def open_unet(base: Path, dtype: torch.dtype) -> tuple[UNet2DConditionModel, Any, Process]:
+    """U-Net, VAE and noise process of a diffusers folder, frozen, on the CPU.
+
+    Raises UserError for files that are missing or broken, and for bases that predict something else than noise or v.
+    """
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    try:
+        unet = UNet2DConditionModel.from_pretrained(str(base), subfolder="unet", torch_dtype=dtype)
+        vae: Any = AutoencoderKL.from_pretrained(str(base), subfolder="vae", torch_dtype=dtype)
+        scheduler: Any = DDPMScheduler.from_pretrained(str(base), subfolder="scheduler")
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{base} cannot be read as a Stable Diffusion folder ({reason}): download it again.") from error
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise UserError(
+            f"{base} predicts {kind!r}, which one step cannot use: choose a base of epsilon or v_prediction."
+        )
+    process = variance_preserving("v" if kind == "v_prediction" else "epsilon", scheduler.alphas_cumprod)
+    return unet.eval().requires_grad_(False), vae.eval().requires_grad_(False), process
+
+
+def needs_float32(vae: Any, dtype: torch.dtype) -> bool:
+    """Whether the VAE overflows in that precision, as SDXL's does in half."""
+    return dtype == torch.float16 and bool(vae.config.get("force_upcast"))

@@ -27,24 +27,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from onestep_sr.sr_models import evaluate
 from onestep_sr.sr_models.canvas.degradation import Degradation
 from onestep_sr.sr_models.canvas.resize import pad_to_multiple, resize
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.core.process import flow_matching
 from onestep_sr.sr_models.core.upscale import upscale
-from onestep_sr.sr_models.distill import tad, tsd
-from onestep_sr.sr_models.distill.data import CropPairs
-from onestep_sr.sr_models.distill.draws import Draws
-from onestep_sr.sr_models.distill.loop import TrainConfig, fastest_precision, train
-from onestep_sr.sr_models.distill.objectives import Losses, ParameterGroup
-from onestep_sr.sr_models.distill.runs import NETWORK
-from onestep_sr.sr_models.distill.tad_sd_objective import near_clean, noise_of
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.files.listing import list_images
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.jobs.model_choice import ModelChoice, open_model
+from onestep_sr.sr_models.measures import evaluate
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
+from onestep_sr.sr_models.training import tad
+from onestep_sr.sr_models.training.data import CropPairs
+from onestep_sr.sr_models.training.draws import Draws
+from onestep_sr.sr_models.training.loop import TrainConfig, fastest_precision, train
+from onestep_sr.sr_models.training.objective import Losses, ParameterGroup
+from onestep_sr.sr_models.training.runs import NETWORK
+from onestep_sr.sr_models.training.sd import tsd
+from onestep_sr.sr_models.training.sd.tad_objective import near_clean, noise_of
 from PIL import Image, ImageDraw
 from rich.console import Console
 from safetensors.torch import load_file, save_file

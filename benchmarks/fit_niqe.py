@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onestep_sr.sr_models.files.listing import list_images
 from onestep_sr.sr_models.files.read import read_picture
-from onestep_sr.sr_models.niqe import MODEL_FILE, fit
+from onestep_sr.sr_models.measures.niqe import MODEL_FILE, fit
 from torch import Tensor
 
 

@@ -16,10 +16,10 @@ from weakref import WeakSet, finalize
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from onestep_sr.sr_models.core.process import flow_matching
-from onestep_sr.sr_models.distill.bases import TRANSFORMER, Base, Condition
-from onestep_sr.sr_models.distill.draws import Draws
-from onestep_sr.sr_models.distill.shared_base import Ranks, SharedBase
-from onestep_sr.sr_models.distill.tsd_objective import TSDConfig, TSDObjective
+from onestep_sr.sr_models.training.draws import Draws
+from onestep_sr.sr_models.training.sd.bases import TRANSFORMER, Base, Condition
+from onestep_sr.sr_models.training.sd.shared_base import Ranks, SharedBase
+from onestep_sr.sr_models.training.sd.tsd_objective import TSDConfig, TSDObjective
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

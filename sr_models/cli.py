@@ -242,8 +242,8 @@ def evaluate_command(
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Also write the table to this file.")] = None,  # noqa: UP045
 ) -> None:
     """Compare models with bicubic and Lanczos: PSNR, SSIM, NIQE, fine detail, seconds an image."""
-    from . import evaluate as evaluation
     from .jobs.model_choice import ModelChoice
+    from .measures import evaluate as evaluation
 
     choices = {name: ModelChoice(name, autoencoder, "auto", device.value, dtype.value) for name in model}
     upscalers = {name: _upscaler(choice) for name, choice in choices.items()}

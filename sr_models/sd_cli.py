@@ -32,7 +32,7 @@ BaseOption = Annotated[
     ),
 ]
 if TYPE_CHECKING:
-    from .distill.loop import TrainConfig
+    from .training.loop import TrainConfig
 
 LPIPS = "LPIPS on AlexNet"
 ENCODER = "features of the base's own VAE encoder, as no weights of LPIPS are here (--lpips takes them)"
@@ -68,9 +68,9 @@ def prepare_command(
     from rich.progress import Progress
 
     from .core.devices import find_device
-    from .distill.prepare import Partners, PrepareConfig, check, count_pictures
-    from .distill.sd_runs import FROZEN_DTYPES, PromptSource, prepare_data
     from .errors import UserError
+    from .training.sd.prepare import Partners, PrepareConfig, check, count_pictures
+    from .training.sd.runs import FROZEN_DTYPES, PromptSource, prepare_data
 
     if precision not in FROZEN_DTYPES:
         raise UserError(f"Precision {precision!r} is unknown: choose one of {', '.join(FROZEN_DTYPES)}.")
@@ -152,10 +152,10 @@ def train_tsd_command(
     best: BestOption = "psnr",
 ) -> None:
     """Train a one-step SR LoRA by target score distillation (TSD-SR). Run it again to go on where it stopped."""
-    from .distill.features import find_lpips
-    from .distill.sd_runs import SDRun, train_tsd
-    from .distill.shared_base import Ranks
-    from .distill.tsd_objective import TSDConfig
+    from .measures.lpips import find_lpips
+    from .training.sd.runs import SDRun, train_tsd
+    from .training.sd.shared_base import Ranks
+    from .training.sd.tsd_objective import TSDConfig
 
     distance = find_lpips(lpips)
     _say_once(f"Perceptual loss: {LPIPS if distance else ENCODER}.")
@@ -202,10 +202,10 @@ def train_tad_command(
     best: BestOption = "psnr",
 ) -> None:
     """Train a one-step SR LoRA by time-aware distillation (TAD-SR): towards the targets that were prepared, or HR."""
-    from .distill.objectives import StudentWeights
-    from .distill.sd_runs import SDRun, train_tad
-    from .distill.shared_base import Ranks
-    from .distill.tad_sd_objective import TADConfig
+    from .training.pixel_objectives import StudentWeights
+    from .training.sd.runs import SDRun, train_tad
+    from .training.sd.shared_base import Ranks
+    from .training.sd.tad_objective import TADConfig
 
     run = SDRun(base, data, Ranks(rank, rank_vae, rank_auxiliary), start, teacher, gradient_checkpointing, fp8, shard)
     weights = StudentWeights(regression_weight, score_weight, adversarial_weight)
@@ -215,7 +215,7 @@ def train_tad_command(
 
 def _train_config(context: typer.Context) -> TrainConfig:
     """From the options that every training command has."""
-    from .distill.loop import TrainConfig
+    from .training.loop import TrainConfig
 
     shared = ("output", "steps", "batch", "accumulate", "warmup", "ema", "precision", "seed", "workers", "save_every")
     options = {name: context.params[name] for name in (*shared, "validation", "best", "lpips", "musiq")}

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import small_sd3
 import torch
-from onestep_sr.sr_models.distill import loop, prepare, sd_runs, shards
-from onestep_sr.sr_models.distill.bases import open_base
-from onestep_sr.sr_models.distill.sd_runs import PromptSource
-from onestep_sr.sr_models.distill.shared_base import Ranks, SharedBase
-from onestep_sr.sr_models.distill.tsd_objective import TSDConfig, TSDObjective
+from onestep_sr.sr_models.training import loop
+from onestep_sr.sr_models.training.sd import prepare, shards
+from onestep_sr.sr_models.training.sd import runs as sd_runs
+from onestep_sr.sr_models.training.sd.bases import open_base
+from onestep_sr.sr_models.training.sd.runs import PromptSource
+from onestep_sr.sr_models.training.sd.shared_base import Ranks, SharedBase
+from onestep_sr.sr_models.training.sd.tsd_objective import TSDConfig, TSDObjective
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -28,9 +28,9 @@ from comfyui_host import (
 )
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
-from onestep_sr.sr_models.distill.bases import open_base
-from onestep_sr.sr_models.distill.shared_base import SharedBase
 from onestep_sr.sr_models.families import one_step_lora
+from onestep_sr.sr_models.training.sd.bases import open_base
+from onestep_sr.sr_models.training.sd.shared_base import SharedBase
 from PIL import Image
 from small_training import RANKS, shaken
 

@@ -13,9 +13,9 @@ from comfyui_host import HOW_TO_GET_ONE, ROOT, installed_hosts, interpreter
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.unet import load_unet
 from onestep_sr.sr_models.diffusers_host.unet_prompts import open_text_encoders
-from onestep_sr.sr_models.distill.bases import open_base
-from onestep_sr.sr_models.distill.shared_base import SharedBase
 from onestep_sr.sr_models.families.one_step_lora import TSD_SR
+from onestep_sr.sr_models.training.sd.bases import open_base
+from onestep_sr.sr_models.training.sd.shared_base import SharedBase
 from small_sd3 import FULL_WIDTHS
 from small_training import RANKS, shaken
 

@@ -12,16 +12,17 @@ from click import Command, Context
 from onestep_sr.sr_models.canvas.degradation import Degradation, gaussian_kernel
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.core.schedule import ResShiftSchedule
-from onestep_sr.sr_models.distill import loop, tad, validation
-from onestep_sr.sr_models.distill.data import CropPairs
-from onestep_sr.sr_models.distill.draws import Draws
-from onestep_sr.sr_models.distill.features import Lpips
-from onestep_sr.sr_models.distill.objectives import Batch, Objective, StudentObjective, StudentWeights, TeacherObjective
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families import bundled
-from onestep_sr.sr_models.musiq import Musiq
+from onestep_sr.sr_models.measures.lpips import Lpips
+from onestep_sr.sr_models.measures.musiq import Musiq
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
 from onestep_sr.sr_models.train_cli import train_app
+from onestep_sr.sr_models.training import loop, tad, validation
+from onestep_sr.sr_models.training.data import CropPairs
+from onestep_sr.sr_models.training.draws import Draws
+from onestep_sr.sr_models.training.objective import Objective
+from onestep_sr.sr_models.training.pixel_objectives import Batch, StudentObjective, StudentWeights, TeacherObjective
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.main import get_command

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from onestep_sr.sr_models import evaluate, niqe
 from onestep_sr.sr_models.canvas.degradation import add_noise, blur, gaussian_kernel, jpeg
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.metrics import grey, high_frequency_power, psnr, ssim
+from onestep_sr.sr_models.measures import evaluate, niqe
+from onestep_sr.sr_models.measures.metrics import grey, high_frequency_power, psnr, ssim
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor

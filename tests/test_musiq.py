@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onestep_sr.sr_models import musiq
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.measures import musiq
 from torch import Tensor, nn
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import small_sd3
 import torch
-from onestep_sr.sr_models.distill import prepare, sd_runs, shards
-from onestep_sr.sr_models.distill.bases import open_base
-from onestep_sr.sr_models.distill.sd_runs import PromptSource
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.files.listing import list_images
+from onestep_sr.sr_models.training.sd import prepare, shards
+from onestep_sr.sr_models.training.sd import runs as sd_runs
+from onestep_sr.sr_models.training.sd.bases import open_base
+from onestep_sr.sr_models.training.sd.runs import PromptSource
 from PIL import Image
 from safetensors.torch import load_file
 from small_training import CONFIG, CROP, PHOTOS, paired, prepared, write_base

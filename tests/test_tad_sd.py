@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import small_sd3
 import torch
-from onestep_sr.sr_models.distill import prepare, sd_runs, shards, tad_sd_objective
-from onestep_sr.sr_models.distill.bases import open_base
-from onestep_sr.sr_models.distill.draws import Draws
-from onestep_sr.sr_models.distill.sd_runs import SDRun
-from onestep_sr.sr_models.distill.shared_base import Ranks, SharedBase
 from onestep_sr.sr_models.families import one_step_lora
+from onestep_sr.sr_models.training.draws import Draws
+from onestep_sr.sr_models.training.sd import prepare, shards, tad_objective
+from onestep_sr.sr_models.training.sd import runs as sd_runs
+from onestep_sr.sr_models.training.sd.bases import open_base
+from onestep_sr.sr_models.training.sd.runs import SDRun
+from onestep_sr.sr_models.training.sd.shared_base import Ranks, SharedBase
 from small_training import CONFIG, batch, gradients, paired, prepared, run_config, scalars, shaken, write_base
 
 
@@ -33,14 +34,14 @@ def data(small: small_sd3.SmallSD3, tmp_path_factory: pytest.TempPathFactory) ->
 def test_the_noise_seen_is_the_noise_that_was_added() -> None:
     z, noise = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
     sigma = torch.tensor([0.05, 0.25], dtype=torch.float64)[:, None, None, None]
-    found = tad_sd_objective.noise_of((1 - sigma) * z + sigma * noise, z, sigma)
+    found = tad_objective.noise_of((1 - sigma) * z + sigma * noise, z, sigma)
     assert torch.allclose(found, noise, rtol=1e-9)
 
 
 def test_each_player_of_tad_learns_from_its_own_loss_only(small, data) -> None:
     torch.manual_seed(0)
     base = shaken(SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 0)))
-    made = tad_sd_objective.TADObjective(base, *shards.read_prompts(data), tad_sd_objective.TADConfig())
+    made = tad_objective.TADObjective(base, *shards.read_prompts(data), tad_objective.TADConfig())
     for head in made.discriminator.heads:
         torch.nn.init.normal_(head.mix.weight, std=0.1)
     maps = base.features(torch.randn(2, 16, 8, 6), torch.tensor([100, 900]), shards.read_prompts(data)[0].expand(2))
@@ -59,7 +60,7 @@ def test_each_player_of_tad_learns_from_its_own_loss_only(small, data) -> None:
 
 def test_the_score_difference_is_near_the_clean_end_and_vanishes_at_the_target(small, data, monkeypatch) -> None:
     base = SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 0))
-    made = tad_sd_objective.TADObjective(base, *shards.read_prompts(data), tad_sd_objective.TADConfig())
+    made = tad_objective.TADObjective(base, *shards.read_prompts(data), tad_objective.TADConfig())
     seen = []
     teacher = base.teacher
     monkeypatch.setattr(
@@ -73,7 +74,7 @@ def test_the_score_difference_is_near_the_clean_end_and_vanishes_at_the_target(s
 def test_without_a_target_the_base_is_held_against_the_auxiliary(small, data, monkeypatch) -> None:
     torch.manual_seed(0)
     base = SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 4))
-    made = tad_sd_objective.TADObjective(base, *shards.read_prompts(data), tad_sd_objective.TADConfig())
+    made = tad_objective.TADObjective(base, *shards.read_prompts(data), tad_objective.TADConfig())
     z, condition = torch.randn(2, 16, 8, 8), shards.read_prompts(data)[0].expand(2)
     assert float(made._score_loss(z, -z, condition, Draws(0, [0, 1]))) == 0, "a new adapter is the teacher itself"
     shaken(base)
@@ -108,7 +109,7 @@ def test_a_tad_run_on_targets_goes_through(small, tmp_path, auxiliary: int) -> N
     folders = paired(tmp_path)
     config = replace(CONFIG, partners=prepare.Partners(targets=folders["targets"]))
     prepared(small, tmp_path / "out", config, folders["hr"])
-    method = tad_sd_objective.TADConfig(1e-3, 1e-3)
+    method = tad_objective.TADConfig(1e-3, 1e-3)
     run = SDRun(small.folder, tmp_path / "out", Ranks(4, 4, auxiliary))
     result = sd_runs.train_tad(run_config(tmp_path / "run", steps=2), run, method)
     assert one_step_lora.read(result).transformer

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onestep_sr.sr_models.core.process import Process, flow_matching, variance_preserving
-from onestep_sr.sr_models.distill import tsd
-from onestep_sr.sr_models.distill.draws import Draws
+from onestep_sr.sr_models.training.draws import Draws
+from onestep_sr.sr_models.training.sd import tsd
 
 SHAPE = (3, 2, 4, 5)
 STARTS, BIASES = torch.tensor([50, 612, 949]), torch.tensor([0, 24, -25])

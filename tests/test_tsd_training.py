@@ -20,14 +20,17 @@ from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
 from onestep_sr.sr_models.diffusers_host.unet import load_unet
 from onestep_sr.sr_models.diffusers_host.unet_prompts import open_text_encoders
-from onestep_sr.sr_models.distill import features, loop, lora, sd_runs, shards, tsd_objective
-from onestep_sr.sr_models.distill.bases import UNET, Condition, open_base, store_in_fp8
-from onestep_sr.sr_models.distill.draws import Draws
-from onestep_sr.sr_models.distill.sd_runs import PromptSource, SDRun
-from onestep_sr.sr_models.distill.shared_base import AUXILIARY, STUDENT, Ranks, SharedBase
-from onestep_sr.sr_models.distill.tsd_objective import Stage, TSDConfig, TSDObjective
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families import one_step_lora
+from onestep_sr.sr_models.measures import lpips as features
+from onestep_sr.sr_models.training import loop
+from onestep_sr.sr_models.training.draws import Draws
+from onestep_sr.sr_models.training.sd import lora, shards, tsd_objective
+from onestep_sr.sr_models.training.sd import runs as sd_runs
+from onestep_sr.sr_models.training.sd.bases import UNET, Condition, open_base, store_in_fp8
+from onestep_sr.sr_models.training.sd.runs import PromptSource, SDRun
+from onestep_sr.sr_models.training.sd.shared_base import AUXILIARY, STUDENT, Ranks, SharedBase
+from onestep_sr.sr_models.training.sd.tsd_objective import Stage, TSDConfig, TSDObjective
 from PIL import Image
 from safetensors.torch import load_file
 from small_training import (
@@ -389,9 +392,9 @@ def test_the_command_line_and_two_processes(small, data, tmp_path) -> None:
 SHARES = """
 import torch
 from pathlib import Path
-from onestep_sr.sr_models.distill import sd_runs
-from onestep_sr.sr_models.distill.loop import TrainConfig
-from onestep_sr.sr_models.distill.shared_base import Ranks
+from onestep_sr.sr_models.training.sd import runs as sd_runs
+from onestep_sr.sr_models.training.loop import TrainConfig
+from onestep_sr.sr_models.training.sd.shared_base import Ranks
 
 run = sd_runs.SDRun(Path({base!r}), Path({data!r}), Ranks(4, 4, 4), shard=True)
 _, base = sd_runs._opened(TrainConfig(Path("unused")), run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
@@ -15,3 +17,14 @@ def list_images(folder: Path) -> list[Path]:
     if not files:
         raise UserError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}): name a folder that does.")
     return files
+
+
+def stream_pictures(folder: Path) -> Iterator[Path]:
+    """Every picture below the folder, in an order that the names alone decide, a directory at a time."""
+    with os.scandir(folder) as entries:
+        names = sorted((entry.name, entry.is_dir()) for entry in entries)
+    for name, is_folder in names:
+        if is_folder:
+            yield from stream_pictures(folder / name)
+        elif Path(name).suffix.lower() in SUFFIXES:
+            yield folder / name

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import UserError
-from ..files.whole import write_whole
+from ...errors import UserError
+from ...files.whole import write_whole
 from .bases import Condition
 
 PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prepare.json"

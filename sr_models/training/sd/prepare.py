@@ -7,7 +7,6 @@ is a function of the settings alone, which is why a run that was stopped goes on
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -20,12 +19,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..canvas.degradation import Degradation
-from ..errors import UserError
-from ..files.listing import SUFFIXES
-from ..files.whole import write_whole
+from ...canvas.degradation import Degradation
+from ...errors import UserError
+from ...files.listing import SUFFIXES, stream_pictures
+from ...files.whole import write_whole
+from ..data import enlarged_to, random_window, to_tensor
 from .bases import Condition
-from .data import enlarged_to, random_window, to_tensor
 from .shards import SETTINGS_FILE, list_shards, shard_path, write_prompts, write_tensors
 
 SCALE = 4
@@ -65,17 +64,6 @@ class Encoders:
 
 Crop = tuple[Path, int]
 Report = Callable[[int], None]
-
-
-def stream_pictures(folder: Path) -> Iterator[Path]:
-    """Every picture below the folder, in an order that the names alone decide, a directory at a time."""
-    with os.scandir(folder) as entries:
-        names = sorted((entry.name, entry.is_dir()) for entry in entries)
-    for name, is_folder in names:
-        if is_folder:
-            yield from stream_pictures(folder / name)
-        elif Path(name).suffix.lower() in SUFFIXES:
-            yield folder / name
 
 
 def stream_crops(folder: Path, crops: int) -> Iterator[Crop]:

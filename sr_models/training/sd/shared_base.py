@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import low_rank
-from ..checkpoints.low_rank import Update
-from ..checkpoints.weights_file import read_weights
-from ..core.process import Process
-from ..families import one_step_lora
+from ...checkpoints import low_rank
+from ...checkpoints.low_rank import Update
+from ...checkpoints.weights_file import read_weights
+from ...core.process import Process
+from ...families import one_step_lora
+from ..checkpoint import fingerprint
 from .bases import VAE_MODULES, Base, Condition, Family
-from .checkpoint import fingerprint
 from .lora import active, adapter_parameters, add_adapter, checkpointed, load_adapter, save_adapter
 
 STUDENT, AUXILIARY, TEACHER = "student", "auxiliary", "teacher"
@@ -33,7 +33,7 @@ class Ranks:
 
 class SharedBase(nn.Module):
     """A base with its adapters. Images are (B, 3, 8h, 8w) in [-1, 1], latents (B, c, h, w) float32, scaled and not
-    shifted; `z` on the straight path of `diffusion.py`, with its index (B,)."""
+    shifted; `z` on the straight path of `process.py`, with its index (B,)."""
 
     process: Process
 

@@ -1,6 +1,6 @@
 """One training step of time-aware distillation (TAD-SR, arXiv 2408.07476) with Stable Diffusion as base.
 
-The losses of `tad.py` on the straight path of `diffusion.py`: the base is the denoiser that compares student and
+The losses of `tad.py` on the straight path of `process.py`: the base is the denoiser that compares student and
 target, and its encoder the one that the discriminator looks through. Where there are no targets of a multi-step
 sampler, the base can be held against an auxiliary model of the student's results instead, as in `tsd.py`.
 """
@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tad, tsd
+from .. import tad
+from ..draws import Draws
+from ..objective import Losses, ParameterGroup
+from ..pixel_objectives import StudentWeights
+from . import tsd
 from .bases import Condition
-from .draws import Draws
-from .objectives import Losses, ParameterGroup, StudentWeights
-from .sd_objective import StableDiffusionObjective
+from .objective import StableDiffusionObjective
 from .shared_base import SharedBase
 
 # Shares of noise at which TAD-SR's score difference is taken: kappa sqrt(eta_t) / (1 + kappa sqrt(eta_t)) at its

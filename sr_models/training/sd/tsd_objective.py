@@ -8,12 +8,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...measures.lpips import Lpips
+from ..draws import Draws
+from ..objective import Losses, ParameterGroup
 from . import tsd
 from .bases import Condition
-from .draws import Draws
-from .features import Lpips, encoder_distance
-from .objectives import Losses, ParameterGroup
-from .sd_objective import StableDiffusionObjective
+from .encoder_distance import encoder_distance
+from .objective import StableDiffusionObjective
 from .shared_base import SharedBase, guided
 
 

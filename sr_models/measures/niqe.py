@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 from .metrics import grey
 
 PATCH = 96
 SHARP = 0.75  # patches at least this sharp, against the sharpest of their picture, model clean photographs
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
-MODEL_FILE = Path(__file__).parent / "weights" / "niqe.safetensors"
+MODEL_FILE = Path(__file__).parents[1] / "weights" / "niqe.safetensors"
 
 
 @dataclass(frozen=True)

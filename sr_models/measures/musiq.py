@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checkpoints.weights_file import read_weights
-from .errors import UserError
+from ..checkpoints.weights_file import read_weights
+from ..errors import UserError
 
 PATCH, WIDTH, HIDDEN, HEADS, BLOCKS = 32, 384, 1152, 6, 14
 LONGER_SIDES = (224, 384)  # and the picture as it is

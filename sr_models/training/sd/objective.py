@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..canvas.resize import resize
+from ...canvas.resize import resize
+from ..draws import Draws
 from . import tsd
 from .bases import Condition
-from .draws import Draws
 from .shared_base import SharedBase
 
 SCALE = 4

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ..errors import UserError
+from ...errors import UserError
 
 
 def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:

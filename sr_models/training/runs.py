@@ -16,7 +16,7 @@ from ..families import bundled
 from ..networks.swin_unet import SwinUNet, SwinUNetConfig
 from .data import CropPairs
 from .loop import TrainConfig, train
-from .objectives import StudentObjective, StudentWeights, TeacherObjective
+from .pixel_objectives import StudentObjective, StudentWeights, TeacherObjective
 
 NETWORK = SwinUNetConfig(
     latent_channels=48,

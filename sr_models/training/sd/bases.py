@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from ..core.process import Process, flow_matching
-from ..diffusers_host.sd3 import call_transformer
-from ..diffusers_host.sd3_files import open_networks
-from ..diffusers_host.unet import call_unet
-from ..diffusers_host.unet_files import is_unet, open_unet
+from ...core.process import Process, flow_matching
+from ...diffusers_host.sd3 import call_transformer
+from ...diffusers_host.sd3_files import open_networks
+from ...diffusers_host.unet import call_unet
+from ...diffusers_host.unet_files import is_unet, open_unet
 
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
 VAE_MODULES = (

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
-from ..diffusers_host import sd3_prompts, unet_prompts
-from ..diffusers_host.unet_files import needs_float32
-from ..errors import UserError
-from ..families.one_step_lora import TSD_PROMPT
+from ...checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
+from ...diffusers_host import sd3_prompts, unet_prompts
+from ...diffusers_host.unet_files import needs_float32
+from ...errors import UserError
+from ...families.one_step_lora import TSD_PROMPT
+from ...measures.lpips import Lpips
+from ..loop import TrainConfig, train
 from . import prepare as preparing
 from .bases import UNET, Base, Condition, open_base, store_in_fp8
-from .features import Lpips
-from .loop import TrainConfig, train
 from .sharding import shard
 from .shards import ShardSamples, read_prompts
 from .shared_base import Ranks, SharedBase
-from .tad_sd_objective import TADConfig, TADObjective
+from .tad_objective import TADConfig, TADObjective
 from .tsd_objective import TSDConfig, TSDObjective
 
 FROZEN_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

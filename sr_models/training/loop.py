@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..files.whole import write_whole
 from .checkpoint import Best, keep_what_learns, resume, save_checkpoint
 from .draws import Draws
-from .objectives import Objective
+from .objective import Objective
 from .validation import HIGHER_IS_BETTER, JUDGES, Judge, better, find_judges, validate
 
 PRECISIONS = ("no", "bf16", "fp16")

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoints import low_rank
-from ..checkpoints.low_rank import Update
-from ..checkpoints.weights_file import shortened
-from ..errors import UserError
-from ..files.whole import write_whole
+from ...checkpoints import low_rank
+from ...checkpoints.low_rank import Update
+from ...checkpoints.weights_file import shortened
+from ...errors import UserError
+from ...files.whole import write_whole
 
 
 def add_adapter(network: nn.Module, name: str, rank: int, modules: list[str] | str) -> None:

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import niqe
 from ..canvas.resize import resize
 from ..files.listing import list_images
-from ..metrics import high_frequency_power, psnr, ssim
-from ..musiq import find_musiq
+from ..measures import niqe
+from ..measures.lpips import find_lpips
+from ..measures.metrics import high_frequency_power, psnr, ssim
+from ..measures.musiq import find_musiq
 from .data import enlarged_to
-from .features import find_lpips
 
 Judge = Callable[[Tensor, Tensor], Tensor]  # result and HR, both (1, 3, H, W) in [0, 1], to a score
 Restore = Callable[[Tensor], Tensor]  # LR (1, 3, h, w) to SR (1, 3, 4h, 4w), both in [0, 1]

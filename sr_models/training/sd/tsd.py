@@ -2,7 +2,7 @@
 
 Everything is written for x_0 on the straight path z_t = (1 - sigma) z_0 + sigma n from a latent (sigma 0) to noise
 (sigma 1). A base is a function from z_t and its index on a falling table of sigmas to x_0, whatever its network
-predicts (see `diffusion.py`). There, flow matching's velocity is (z_t - x_0) / sigma.
+predicts (see `process.py`). There, flow matching's velocity is (z_t - x_0) / sigma.
 
 Shapes: latents and noise (B, c, h, w); indices (B,) integers; sigmas (S,), index 0 the noisiest. `z_s` is the
 student's latent, `z_h` the HR's; `teacher` is psi, `auxiliary` phi, the model of the student's own results.

@@ -1,4 +1,4 @@
-"""Distances between pictures as networks see them: LPIPS where its weights are at hand, else the base's own encoder.
+"""LPIPS: the distance between pictures as a network sees them.
 
 Pictures are (B, 3, H, W) in [-1, 1].
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from ..checkpoints.weights_file import read_weights
 from ..errors import UserError
-from .lora import active, checkpointed
 
 ALEXNET_FILES, LINEAR_FILES = ("alexnet*.pth",), ("alex.pth", "LPIPS*alex*.pth")
 # Of each of AlexNet's convolutions: inputs, outputs, kernel, stride, padding, and whether it is pooled before.
@@ -99,21 +97,3 @@ def _find(folder: Path, names: tuple[str, ...]) -> Path:
 
 def _search(folder: Path, names: tuple[str, ...]) -> list[Path]:
     return sorted(path for name in names for path in folder.rglob(name))
-
-
-def encoder_distance(vae: Any, ours: Tensor, theirs: Tensor) -> Tensor:
-    """`feature_distance` of what the VAE's encoder, without adapters, sees at the end of each level; their mean, so
-    0 for equal pictures and about 2 for unrelated ones."""
-    with active(vae):
-        distance = feature_distance(_encoder_features(vae, ours), _encoder_features(vae, theirs))
-    return distance / len(vae.encoder.down_blocks)
-
-
-def _encoder_features(vae: Any, image: Tensor) -> list[Tensor]:
-    encoder = vae.encoder
-    saves_memory = encoder.gradient_checkpointing and torch.is_grad_enabled()
-    maps, hidden = [], encoder.conv_in(image.to(encoder.conv_in.weight.dtype))
-    for block in encoder.down_blocks:
-        hidden = checkpointed(block, hidden) if saves_memory else block(hidden)
-        maps.append(hidden.float())
-    return maps

@@ -15,12 +15,12 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
+from ..canvas.degradation import Degradation
+from ..canvas.resize import resize
+from ..errors import UserError
+from ..files.listing import list_images
+from ..files.read import read_picture
 from . import niqe
-from .canvas.degradation import Degradation
-from .canvas.resize import resize
-from .errors import UserError
-from .files.listing import list_images
-from .files.read import read_picture
 from .metrics import high_frequency_power, psnr, ssim
 
 SCALE = 4

@@ -1,5 +1,5 @@
 """python -m onestep_sr"""
 
-from .sr_models.cli import main
+from .sr_models.commands.cli import main
 
 main()

@@ -11,13 +11,13 @@ import torch
 from click import Command, Context
 from onestep_sr.sr_models.canvas.degradation import Degradation, gaussian_kernel
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.commands.train import train_app
 from onestep_sr.sr_models.core.schedule import ResShiftSchedule
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families import bundled
 from onestep_sr.sr_models.measures.lpips import Lpips
 from onestep_sr.sr_models.measures.musiq import Musiq
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
-from onestep_sr.sr_models.train_cli import train_app
 from onestep_sr.sr_models.training import loop, tad, validation
 from onestep_sr.sr_models.training.data import CropPairs
 from onestep_sr.sr_models.training.draws import Draws

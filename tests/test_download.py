@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from onestep_sr.sr_models.checkpoints.download import HuggingFaceFile, download
-from onestep_sr.sr_models.cli import app
+from onestep_sr.sr_models.commands.cli import app
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.published import PUBLISHED, files_of
 from typer.testing import CliRunner

@@ -45,7 +45,7 @@ def test_importing_the_package_imports_neither_torch_nor_a_host():
 def test_help_is_shown_without_importing_torch():
     code = """
 import sys
-from onestep_sr.sr_models import cli
+from onestep_sr.sr_models.commands import cli
 sys.argv = ["onestep-sr", "--help"]
 try:
     cli.main()

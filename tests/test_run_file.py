@@ -7,8 +7,8 @@ from typing import Annotated, Optional
 
 import pytest
 import typer
+from onestep_sr.sr_models.commands.run_file import ConfigOption, run_file_text
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.run_file import ConfigOption, run_file_text
 from typer.testing import CliRunner
 
 app = typer.Typer()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .errors import UserError
+from ..errors import UserError
 
 RUN_FILE = "run.toml"
 

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from .jobs.job import Outcome
+from ..jobs.job import Outcome
 
 
 class FileAndTileBars:

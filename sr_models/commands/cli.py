@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from .sd_cli import prepare_command
-from .train_cli import train_app
+from .train import train_app
+from .train_sd import prepare_command
 
 if TYPE_CHECKING:
-    from .core.upscale import Progress
-    from .jobs.job import Job, Options, Outcome
-    from .jobs.model_choice import ModelChoice
+    from ..core.upscale import Progress
+    from ..jobs.job import Job, Options, Outcome
+    from ..jobs.model_choice import ModelChoice
 
 app = typer.Typer(
     name="onestep-sr",
@@ -125,9 +125,9 @@ def upscale_command(
     ] = None,
 ) -> None:
     """Enlarge pictures. Finished files are skipped, broken ones reported at the end."""
-    from .jobs.job import Options
-    from .jobs.model_choice import ModelChoice
-    from .jobs.plan import plan_jobs
+    from ..jobs.job import Options
+    from ..jobs.model_choice import ModelChoice
+    from ..jobs.plan import plan_jobs
 
     options = Options(
         scale=scale,
@@ -168,10 +168,10 @@ def models_command(
     folder: Annotated[Optional[Path], typer.Argument(help="Also say what each file in this folder is.")] = None,  # noqa: UP045
 ) -> None:
     """List the models and recipes that can run."""
-    from .errors import UserError
-    from .families.loading import identify
-    from .families.one_step_lora import TSD_FAMILY
-    from .families.resshift import RESSHIFT_FAMILY
+    from ..errors import UserError
+    from ..families.loading import identify
+    from ..families.one_step_lora import TSD_FAMILY
+    from ..families.resshift import RESSHIFT_FAMILY
 
     _say("bundled      the small x4 model of this project, nothing to download")
     for recipe in RESSHIFT_FAMILY.values():
@@ -195,8 +195,8 @@ def download_command(
     ] = None,
 ) -> None:
     """Fetch published weights, which have licences of their own. Nothing is fetched without this command."""
-    from .checkpoints.download import download
-    from .families.published import files_of
+    from ..checkpoints.download import download
+    from ..families.published import files_of
     from .terminal import byte_bar
 
     for position, file in enumerate(files_of(name)):
@@ -215,9 +215,9 @@ def convert_command(
     """Put the two files of a one-step LoRA, and the prompt embeddings if any, into one file."""
     from dataclasses import replace
 
-    from .checkpoints import prompt_embeddings
-    from .errors import UserError
-    from .families import one_step_lora
+    from ..checkpoints import prompt_embeddings
+    from ..errors import UserError
+    from ..families import one_step_lora
 
     if output.suffix != ".safetensors":
         raise UserError(f"{output} has to end in .safetensors: choose another name.")
@@ -242,8 +242,8 @@ def evaluate_command(
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Also write the table to this file.")] = None,  # noqa: UP045
 ) -> None:
     """Compare models with bicubic and Lanczos: PSNR, SSIM, NIQE, fine detail, seconds an image."""
-    from .jobs.model_choice import ModelChoice
-    from .measures import evaluate as evaluation
+    from ..jobs.model_choice import ModelChoice
+    from ..measures import evaluate as evaluation
 
     choices = {name: ModelChoice(name, autoencoder, "auto", device.value, dtype.value) for name in model}
     upscalers = {name: _upscaler(choice) for name, choice in choices.items()}
@@ -260,11 +260,11 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     """Of the jobs, done on this machine or on a cluster."""
     if ray is not None:
-        from .jobs.cluster import run_on_cluster
+        from ..jobs.cluster import run_on_cluster
 
         return run_on_cluster(ray, choice, jobs, options)
-    from .jobs.model_choice import open_model
-    from .jobs.run import run_jobs
+    from ..jobs.model_choice import open_model
+    from ..jobs.run import run_jobs
 
     model, warning = open_model(choice)
     if warning:
@@ -273,8 +273,8 @@ def _outcomes(
 
 
 def _upscaler(choice: ModelChoice):
-    from .core.upscale import upscale
-    from .jobs.model_choice import open_model
+    from ..core.upscale import upscale
+    from ..jobs.model_choice import open_model
 
     model, _ = open_model(choice)
     return lambda image: upscale(model, image)
@@ -286,7 +286,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Run the command line; failures that a user can act on end in one sentence and exit code 1."""
-    from .errors import UserError
+    from ..errors import UserError
 
     try:
         app()

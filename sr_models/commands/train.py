@@ -16,7 +16,7 @@ def _resolved(precision: str) -> str:
     """`auto` by the machine at hand, so that run.toml names what the run had."""
     if precision != "auto":
         return precision
-    from .training.loop import fastest_precision
+    from ..training.loop import fastest_precision
 
     return fastest_precision()
 
@@ -60,8 +60,8 @@ def train_teacher(
     regression: Annotated[bool, typer.Option("--regression", help="The smooth one-step control instead.")] = False,
 ) -> None:
     """Train a ResShift teacher of the bundled model's size. Run it again to go on where it stopped."""
-    from .training import runs
-    from .training.loop import TrainConfig
+    from ..training import runs
+    from ..training.loop import TrainConfig
 
     training = TrainConfig(
         output,
@@ -104,9 +104,9 @@ def train_student(
     adversarial_weight: Annotated[float, typer.Option(help="Weight of the time-aware discriminator.")] = 0.02,
 ) -> None:
     """Distil a teacher into one step (TAD-SR). Run it again to go on where it stopped."""
-    from .training import runs
-    from .training.loop import TrainConfig
-    from .training.pixel_objectives import StudentWeights
+    from ..training import runs
+    from ..training.loop import TrainConfig
+    from ..training.pixel_objectives import StudentWeights
 
     training = TrainConfig(
         output,
@@ -134,6 +134,6 @@ def mix_command(
     share: Annotated[float, typer.Option(help="The student's share of the weights, 0 to 1.")] = 0.8,
 ) -> None:
     """Average a student with its teacher: less fine detail, nearer to the truth."""
-    from .training import runs
+    from ..training import runs
 
     typer.echo(f"The model is in {runs.mix(student, teacher, share, output)}")

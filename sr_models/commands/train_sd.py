@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from .run_file import ConfigOption, run_file_text
-from .train_cli import (
+from .train import (
     AccumulateOption,
     BatchOption,
     EmaOption,
@@ -32,7 +32,7 @@ BaseOption = Annotated[
     ),
 ]
 if TYPE_CHECKING:
-    from .training.loop import TrainConfig
+    from ..training.loop import TrainConfig
 
 LPIPS = "LPIPS on AlexNet"
 ENCODER = "features of the base's own VAE encoder, as no weights of LPIPS are here (--lpips takes them)"
@@ -67,10 +67,10 @@ def prepare_command(
     """Make training data: crops, degraded twins, latents and prompts, once. Run it again to go on."""
     from rich.progress import Progress
 
-    from .core.devices import find_device
-    from .errors import UserError
-    from .training.sd.prepare import Partners, PrepareConfig, check, count_pictures
-    from .training.sd.runs import FROZEN_DTYPES, PromptSource, prepare_data
+    from ..core.devices import find_device
+    from ..errors import UserError
+    from ..training.sd.prepare import Partners, PrepareConfig, check, count_pictures
+    from ..training.sd.runs import FROZEN_DTYPES, PromptSource, prepare_data
 
     if precision not in FROZEN_DTYPES:
         raise UserError(f"Precision {precision!r} is unknown: choose one of {', '.join(FROZEN_DTYPES)}.")
@@ -152,10 +152,10 @@ def train_tsd_command(
     best: BestOption = "psnr",
 ) -> None:
     """Train a one-step SR LoRA by target score distillation (TSD-SR). Run it again to go on where it stopped."""
-    from .measures.lpips import find_lpips
-    from .training.sd.runs import SDRun, train_tsd
-    from .training.sd.shared_base import Ranks
-    from .training.sd.tsd_objective import TSDConfig
+    from ..measures.lpips import find_lpips
+    from ..training.sd.runs import SDRun, train_tsd
+    from ..training.sd.shared_base import Ranks
+    from ..training.sd.tsd_objective import TSDConfig
 
     distance = find_lpips(lpips)
     _say_once(f"Perceptual loss: {LPIPS if distance else ENCODER}.")
@@ -202,10 +202,10 @@ def train_tad_command(
     best: BestOption = "psnr",
 ) -> None:
     """Train a one-step SR LoRA by time-aware distillation (TAD-SR): towards the targets that were prepared, or HR."""
-    from .training.pixel_objectives import StudentWeights
-    from .training.sd.runs import SDRun, train_tad
-    from .training.sd.shared_base import Ranks
-    from .training.sd.tad_objective import TADConfig
+    from ..training.pixel_objectives import StudentWeights
+    from ..training.sd.runs import SDRun, train_tad
+    from ..training.sd.shared_base import Ranks
+    from ..training.sd.tad_objective import TADConfig
 
     run = SDRun(base, data, Ranks(rank, rank_vae, rank_auxiliary), start, teacher, gradient_checkpointing, fp8, shard)
     weights = StudentWeights(regression_weight, score_weight, adversarial_weight)
@@ -215,7 +215,7 @@ def train_tad_command(
 
 def _train_config(context: typer.Context) -> TrainConfig:
     """From the options that every training command has."""
-    from .training.loop import TrainConfig
+    from ..training.loop import TrainConfig
 
     shared = ("output", "steps", "batch", "accumulate", "warmup", "ema", "precision", "seed", "workers", "save_every")
     options = {name: context.params[name] for name in (*shared, "validation", "best", "lpips", "musiq")}

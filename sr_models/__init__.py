@@ -1,0 +1,24 @@
+"""The core: plain torch, no host. Its public names are imported when they are first used, and nothing before."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.model import SRModel
+    from .core.upscale import upscale
+    from .errors import UserError
+    from .families.loading import load
+
+__all__ = ["SRModel", "UserError", "load", "upscale"]
+
+_HOMES = {"SRModel": "core.model", "UserError": "errors", "load": "families.loading", "upscale": "core.upscale"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

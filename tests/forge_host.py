@@ -6,8 +6,9 @@ import os
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = Path(__file__).parent / "host_scripts" / "in_forge.py"
+from places import HOST_SCRIPTS
+
+SCRIPT = HOST_SCRIPTS / "in_forge.py"
 HOW_TO_GET_ONE = (
     "no Forge: clone github.com/lllyasviel/stable-diffusion-webui-forge into ~/forge, install its "
     "requirements_versions.txt into a .venv in it or beside it, and clone huggingface_guess into its repositories; "

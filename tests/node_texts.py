@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from comfyui_host import ROOT, installed_hosts, start, stop
+from comfyui_host import installed_hosts, start, stop
+from places import ROOT
 
 LOCALES = ROOT / "locales"
 LANGUAGES = ("en", "zh", "ja", "fr", "de", "es")

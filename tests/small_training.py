@@ -15,9 +15,9 @@ from onestep_sr.sr_models.training.sd.runs import PromptSource
 from onestep_sr.sr_models.training.sd.shared_base import Ranks, SharedBase
 from onestep_sr.sr_models.training.sd.tsd_objective import TSDConfig, TSDObjective
 from PIL import Image
+from places import PHOTOS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-PHOTOS = Path(__file__).parent / "photos"
 NARROW = (32, 32, 64, 64)
 CROP = 64
 CONFIG = prepare.PrepareConfig(crop=CROP, crops=3, shard=4)

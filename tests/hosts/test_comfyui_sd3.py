@@ -15,28 +15,19 @@ import numpy as np
 import pytest
 import small_sd3
 import torch
-from comfyui_host import (
-    HOW_TO_GET_ONE,
-    ROOT,
-    Host,
-    Prompt,
-    events,
-    installed_hosts,
-    interpreter,
-    start,
-    stop,
-)
+from comfyui_host import HOW_TO_GET_ONE, Host, Prompt, events, installed_hosts, interpreter, start, stop
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
 from onestep_sr.sr_models.families import one_step_lora
 from onestep_sr.sr_models.training.sd.bases import open_base
 from onestep_sr.sr_models.training.sd.shared_base import SharedBase
 from PIL import Image
+from places import HOST_SCRIPTS, PHOTOS, ROOT
 from small_training import RANKS, shaken
 
 HOSTS = installed_hosts()
-SCRIPT = Path(__file__).parent / "host_scripts" / "sd3_in_comfyui.py"
-PHOTO = Path(__file__).parent / "photos" / "houses.png"
+SCRIPT = HOST_SCRIPTS / "sd3_in_comfyui.py"
+PHOTO = PHOTOS / "houses.png"
 TOLERANCE = 1e-4
 APPLY, PROMPT, SAMPLER, MODEL = "OneStepSRApplyLoRA", "OneStepSRPrompt", "OneStepSRSampler", "OneStepSRModel"
 
@@ -74,7 +65,7 @@ def image() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def diffusers_results(small, sd35, image) -> dict[str, torch.Tensor]:
-    """What the standalone backend gives, which tests/test_tsd_sr.py holds against peft."""
+    """What the standalone backend gives, which tests/diffusers_host/test_sd3.py holds against peft."""
 
     def run(files, lora=small.lora, **options):
         loaded = load_sd3(files.folder, lora, embeddings=small.embeddings, dtype=torch.float32).model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_host import ONE_THREAD, ROOT, installed_hosts, interpreter
+from comfyui_host import ONE_THREAD, installed_hosts, interpreter
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderKLTemporalDecoder, AutoencoderTiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +19,7 @@ from onestep_sr.sr_models.codecs import seamless
 from onestep_sr.sr_models.codecs.seamless import layers, maps, norm, passes
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder, VQConfig
+from places import ROOT
 from torch import nn
 
 MEGABYTE = 2**20

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import small_unet
 import torch
-from comfyui_host import HOW_TO_GET_ONE, ROOT, installed_hosts, interpreter
+from comfyui_host import HOW_TO_GET_ONE, installed_hosts, interpreter
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.unet import load_unet
 from onestep_sr.sr_models.diffusers_host.unet_prompts import open_text_encoders
 from onestep_sr.sr_models.families.one_step_lora import TSD_SR
 from onestep_sr.sr_models.training.sd.bases import open_base
 from onestep_sr.sr_models.training.sd.shared_base import SharedBase
+from places import HOST_SCRIPTS, ROOT
 from small_sd3 import FULL_WIDTHS
 from small_training import RANKS, shaken
 
 HOSTS = installed_hosts()
-SCRIPT = Path(__file__).parent / "host_scripts" / "unet_in_comfyui.py"
+SCRIPT = HOST_SCRIPTS / "unet_in_comfyui.py"
 TOLERANCE = 1e-4
 
 pytestmark = pytest.mark.host

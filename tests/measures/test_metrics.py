@@ -16,10 +16,10 @@ from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.measures import evaluate, niqe
 from onestep_sr.sr_models.measures.metrics import grey, high_frequency_power, psnr, ssim
 from PIL import Image
+from places import ROOT
 from safetensors import safe_open
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
 PHOTOS = (ROOT / "demo" / "photo.png", ROOT / "tests" / "photos" / "houses.png")
 VALIDATION = ROOT.parent / "shared" / "data" / "val"
 

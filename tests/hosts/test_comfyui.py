@@ -20,7 +20,6 @@ import torch
 from comfyui_host import (
     HOW_TO_GET_ONE,
     ONE_THREAD,
-    ROOT,
     Host,
     Prompt,
     choices,
@@ -33,9 +32,9 @@ from comfyui_host import (
 )
 from node_texts import LANGUAGES, node_texts, texts_of
 from PIL import Image
+from places import HOST_SCRIPTS, PHOTOS, ROOT
 from safetensors.torch import save_file
 
-PHOTOS = Path(__file__).parent / "photos"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 QUICK_START = ROOT / "workflows" / "onestep-sr-quick-start.json"
 BUNDLED = ROOT / "sr_models" / "weights" / "onestep-sr-x4.safetensors"
@@ -49,8 +48,8 @@ NAMED_IN_WORKFLOWS = (
 )
 WITHOUT_DOWNLOADS = ("quick-start", "region-only", "video-frames")
 HOSTS = installed_hosts()
-LOOK_AT_HOST = Path(__file__).parent / "host_scripts" / "import_pack.py"
-WRITE_CLIP = Path(__file__).parent / "host_scripts" / "write_clip.py"
+LOOK_AT_HOST = HOST_SCRIPTS / "import_pack.py"
+WRITE_CLIP = HOST_SCRIPTS / "write_clip.py"
 LOAD, UPSCALE = "OneStepSRLoadModel", "OneStepSRUpscaleImage"
 
 

@@ -23,11 +23,11 @@ from onestep_sr.sr_models.training.data import CropPairs
 from onestep_sr.sr_models.training.draws import Draws
 from onestep_sr.sr_models.training.objective import Objective
 from onestep_sr.sr_models.training.pixel_objectives import Batch, StudentObjective, StudentWeights, TeacherObjective
+from places import PHOTOS
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.main import get_command
 
-PHOTOS = Path(__file__).parent / "photos"
 NETWORK = SwinUNetConfig(
     latent_channels=48,
     channels=32,

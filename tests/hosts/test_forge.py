@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import small_sd3
 import torch
-from forge_host import HOW_TO_GET_ONE, ROOT, installed_host, run_in_forge
+from forge_host import HOW_TO_GET_ONE, installed_host, run_in_forge
 from onestep_sr.sr_models.core.devices import default_dtype
 from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
 from onestep_sr.sr_models.families.bundled import BUNDLED
@@ -25,9 +25,9 @@ from onestep_sr.sr_models.jobs.run import enlarge
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
 from PIL import Image
+from places import PHOTOS, ROOT
 from safetensors.torch import save_file
 
-PHOTOS = Path(__file__).parent / "photos"
 DTYPE = default_dtype(torch.device("cpu"))
 
 

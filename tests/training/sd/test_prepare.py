@@ -15,8 +15,9 @@ from onestep_sr.sr_models.training.sd import runs as sd_runs
 from onestep_sr.sr_models.training.sd.bases import open_base
 from onestep_sr.sr_models.training.sd.runs import PromptSource
 from PIL import Image
+from places import PHOTOS
 from safetensors.torch import load_file
-from small_training import CONFIG, CROP, PHOTOS, paired, prepared, write_base
+from small_training import CONFIG, CROP, paired, prepared, write_base
 
 
 @pytest.fixture(scope="module")

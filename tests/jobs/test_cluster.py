@@ -20,10 +20,11 @@ from onestep_sr.sr_models.jobs.model_choice import ModelChoice
 from onestep_sr.sr_models.jobs.plan import plan_jobs
 from onestep_sr.sr_models.jobs.run import run_jobs
 from PIL import Image
+from places import PHOTOS
 
 pytest.importorskip("ray")
 
-PHOTO = Path(__file__).parent / "photos" / "houses.png"
+PHOTO = PHOTOS / "houses.png"
 COUNT = 12
 CHOICE = ModelChoice(device="cpu", dtype="fp32")
 

@@ -12,7 +12,7 @@ import sys
 import types
 
 import pytest
-from comfyui_host import ROOT
+from places import ROOT
 
 FILE = ROOT / "nodes" / "replacements.py"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from places import PHOTOS, ROOT
 
-PHOTOS = Path(__file__).parent / "photos"
 PHOTO = sorted(PHOTOS.glob("*.png"))[0]
 COMMAND = [sys.executable, "-m", "onestep_sr"]
 
@@ -146,9 +146,7 @@ def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
 
 
 def test_models_lists_what_runs_and_what_does_not(tmp_path: Path) -> None:
-    shutil.copy(
-        Path(__file__).parents[1] / "sr_models/weights/onestep-sr-x4.safetensors", tmp_path / "mine.safetensors"
-    )
+    shutil.copy(ROOT / "sr_models/weights/onestep-sr-x4.safetensors", tmp_path / "mine.safetensors")
     (tmp_path / "zero.pth").touch()
     result = run("models", tmp_path)
     assert result.returncode == 0

@@ -8,17 +8,16 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
-from comfyui_host import HOW_TO_GET_ONE, ROOT, Host, installed_hosts, start, stop
+from comfyui_host import HOW_TO_GET_ONE, Host, installed_hosts, start, stop
 from PIL import Image
+from places import PHOTOS, ROOT
 
 playwright = pytest.importorskip("playwright.sync_api")
 Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect
 
-PHOTOS = Path(__file__).parent / "photos"
 HOSTS = installed_hosts()
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, NAMES)), None)

@@ -32,11 +32,11 @@ from onestep_sr.sr_models.training.sd.runs import PromptSource, SDRun
 from onestep_sr.sr_models.training.sd.shared_base import AUXILIARY, STUDENT, Ranks, SharedBase
 from onestep_sr.sr_models.training.sd.tsd_objective import Stage, TSDConfig, TSDObjective
 from PIL import Image
+from places import PHOTOS
 from safetensors.torch import load_file
 from small_training import (
     CONFIG,
     NARROW,
-    PHOTOS,
     RANKS,
     batch,
     gradients,

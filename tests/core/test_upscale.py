@@ -1,7 +1,5 @@
 """The pipeline: sizes, tiles, noise, alpha, progress and failures, mostly with networks that are one formula."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,8 +18,9 @@ from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
 from PIL import Image
+from places import PHOTOS
 
-PHOTO = Path(__file__).parent / "photos" / "houses.png"
+PHOTO = PHOTOS / "houses.png"
 ONE_STEP = ResShiftStep(ResShiftSchedule(steps=4, kappa=0.5, min_noise=0.2))
 
 

@@ -16,8 +16,9 @@ from onestep_sr.sr_models.files.picture import Picture, from_pillow, to_pillow
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.files.write import write_picture
 from PIL import Image
+from places import PHOTOS
 
-PHOTO = Path(__file__).parent / "photos" / "houses.png"
+PHOTO = PHOTOS / "houses.png"
 VALUES = np.asarray(Image.open(PHOTO).convert("RGB"))[:20, :30]
 
 

@@ -8,10 +8,6 @@ from itertools import pairwise, product
 import pytest
 import torch
 import torch.nn.functional as F
-from onestep_sr.sr_models.codecs import autoencoder as codecs
-from onestep_sr.sr_models.codecs.autoencoder import AutoencoderCodec
-from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
-from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
 from onestep_sr.sr_models.networks.swin_unet import (
     SwinUNet,
     SwinUNetConfig,
@@ -21,32 +17,10 @@ from onestep_sr.sr_models.networks.swin_unet import (
     timestep_embedding,
 )
 from onestep_sr.sr_models.networks.vq_autoencoder import Quantizer, VQAutoencoder, VQConfig
+from small_swin import SMALL, normal, randomised
 from torch import nn
 
-SMALL = SwinUNetConfig(
-    channels=32, multipliers=(1, 2), blocks_per_level=2, swin_channels=64, window=4, mlp_ratio=2, native_size=8
-)
 SMALL_VQ = VQConfig(channels=32, multipliers=(1, 2), blocks_per_level=1, codes=16)
-
-
-def randomised(network: nn.Module, seed=0) -> nn.Module:
-    """Every parameter, also those that start at zero or one, gets a size that shows in the result."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-            noise = torch.randn(parameter.shape, generator=random)
-            if name.endswith("bias_table"):
-                parameter.copy_(noise)
-            elif parameter.ndim > 1:
-                parameter.copy_(noise / math.sqrt(fan_in))
-            else:
-                parameter.copy_(noise * 0.3 + (1 if name.endswith("weight") else 0))
-    return network.eval().requires_grad_(False)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 # The published layout
@@ -357,18 +331,7 @@ def test_a_network_with_a_bicubic_skip_and_a_zero_head_gives_the_bicubic_picture
     assert torch.equal(result, unshuffled)
 
 
-def test_the_denoiser_runs_in_the_networks_precision_and_answers_in_float32_without_gradients():
-    network = randomised(SwinUNet(SMALL)).requires_grad_(True)
-    latent, condition, t = normal(1, 3, 8, 16), normal(1, 3, 8, 16, seed=1), torch.tensor([5])
-    exact = NetworkDenoiser(network)(latent, condition, t)
-    rough = NetworkDenoiser(network.to(torch.bfloat16))(latent, condition, t)
-    assert exact.dtype == rough.dtype == torch.float32
-    assert not exact.requires_grad
-    assert not torch.equal(exact, rough)
-    assert (exact - rough).abs().mean() < 0.05 * exact.abs().mean()
-
-
-# The codecs
+# The VQ autoencoder
 
 
 def to_diffusers(key: str) -> str:
@@ -444,52 +407,6 @@ def test_the_quantizer_gives_the_same_in_chunks():
     latent = normal(2, 3, 5, 7)
     quantizer.CHUNK = 11
     assert torch.equal(quantizer(latent), snapped(latent, quantizer.embedding.weight))
-
-
-def test_an_autoencoder_as_a_codec_takes_and_gives_pictures_between_0_and_1():
-    autoencoder = VQAutoencoder(VQConfig(channels=32, multipliers=(1, 2), codes=64)).eval().requires_grad_(False)
-    codec = AutoencoderCodec(autoencoder, 2, 3, scaling=1.5)
-    image = torch.rand(2, 3, 24, 20, generator=torch.Generator().manual_seed(0))
-    latent = codec.encode(image)
-    assert torch.allclose(latent, 1.5 * autoencoder.encode(image * 2 - 1), atol=1e-5)
-    assert torch.allclose(codec.decode(latent), autoencoder.decode(latent / 1.5) / 2 + 0.5, atol=1e-5)
-    assert not latent.requires_grad
-
-
-def test_a_codec_runs_its_autoencoder_within_its_budget(monkeypatch):
-    budgets = []
-    monkeypatch.setattr(codecs, "free_budget", lambda device: 7)
-    for function in ("encode", "decode"):
-        fake = lambda autoencoder, canvas, budget: budgets.append(budget) or canvas  # noqa: E731
-        monkeypatch.setattr(codecs.seamless, function, fake)
-    for budget in (5, None):
-        codec = AutoencoderCodec(nn.Linear(1, 1), 2, 3, budget=budget)
-        codec.decode(codec.encode(torch.zeros(1, 3, 8, 8)))
-    assert budgets == [5, 5, 7, 7]
-
-
-@pytest.mark.parametrize("factor", [1, 2, 4])
-def test_pixel_shuffle_loses_nothing_and_changes_neither_argument(factor):
-    codec = PixelShuffleCodec(factor)
-    image = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-    before = image.clone()
-    latent = codec.encode(image)
-    assert latent.shape == (2, codec.latent_channels, 8 // factor, 12 // factor)
-    assert latent.min() >= -1
-    kept = latent.clone()
-    assert torch.allclose(codec.decode(latent), image, atol=1e-6)
-    assert torch.equal(latent, kept)
-    assert torch.equal(image, before)
-
-
-def test_pixel_shuffle_preview_is_each_block_of_pixels_averaged():
-    codec = PixelShuffleCodec(4)
-    image = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-    preview = codec.preview(codec.encode(image))
-    assert preview.shape == (2, 3, 2, 3)
-    assert torch.allclose(preview, F.avg_pool2d(image, 4), atol=1e-6)
-    assert codec.preview(torch.full((1, 48, 2, 2), 3.0)).max() == 1
-    assert codec.preview(torch.full((1, 48, 2, 2), -3.0)).min() == 0
 
 
 def test_the_published_mask_parts_only_left_from_right_in_the_bottom_row_of_windows():

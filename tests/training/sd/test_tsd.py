@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onestep_sr.sr_models.core.process import Process, flow_matching, variance_preserving
-from onestep_sr.sr_models.training.draws import Draws
 from onestep_sr.sr_models.training.sd import tsd
 
 SHAPE = (3, 2, 4, 5)
@@ -218,30 +217,3 @@ def test_the_auxiliary_loss_and_its_gradient_equal_the_formula() -> None:
     step[1, 0, 2, 3] = 1e-6
     values = [(0.5 * w * (a + sign * step - b) ** 2).mean() for sign in (1, -1)]
     assert float(x_0.grad[1, 0, 2, 3]) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
-
-
-def test_processes_hold_what_the_schedulers_hold() -> None:
-    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
-
-    published = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    assert torch.allclose(process("flow").sigma, published.sigmas, atol=1e-7)
-    assert torch.allclose(process("flow").timesteps, published.timesteps, atol=1e-4)
-    latent, noise, index = normal(0).float(), normal(1).float(), torch.tensor([0, 400, 999])
-    for kind, name in (("epsilon", "epsilon"), ("v", "v_prediction")):
-        scheduler = DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=name
-        )
-        base = variance_preserving(kind, scheduler.alphas_cumprod)
-        t = base.timesteps[index]
-        z_t = scheduler.add_noise(latent, noise, t)
-        path = tsd.noised(latent, noise, tsd.at(base.path, index))
-        assert torch.allclose(base.network_input(path, index), z_t, atol=1e-6)
-        output = noise if kind == "epsilon" else scheduler.get_velocity(latent, noise, t)
-        assert torch.allclose(base.x_0(output, z_t, index), latent, atol=1e-4)
-
-
-def test_draws_are_a_samples_own() -> None:
-    together, apart = Draws(7, [4, 9]), [Draws(7, [4]), Draws(7, [9])]
-    for draw in (lambda d: d.normal(2, 3), lambda d: d.integers(50, 950), lambda d: d.normal()):
-        assert torch.equal(draw(together), torch.cat([draw(one) for one in apart]))
-    assert not torch.equal(Draws(7, [4]).normal(8), Draws(8, [4]).normal(8))

@@ -182,22 +182,6 @@ def test_the_curriculum_changes_over_once() -> None:
     assert (tsd_objective.EARLY.dasm_steps, tsd_objective.LATE.dasm_steps) == (1, 4)
 
 
-# Perceptual losses
-
-
-def test_feature_distance_equals_its_formula() -> None:
-    maps = [torch.randn(2, c, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(c)) for c in (3, 4)]
-    others = [
-        torch.randn(2, c, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(9 * c)) for c in (3, 4)
-    ]
-    weights = [torch.rand(c, dtype=torch.float64, generator=torch.Generator().manual_seed(c)) for c in (3, 4)]
-    expected = 0.0
-    for a, b, w in zip(maps, others, weights, strict=True):
-        u, v = (x.numpy() / np.sqrt((x.numpy() ** 2).sum(1, keepdims=True)) for x in (a, b))
-        expected += (w.numpy().reshape(1, -1, 1, 1) * (u - v) ** 2).sum(1).mean()
-    assert float(features.feature_distance(maps, others, weights)) == pytest.approx(expected, rel=1e-9)
-
-
 def test_lpips_is_read_from_a_folder_and_missing_weights_are_said(small, data, tmp_path, monkeypatch) -> None:
     generator = torch.Generator().manual_seed(0)
     network, linear = {}, {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import comfy.lora
 import torch
-from comfy import latent_formats, model_management
+from comfy import latent_formats, model_management, model_sampling
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider, Sampler
 from comfy.sd import VAE
@@ -19,14 +19,15 @@ from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.checkpoints.low_rank import Update
 from ..sr_models.checkpoints.vae_names import original_vae_name
 from ..sr_models.checkpoints.weights_file import shortened
-from ..sr_models.core.model import Result
+from ..sr_models.core.model import Condition, Result
+from ..sr_models.core.process import Level, Process, variance_preserving
 from ..sr_models.core.step import Network
 from ..sr_models.errors import UserError
 from ..sr_models.families.one_step_lora import TSDWeights
 from . import host, host_vae
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
-AsNetwork = Callable[[CFGGuider, torch.device, dict[str, Any]], Network]
+LevelAt = Callable[[float], Level]
 LATENT_FORMAT = "latent_format"  # the host's name for it
 VAE_FACTOR = 8
 MOST_TILES = 16
@@ -86,17 +87,17 @@ class GuidedDenoiser:
     """A MODEL and its CONDITIONING as the core's denoiser: the host loads, patches and runs the model.
 
     The work runs inside one of the host's samplings, so that hooks, wrappers and patches of other packs hold,
-    and the host makes room for one evaluation, not for one on the whole canvas. `as_network` makes the core's network
-    of the guided model, and `sigma` is the host's for the only evaluation.
+    and the host makes room for one evaluation, not for one on the whole canvas. `level_at` gives the base's process
+    at a timestep, and `sigma` is where the host's sampling begins.
     """
 
-    def __init__(self, model: ModelPatcher, conditioning: Conditioning, as_network: AsNetwork, sigma: float):
-        self.model, self.conditioning, self.as_network, self.sigma = model, conditioning, as_network, sigma
+    def __init__(self, model: ModelPatcher, conditioning: Conditioning, level_at: LevelAt, sigma: float):
+        self.model, self.conditioning, self.level_at, self.sigma = model, conditioning, level_at, sigma
 
-    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
+    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Condition = None) -> Result:
         guider = CFGGuider(self.model)
         guider.inner_set_conds({"positive": self.conditioning})
-        sampler, nothing = _WorkSampler(work, self.as_network), torch.zeros(shape)
+        sampler, nothing = _WorkSampler(work, self.level_at), torch.zeros(shape)
         guider.sample(nothing, nothing, sampler, torch.tensor([self.sigma, 0.0]), disable_pbar=True, seed=0)
         return sampler.result
 
@@ -115,20 +116,44 @@ class GuidedDenoiser:
     def in_float32(self) -> GuidedDenoiser:
         exact = self.model.clone()
         exact.set_model_compute_dtype(torch.float32)
-        return GuidedDenoiser(exact, self.conditioning, self.as_network, self.sigma)
+        return GuidedDenoiser(exact, self.conditioning, self.level_at, self.sigma)
 
 
 class _WorkSampler(Sampler):
     result: Any
 
-    def __init__(self, work: Callable[[Network], Any], as_network: AsNetwork):
-        self.work, self.as_network = work, as_network
+    def __init__(self, work: Callable[[Network], Any], level_at: LevelAt):
+        self.work, self.level_at = work, level_at
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
-        self.result = self.work(self.as_network(model_wrap, noise.device, extra_args))
+        self.result = self.work(as_network(model_wrap, noise.device, extra_args, self.level_at))
         return noise
+
+
+def process_of(model: ModelPatcher) -> Process:
+    """The noise process of a MODEL with a U-Net, from the host's table of sigmas."""
+    sampling = model.get_model_object("model_sampling")
+    prediction = "v" if isinstance(sampling, model_sampling.V_PREDICTION) else "epsilon"
+    return variance_preserving(prediction, 1 / (1 + sampling.sigmas.double().cpu() ** 2))
+
+
+def as_network(guider: CFGGuider, device: torch.device, arguments: dict[str, Any], level_at: LevelAt) -> Network:
+    """The guided model inside a sampler, on tiles, as the core's network: its raw prediction.
+
+    The host answers with x_0, and counts noise in its own way: for z_t = alpha x_0 + sigma n it wants z_t / alpha and
+    sigma / alpha, but in flow matching z_t and sigma as they are.
+    """
+
+    def network(latent: Tensor, lr: Tensor, timestep: Tensor) -> Tensor:
+        level, z_t = level_at(float(timestep[0])), latent.to(device)
+        unit = 1.0 if level.prediction == "flow" else level.alpha
+        sigma = torch.full((len(z_t),), level.sigma / unit, device=device)
+        x_0 = guider(z_t / unit, sigma, **arguments)
+        return level.output(x_0, z_t).to(latent.device, torch.float32)
+
+    return network
 
 
 class VAECodec:

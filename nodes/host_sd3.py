@@ -9,7 +9,7 @@ import comfy.lora
 import torch
 from comfy import latent_formats, model_base, model_management
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import CFGGuider, Sampler
+from comfy.samplers import Sampler
 from comfy.sd import VAE
 from torch import Tensor
 
@@ -18,15 +18,14 @@ from ..sr_models.canvas.tiling import Tile, plan
 from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.checkpoints.low_rank import Update
 from ..sr_models.core.model import SRModel
-from ..sr_models.core.step import Network
+from ..sr_models.core.process import flow_level
 from ..sr_models.core.tiled_step import Canvas, step_tiles
 from ..sr_models.errors import UserError
 from ..sr_models.families import one_step_lora
 from ..sr_models.families.one_step_lora import SD3_MEDIUM, SD35_MEDIUM, TSD_FAMILY, TSD_SR, TSDWeights
-from .host_sd import LATENT_FORMAT, Conditioning, GuidedDenoiser, VAECodec, patch, require_vae
+from .host_sd import LATENT_FORMAT, Conditioning, GuidedDenoiser, VAECodec, as_network, patch, require_vae
 
 LATENT_CHANNELS = 16
-TIMESTEPS = 1000  # of a timestep for sigma 1
 
 
 class TSDLatent(latent_formats.SD3):
@@ -119,21 +118,7 @@ def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe
     """Raises UserError for a MODEL without TSD-SR's LoRA, and for another model's VAE."""
     require_tsd(model)
     require_vae(vae, LATENT_CHANNELS, SD3_MEDIUM)
-    return SRModel(TSD_FAMILY[recipe], GuidedDenoiser(model, conditioning, as_network, 1.0), VAECodec(vae, TSDLatent()))
-
-
-# Network
-
-
-def as_network(guider: CFGGuider, device: torch.device, arguments: dict[str, Any]) -> Network:
-    """The guided model inside a sampler, on tiles: v = (x - denoised) / sigma."""
-
-    def network(latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
-        x, sigma = latent.to(device), timestep.to(device) / TIMESTEPS
-        v = (x - guider(x, sigma, **arguments)) / sigma.view(-1, 1, 1, 1)
-        return v.to(latent.device, torch.float32)
-
-    return network
+    return SRModel(TSD_FAMILY[recipe], GuidedDenoiser(model, conditioning, flow_level, 1.0), VAECodec(vae, TSDLatent()))
 
 
 # Sampler
@@ -166,7 +151,7 @@ class OneStepSampler(Sampler):
                 callback(done, growing[..., :height, :width], latent_image, len(tiles))
             model_management.throw_exception_if_processing_interrupted()
 
-        network, canvas = as_network(model_wrap, noise.device, extra_args), Canvas(latent, latent, latent)
+        network, canvas = as_network(model_wrap, noise.device, extra_args, flow_level), Canvas(latent, latent, latent)
         if step_tiles(TSD_SR.step, network, canvas, list(tiles), result, batch=self.batch, done=show):
             raise UserError("The model gave values that are not finite: load the checkpoint in another precision.")
         result = result[..., :height, :width]

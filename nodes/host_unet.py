@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import comfy.utils
-import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import CFGGuider
 from comfy.sd import VAE
-from torch import Tensor
 
 from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.core.model import SRModel
-from ..sr_models.core.step import Network
 from ..sr_models.errors import UserError
 from ..sr_models.families.one_step_lora import TSD_FAMILY, TSDWeights, on_unet
-from .host_sd import LATENT_FORMAT, Conditioning, GuidedDenoiser, VAECodec, patch, require_prompt, require_vae
+from .host_sd import (
+    LATENT_FORMAT,
+    Conditioning,
+    GuidedDenoiser,
+    VAECodec,
+    patch,
+    process_of,
+    require_prompt,
+    require_vae,
+)
 
 BASE = "onestep_sr_base"  # the attachment with the name of the base whose LoRA a MODEL carries
 
@@ -54,20 +56,7 @@ def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe
     base, latent_format = model.get_attachment(BASE), model.get_model_object(LATENT_FORMAT)
     require_vae(vae, latent_format.latent_channels, base)
     require_prompt(conditioning, model.model.model_config.unet_config["context_dim"], base)
+    process = process_of(model)
     sigma = float(model.get_model_object("model_sampling").sigma_max)
-    denoiser = GuidedDenoiser(model, conditioning, partial(as_network, sigma=sigma), sigma)
-    return SRModel(on_unet(TSD_FAMILY[recipe]), denoiser, VAECodec(vae, latent_format))
-
-
-def as_network(guider: CFGGuider, device: torch.device, arguments: dict[str, Any], sigma: float) -> Network:
-    """The guided model inside a sampler, on tiles: x_0 for a latent that is taken for its noisiest input.
-
-    The host divides what it is given at sigma by sqrt(1 + sigma^2) before the U-Net sees it.
-    """
-
-    def network(latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
-        x = latent.to(device) * (1 + sigma**2) ** 0.5
-        x_0 = guider(x, torch.full((len(x),), sigma, device=device), **arguments)
-        return x_0.to(latent.device, torch.float32)
-
-    return network
+    denoiser = GuidedDenoiser(model, conditioning, process.level, sigma)
+    return SRModel(on_unet(TSD_FAMILY[recipe], process), denoiser, VAECodec(vae, latent_format))

@@ -1,10 +1,10 @@
-"""What an SR model is made of: a recipe, a denoiser and a codec."""
+"""What an SR model is made of: a recipe, a denoiser, a codec and a conditioner."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,17 +13,37 @@ from .recipe import Recipe
 from .step import Network
 
 Result = TypeVar("Result")
+Condition = Any  # what a conditioner gives to the denoiser of the same family; nothing else looks into it
+
+
+class Conditioner(Protocol):
+    """What a denoiser needs to know about a whole picture: a prompt, tags, an embedding of the picture."""
+
+    def __call__(self, picture: Tensor, index: int) -> Condition:
+        """For the picture (1, 3, H, W) in [0, 1] that is number `index` of its batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same condition for every picture: a fixed prompt, or nothing."""
+
+    condition: Condition = None
+
+    def __call__(self, picture: Tensor, index: int) -> Condition:
+        return self.condition
 
 
 class Denoiser(Protocol):
-    """A network, and how to have it ready: on its device, patched, with the prompt that it is conditioned on."""
+    """A network, and how to have it ready: on its device, patched, conditioned on the picture."""
 
-    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
-        """work(network). `shape` is the largest latent (B, c, h, w) that one evaluation will get.
+    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Condition = None) -> Result:
+        """work(network). `shape` is the largest latent (B, c, h, w) that one evaluation will get, `condition` what the
+        model's conditioner said about the picture.
 
-        network: latent (B, c, h, w), condition (B, 3, h', w') and timestep (B,) -> prediction (B, c, h, w);
-        float32 in and out, on the caller's device. The condition is the LR picture in [-1, 1] on the
-        latent's window of the canvas.
+        network: latent (B, c, h, w), lr (B, 3, h', w') and timestep (B,) -> the raw prediction (B, c, h, w);
+        float32 in and out, on the caller's device. `lr` is the LR picture in [-1, 1] on the latent's window of the
+        canvas.
         """
         ...
 
@@ -76,3 +96,4 @@ class SRModel:
     recipe: Recipe
     denoiser: Denoiser
     codec: Codec
+    conditioner: Conditioner = Fixed()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .model import Result
+from .model import Condition, Result
 from .step import Network
 
 ACCELERATOR_TILES = 4  # at once; memory that runs out corrects the guess
@@ -20,7 +20,7 @@ class NetworkDenoiser:
     def __init__(self, network: nn.Module):
         self.network = network
 
-    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
+    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Condition = None) -> Result:
         return work(self)
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
@@ -35,7 +35,7 @@ class NetworkDenoiser:
         return NetworkDenoiser(copy.deepcopy(self.network).float())
 
     @torch.no_grad()
-    def __call__(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
+    def __call__(self, latent: Tensor, lr: Tensor, timestep: Tensor) -> Tensor:
         device = next(self.network.parameters()).device
-        result = self.network(latent.to(device), condition.to(device), timestep.to(device))
+        result = self.network(latent.to(device), lr.to(device), timestep.to(device))
         return result.to(latent.device, torch.float32)

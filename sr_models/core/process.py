@@ -1,4 +1,4 @@
-"""What kinds of diffusion model a base can be, and how each is one function: z_t and its index -> x_0.
+"""What kinds of diffusion model a base can be, and how each turns a network's raw prediction into the clean latent.
 
 Every process z_t = alpha x_0 + sigma n is a straight path once z_t is divided by alpha + sigma. So one set of
 equations, written for the path (1 - s) x_0 + s n with s = sigma / (alpha + sigma), serves flow matching (where
@@ -15,6 +15,55 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["flow", "epsilon", "v"]
+
+
+def clean(prediction: Prediction, output: Tensor, z_t: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+    """x_0 from the network's output for z_t = alpha x_0 + sigma n.
+
+    `flow`: the output is n - x_0 (and alpha + sigma = 1); `epsilon`: n; `v`: alpha n - sigma x_0 (arXiv 2202.00512).
+    """
+    if prediction == "v":
+        return alpha * z_t - sigma * output
+    if prediction == "epsilon":
+        return (z_t - sigma * output) / alpha
+    return z_t - sigma * output
+
+
+def raw(prediction: Prediction, x_0: Tensor, z_t: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+    """The network's output for a clean latent: the inverse of `clean`, for hosts that only give x_0."""
+    if prediction == "v":
+        return (alpha * z_t - x_0) / sigma
+    if prediction == "epsilon":
+        return (z_t - alpha * x_0) / sigma
+    return (z_t - x_0) / sigma
+
+
+@dataclass(frozen=True)
+class Level:
+    """One place of a process: how much is picture (alpha), how much noise (sigma), and what the network is told."""
+
+    prediction: Prediction
+    alpha: float
+    sigma: float
+    timestep: float
+
+    def noised(self, x_0: Tensor, noise: Tensor) -> Tensor:
+        """z_t = alpha x_0 + sigma n."""
+        return self.alpha * x_0 + self.sigma * noise
+
+    def x_0(self, output: Tensor, z_t: Tensor) -> Tensor:
+        """The clean latent from the network's raw output for z_t."""
+        return clean(self.prediction, output, z_t, self.alpha, self.sigma)
+
+    def output(self, x_0: Tensor, z_t: Tensor) -> Tensor:
+        """The inverse of `x_0`."""
+        return raw(self.prediction, x_0, z_t, self.alpha, self.sigma)
+
+
+def flow_level(timestep: float) -> Level:
+    """Flow matching at a timestep in (0, 1000]: sigma = t / 1000 (arXiv 2403.03206)."""
+    sigma = timestep / 1000
+    return Level("flow", 1 - sigma, sigma, timestep)
 
 
 @dataclass(frozen=True)
@@ -43,13 +92,16 @@ class Process:
         return z * _at(self.alpha + self.sigma, index)
 
     def x_0(self, output: Tensor, z_t: Tensor, index: Tensor) -> Tensor:
-        """The clean latent that the network's output stands for; z_t in the network's own scale."""
-        alpha, sigma = _at(self.alpha, index), _at(self.sigma, index)
-        if self.prediction == "v":
-            return alpha * z_t - sigma * output
-        if self.prediction == "epsilon":
-            return (z_t - sigma * output) / alpha
-        return z_t - sigma * output
+        """The clean latent from the network's output at indices (B,); z_t in the network's own scale."""
+        return clean(self.prediction, output, z_t, _at(self.alpha, index), _at(self.sigma, index))
+
+    def level(self, timestep: float) -> Level:
+        """The table's row for a timestep. Raises ValueError for one that is not in the table."""
+        distance, index = (self.timesteps.double() - timestep).abs().min(dim=0)
+        if float(distance) > 0.5:
+            raise ValueError(f"Timestep {timestep:g} is outside the process's table.")
+        row = (float(table[index]) for table in (self.alpha, self.sigma, self.timesteps))
+        return Level(self.prediction, *row)
 
 
 def flow_matching(shift: float, count: int = 1000) -> Process:

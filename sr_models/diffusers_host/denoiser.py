@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
-from ..core.model import Result
+from ..core.model import Condition, Result
 from ..core.network_denoiser import ACCELERATOR_TILES
 from ..core.step import Network
 from .offload import Placement
@@ -29,7 +29,7 @@ class PromptedDenoiser:
         self.prompt = condition.prompt.to(placement.device, network.dtype)
         self.pooled = condition.pooled.to(placement.device, network.dtype)
 
-    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...]) -> Result:
+    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Condition = None) -> Result:
         with self.placement.on_device(self.network):
             return work(self._run)
 
@@ -45,7 +45,7 @@ class PromptedDenoiser:
         return PromptedDenoiser(exact, self.predict, condition, self.placement)
 
     @torch.no_grad()
-    def _run(self, latent: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
+    def _run(self, latent: Tensor, lr: Tensor, timestep: Tensor) -> Tensor:
         device, count = self.placement.device, len(latent)
         prompt, pooled = self.prompt.expand(count, -1, -1), self.pooled.expand(count, -1)
         prediction = self.predict(self.network, latent.to(device), timestep.to(device), prompt, pooled)

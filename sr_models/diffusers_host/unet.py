@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..core.model import SRModel
-from ..core.process import Process
 from ..errors import UserError
 from ..families import one_step_lora
 from ..families.one_step_lora import choose_recipe, on_unet
@@ -44,27 +42,22 @@ def load_unet(
     weights = one_step_lora.read(lora)
     if not weights.unet:
         raise UserError(f"{weights.name} is a LoRA for {weights.base}, and {base} has a U-Net: give the right base.")
-    chosen = on_unet(choose_recipe(recipe or weights.recipe))
+    chosen = choose_recipe(recipe or weights.recipe)
     placement = Placement(device or torch.device("cpu"), offload)
     condition = open_text_encoders(base, device=placement.device, dtype=dtype)(prompt or chosen.prompt)
     unet, vae, process = open_unet(base, dtype)
     merge_update(unet, weights.unet, weights.name, "the base's U-Net", weights.base)
     merge_update(vae, weights.vae, weights.name, "the base's VAE", weights.base)
-    predict = partial(predict_clean, process.to(placement.device))
     denoiser = PromptedDenoiser(unet, predict, condition, placement)
     if needs_float32(vae, dtype):
         vae.float()
     codec = LatentCodec(vae, placement, float(vae.config.scaling_factor), budget)
-    return StandaloneModel(SRModel(chosen, denoiser, codec), (unet, vae), "")
+    return StandaloneModel(SRModel(on_unet(chosen, process), denoiser, codec), (unet, vae), "")
 
 
-def predict_clean(
-    process: Process, unet: Any, latent: Tensor, timestep: Tensor, prompt: Tensor, pooled: Tensor
-) -> Tensor:
-    """x_0 for the LR's latent, taken for the process's noisiest input."""
-    noisiest = torch.zeros(len(latent), dtype=torch.long, device=latent.device)
-    output = call_unet(unet, latent.to(prompt.dtype), process.timesteps[noisiest], prompt, pooled)
-    return process.x_0(output.float(), latent, noisiest)
+def predict(unet: Any, latent: Tensor, timestep: Tensor, prompt: Tensor, pooled: Tensor) -> Tensor:
+    """The U-Net's raw prediction, in the prompt's precision."""
+    return call_unet(unet, latent.to(prompt.dtype), timestep, prompt, pooled)
 
 
 def call_unet(unet: Any, z_t: Tensor, timesteps: Tensor, prompt: Tensor, pooled: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from ..checkpoints import low_rank, prompt_embeddings
 from ..checkpoints.low_rank import Update
 from ..checkpoints.prompt_embeddings import PROMPT_FILE, PromptEmbeddings
 from ..checkpoints.weights_file import WeightsFile, read_weights
+from ..core.process import Process, flow_level
 from ..core.recipe import Recipe
-from ..core.step import CleanStep, FlowStep
+from ..core.step import OneStep
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ TSD_SR = Recipe(
     "tsd-sr",
     "TSD-SR on Stable Diffusion 3",
     "arXiv 2411.18263",
-    FlowStep(),
+    OneStep(1000.0, level=flow_level(1000.0)),
     scale=1,
     tile=64,
     overlap=8,
@@ -66,11 +67,11 @@ TSD_SR = Recipe(
 TSD_FAMILY = {recipe.name: recipe for recipe in (TSD_SR, replace(TSD_SR, name="tsd-sr-mse", color="adain"))}
 
 
-def on_unet(recipe: Recipe) -> Recipe:
-    """TSD-SR's recipe for a Stable Diffusion with a U-Net, which may take windows of any size."""
-    return replace(
-        recipe, name=f"{recipe.name} on a U-Net", title="TSD-SR on a U-Net", step=CleanStep(), largest_tile=0
-    )
+def on_unet(recipe: Recipe, process: Process) -> Recipe:
+    """TSD-SR's recipe for a Stable Diffusion with a U-Net, which may take windows of any size: the LR's latent is
+    taken for the process's noisiest input."""
+    step = OneStep(999.0).on(process)
+    return replace(recipe, name=f"{recipe.name} on a U-Net", title="TSD-SR on a U-Net", step=step, largest_tile=0)
 
 
 def choose_recipe(name: str) -> Recipe:

@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.core.forecast import forecast
 from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.process import flow_level
 from onestep_sr.sr_models.core.recipe import Recipe
-from onestep_sr.sr_models.core.step import FlowStep
+from onestep_sr.sr_models.core.step import OneStep
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.families.loading import load, recipe_of
 from onestep_sr.sr_models.families.one_step_lora import TSD_SR
 from onestep_sr.sr_models.families.resshift import RESSHIFT_FAMILY
+
+FLOW = OneStep(1000.0, level=flow_level(1000.0))
 
 FACTOR = 4
 
@@ -51,9 +54,7 @@ class Watched:
 )
 def test_the_run_is_as_foretold(image, scale, own_scale, shortest, tile, overlap) -> None:
     multiple = 8
-    recipe = Recipe(
-        "test", "Test", "", FlowStep(), scale=own_scale, tile=16, overlap=4, multiple=multiple, shortest=shortest
-    )
+    recipe = Recipe("test", "Test", "", FLOW, scale=own_scale, tile=16, overlap=4, multiple=multiple, shortest=shortest)
     denoiser, reports = Watched(), []
     result = upscale(
         SRModel(recipe, denoiser, PixelShuffleCodec(FACTOR)),

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from onestep_sr.sr_models.core.process import flow_level
 from onestep_sr.sr_models.core.schedule import ResShiftSchedule
-from onestep_sr.sr_models.core.step import FlowStep, ResShiftStep, one_step, sample
+from onestep_sr.sr_models.core.step import OneStep, ResShiftStep, one_step, sample
 from onestep_sr.sr_models.families.resshift import RESSHIFT_FAMILY, T4, T15
 
 # shared/DESIGN.md, section 4
@@ -13,6 +14,8 @@ PUBLISHED_15 = (
     *(0.02, 0.11717, 0.1763, 0.23363, 0.29157, 0.35101, 0.41236, 0.47586),
     *(0.54167, 0.60991, 0.68066, 0.75399, 0.82995, 0.90861, 0.99),
 )
+
+FLOW = OneStep(1000.0, level=flow_level(1000.0))
 PUBLISHED_4 = (0.03162, 0.37644, 0.66732, 0.99)
 SCHEDULES = pytest.mark.parametrize("schedule", [T15, T4], ids=["T15", "T4"])
 
@@ -184,7 +187,7 @@ def test_the_flow_step_subtracts_the_velocity_at_timestep_1000_and_uses_no_noise
     z, noise = latents(2)
     condition = torch.rand(2, 3, 6, 8)
     network = Recorder(lambda latent, condition, t: 0.25 * latent + 1)
-    result = FlowStep()(network, z, noise * float("nan"), condition)
+    result = FLOW(network, z, noise * float("nan"), condition)
     [(seen, passed_on, t)] = network.calls
     assert torch.equal(seen, z)
     assert passed_on is condition

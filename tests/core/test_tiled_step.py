@@ -9,10 +9,13 @@ import torch
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
+from onestep_sr.sr_models.core.process import flow_level
 from onestep_sr.sr_models.core.recipe import Recipe
-from onestep_sr.sr_models.core.step import FlowStep
+from onestep_sr.sr_models.core.step import OneStep
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
+
+FLOW = OneStep(1000.0, level=flow_level(1000.0))
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Limited:
 
 
 def model(denoiser) -> SRModel:
-    recipe = Recipe("test", "Test model", "", FlowStep(), tile=32, overlap=8, multiple=8, largest_tile=64)
+    recipe = Recipe("test", "Test model", "", FLOW, tile=32, overlap=8, multiple=8, largest_tile=64)
     return SRModel(recipe, denoiser, PixelShuffleCodec(4))
 
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
+from onestep_sr.sr_models.core.process import flow_level
 from onestep_sr.sr_models.core.recipe import Recipe
 from onestep_sr.sr_models.core.schedule import ResShiftSchedule
-from onestep_sr.sr_models.core.step import FlowStep, ResShiftStep
+from onestep_sr.sr_models.core.step import OneStep, ResShiftStep
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.bundled import BUNDLED
@@ -21,11 +22,12 @@ from PIL import Image
 from places import PHOTOS
 
 PHOTO = PHOTOS / "houses.png"
+FLOW = OneStep(1000.0, level=flow_level(1000.0))
 ONE_STEP = ResShiftStep(ResShiftSchedule(steps=4, kappa=0.5, min_noise=0.2))
 
 
 def nothing(latent, condition, timestep):
-    """With FlowStep the result is the bicubically enlarged picture."""
+    """With one flow step the result is the bicubically enlarged picture."""
     return torch.zeros_like(latent)
 
 
@@ -47,9 +49,7 @@ class Ready:
 def model(network=nothing, step=None, **changes) -> SRModel:
     """Windows of 16 latent pixels, 64 px of the result, by default."""
     settings = {"tile": 16, "overlap": 4, "multiple": 8, **changes}
-    return SRModel(
-        Recipe("test", "Test model", "", step or FlowStep(), **settings), Ready(network), PixelShuffleCodec(4)
-    )
+    return SRModel(Recipe("test", "Test model", "", step or FLOW, **settings), Ready(network), PixelShuffleCodec(4))
 
 
 def picture(height, width, channels=3, batch=1, seed=0):

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .sr_models import SRModel, UserError, load, upscale
+    from .sr_models import SRModel, UpscaleOptions, UserError, load, upscale
 
-__all__ = ["WEB_DIRECTORY", "SRModel", "UserError", "comfy_entrypoint", "load", "upscale"]
+__all__ = ["WEB_DIRECTORY", "SRModel", "UpscaleOptions", "UserError", "comfy_entrypoint", "load", "upscale"]
 
 WEB_DIRECTORY = "./web"
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from onestep_sr.sr_models.core.devices import default_dtype
 from onestep_sr.sr_models.families.loading import load
-from onestep_sr.sr_models.jobs.job import Options
+from onestep_sr.sr_models.jobs.job import FileOptions
 from onestep_sr.sr_models.jobs.plan import plan_jobs
 from onestep_sr.sr_models.jobs.run import run_jobs
 from PIL import Image
@@ -43,7 +43,7 @@ def measure(side: int, options: argparse.Namespace) -> dict[str, float]:
         write_picture(source, side)
         jobs = plan_jobs([str(source)], target)
         outcome, *_ = [
-            next(run_jobs(model, jobs, Options(overwrite=True, memory=options.memory)))
+            next(run_jobs(model, jobs, FileOptions(overwrite=True, memory=options.memory)))
             for _ in range(2 if side <= 1024 else 1)
         ][::-1]
         if outcome.status != "done":
@@ -62,7 +62,7 @@ def measure_frames(count: int) -> dict[str, float]:
         for index in range(count):
             write_picture(Path(folder) / f"{index:05}.png", 64)
         jobs = plan_jobs([folder], Path(folder) / "large")
-        for _ in run_jobs(model, jobs, Options()):
+        for _ in run_jobs(model, jobs, FileOptions()):
             status = Path("/proc/self/status").read_text()
             held.append(int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024)
     return {"quarter_mb": held[count // 4], "end_mb": held[-1]}

@@ -10,6 +10,7 @@ middle is half a pixel off. Tile and overlap are in latent pixels, of which the 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,8 +29,10 @@ SCALE = 4
 def run(model: SRModel, lr: Tensor, tiles: list[Tile]) -> Tensor:
     """The result for an LR picture, its latents blended with the tiles' own weights."""
     latent = model.codec.encode(resize(lr, (SCALE * lr.shape[-2], SCALE * lr.shape[-1])))
-    canvas, result = Canvas(latent, canvas_noise(latent, 0), lr * 2 - 1), torch.zeros_like(latent)
-    model.denoiser.run(lambda network: step_tiles(model.recipe.step, network, canvas, tiles, result), latent.shape)
+    noise = canvas_noise(latent, 0) if model.recipe.step.needs_noise else None
+    canvas, result = Canvas(latent, noise, lr * 2 - 1), torch.zeros_like(latent)
+    work = partial(step_tiles, step=model.recipe.step, canvas=canvas, tiles=tiles, result=result)
+    model.denoiser.run(work, latent.shape)
     return model.codec.decode(result)
 
 

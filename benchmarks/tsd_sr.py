@@ -50,8 +50,9 @@ def write_pictures(folder: Path, side: int, count: int) -> None:
 
 
 def run_ours(models: Path, pictures: Path, device: str, precision: str, batch: int) -> list[float]:
+    from onestep_sr.sr_models.core.options import UpscaleOptions
     from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
-    from onestep_sr.sr_models.jobs.job import Options
+    from onestep_sr.sr_models.jobs.job import FileOptions
     from onestep_sr.sr_models.jobs.plan import plan_jobs
     from onestep_sr.sr_models.jobs.run import run_jobs
 
@@ -60,7 +61,7 @@ def run_ours(models: Path, pictures: Path, device: str, precision: str, batch: i
         models / "sd3", models / "tsdsr", embeddings=models / "embeddings", dtype=dtype, device=torch.device(device)
     ).model
     jobs = plan_jobs([str(pictures)], pictures.parent / "ours")
-    outcomes = run_jobs(model, jobs, Options(overwrite=True, batch=batch))
+    outcomes = run_jobs(model, jobs, FileOptions(UpscaleOptions(batch=batch), overwrite=True))
     return [outcome.seconds for outcome in outcomes if outcome.status == "done"]
 
 

@@ -151,8 +151,9 @@ class OneStepSampler(Sampler):
                 callback(done, growing[..., :height, :width], latent_image, len(tiles))
             model_management.throw_exception_if_processing_interrupted()
 
-        network, canvas = as_network(model_wrap, noise.device, extra_args, flow_level), Canvas(latent, latent, latent)
-        if step_tiles(TSD_SR.step, network, canvas, list(tiles), result, batch=self.batch, done=show):
+        network = as_network(model_wrap, noise.device, extra_args, flow_level)
+        canvas = Canvas(latent, None, lr=latent)  # this network looks at the latent only
+        if step_tiles(network, TSD_SR.step, canvas, list(tiles), result, batch=self.batch, done=show):
             raise UserError("The model gave values that are not finite: load the checkpoint in another precision.")
         result = result[..., :height, :width]
         if denoise_mask is not None:

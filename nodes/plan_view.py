@@ -1,4 +1,4 @@
-"""What *Upscale Image (One-Step SR)* shows before it runs: the page asks, the core reckons."""
+"""What *Upscale Image (One-Step SR)* shows before it runs: the page asks, the core estimates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..sr_models.core.forecast import Forecast, forecast
+from ..sr_models.core.options import UpscaleOptions
 from ..sr_models.core.recipe import Recipe
 from ..sr_models.errors import UserError
 from ..sr_models.families.loading import recipe_of
@@ -36,13 +37,13 @@ def add_route() -> None:
 
 
 def answer(content: dict[str, Any]) -> dict[str, Any]:
-    """Raises KeyError, TypeError or ValueError where the content is no Question."""
+    """Raises KeyError, TypeError or ValueError for content that is not a Question."""
     question = Question(**content)
     size = int(question.height), int(question.width)
-    tile = int(question.tile) or None
+    options = UpscaleOptions(float(question.upscale_by), int(question.tile) or None, int(question.overlap))
     try:
         recipe, factor = _recipe(question.node, question.model)
-        run = forecast(recipe, factor, size, float(question.upscale_by), tile, int(question.overlap))
+        run = forecast(recipe, factor, size, options)
     except UserError as error:
         return {"text": str(error), "width": None, "height": None}
     return {"text": _line(recipe, run), "width": run.result[1], "height": run.result[0]}

@@ -13,6 +13,7 @@ from ..sr_models.canvas.color import COLOR_MATCHES, ColorMatch
 from ..sr_models.canvas.resize import MAX_SCALE, MIN_SCALE, resize
 from ..sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ..sr_models.core.forecast import forecast
+from ..sr_models.core.options import UpscaleOptions
 from ..sr_models.core.upscale import upscale
 from ..sr_models.errors import UserError
 from ..sr_models.families.bundled import BUNDLED
@@ -178,19 +179,16 @@ class UpscaleImage(io.ComfyNode):
         model, node_id = sr_model.model, cls.hidden.unique_id
         height, width = image.shape[1:3]
         sr_model.to_device(round(height * width * max(upscale_by, model.recipe.scale) ** 2))
+        options = UpscaleOptions(upscale_by, tile or None, overlap, None if color == AUTO else color, seed)
         started = time.monotonic()
         result = upscale(
             model,
             with_alpha(host.from_host(image), mask),
-            upscale_by,
-            tile=tile or None,
-            overlap=overlap,
-            color=None if color == AUTO else color,
-            seed=seed,
+            options,
             progress=host.progress(),
             notice=lambda notice: host.show_on_node(node_id, notice),
         )
-        run = forecast(model.recipe, model.codec.factor, (height, width), upscale_by, tile or None, overlap)
+        run = forecast(model.recipe, model.codec.factor, (height, width), options)
         pace.record(model.recipe.name, run.work * len(image), time.monotonic() - started)
         return io.NodeOutput(host.to_host(result), ui={"image_size": [width, height]})
 

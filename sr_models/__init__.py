@@ -5,13 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.model import SRModel
+    from .core.options import UpscaleOptions
     from .core.upscale import upscale
     from .errors import UserError
     from .families.loading import load
 
-__all__ = ["SRModel", "UserError", "load", "upscale"]
+__all__ = ["SRModel", "UpscaleOptions", "UserError", "load", "upscale"]
 
-_HOMES = {"SRModel": "core.model", "UserError": "errors", "load": "families.loading", "upscale": "core.upscale"}
+_HOMES = {
+    "SRModel": "core.model",
+    "UpscaleOptions": "core.options",
+    "UserError": "errors",
+    "load": "families.loading",
+    "upscale": "core.upscale",
+}
 
 
 def __getattr__(name: str) -> Any:

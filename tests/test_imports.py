@@ -53,14 +53,17 @@ import {package} as package
 print("torch" in sys.modules, *(name for name in package.__all__ if name in dir(package)))
 from {package} import UserError
 print("torch" in sys.modules, issubclass(UserError, Exception))
-from {package} import SRModel, load, upscale
-print(SRModel.__module__, load.__module__, upscale.__module__)
+from {package} import SRModel, UpscaleOptions, load, upscale
+print(SRModel.__module__, UpscaleOptions.__module__, load.__module__, upscale.__module__)
 print(package.load is load, hasattr(package, "NODE_CLASS_MAPPINGS"))
 """
     before, light, modules, after = run(code)
-    assert before.startswith("False ") and {"SRModel", "UserError", "load", "upscale"} <= set(before.split())
+    assert before.startswith("False ") and {"SRModel", "UpscaleOptions", "UserError", "load", "upscale"} <= set(
+        before.split()
+    )
     assert light == "False True"
-    assert modules.split() == [SR_MODELS + name for name in ("core.model", "families.loading", "core.upscale")]
+    homes = ("core.model", "core.options", "families.loading", "core.upscale")
+    assert modules.split() == [SR_MODELS + name for name in homes]
     assert after == "True False"
 
 

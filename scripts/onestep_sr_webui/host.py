@@ -17,8 +17,8 @@ from torch import Tensor
 from ...sr_models.canvas.color import ColorMatch
 from ...sr_models.core.devices import default_dtype
 from ...sr_models.core.memory import available
+from ...sr_models.core.options import UpscaleOptions
 from ...sr_models.core.upscale import Progress
-from ...sr_models.jobs.job import Options
 from ...sr_models.jobs.model_choice import DTYPES
 
 try:
@@ -68,12 +68,12 @@ def setting(name: str) -> Any:
 
 def options(
     scale: float, tile: int, overlap: int, color: ColorMatch | Literal["auto"], seed: int | None = 0
-) -> Options:
-    """One run's options as the core takes them. Tile 0 and color `auto` are the model's own; an empty seed is 0."""
-    return Options(scale, int(tile) or None, int(overlap), None if color == AUTO else color, int(seed or 0))
+) -> UpscaleOptions:
+    """A picture's options as the core takes them. Tile 0 and color `auto` are the model's own; an empty seed is 0."""
+    return UpscaleOptions(scale, int(tile) or None, int(overlap), None if color == AUTO else color, int(seed or 0))
 
 
-def default_options(scale: float) -> Options:
+def default_options(scale: float) -> UpscaleOptions:
     """With what the Settings page holds."""
     return options(scale, setting("tile"), setting("overlap"), setting("color"))
 
@@ -122,6 +122,11 @@ def room_for(size: int) -> Iterator[None]:
         yield
     finally:
         sd_models.send_model_to_device(model)
+
+
+def task() -> str:
+    """What the host works on: one for all pictures of a batch."""
+    return shared.state.job_timestamp
 
 
 def is_interrupted() -> bool:

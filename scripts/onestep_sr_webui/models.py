@@ -15,6 +15,8 @@ from torch import nn
 from ...sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ...sr_models.checkpoints.weights_file import read_weights
 from ...sr_models.core.model import SRModel
+from ...sr_models.core.options import UpscaleOptions
+from ...sr_models.core.tile_policy import TilePolicy
 from ...sr_models.diffusers_host.sd3 import load_sd3
 from ...sr_models.errors import UserError
 from ...sr_models.families import one_step_lora
@@ -23,7 +25,6 @@ from ...sr_models.families.loading import load
 from ...sr_models.families.one_step_lora import TRANSFORMER_FILE, VAE_FILE
 from ...sr_models.families.resshift import AUTOENCODER_NAME
 from ...sr_models.files.picture import from_pillow, to_pillow
-from ...sr_models.jobs.job import Options
 from ...sr_models.jobs.run import enlarge
 from . import host
 
@@ -92,7 +93,7 @@ def _set_name(lora: Path) -> str:
 # Running
 
 
-def run(choice: Choice, image: Image.Image, options: Options) -> Image.Image | None:
+def run(choice: Choice, image: Image.Image, options: UpscaleOptions) -> Image.Image | None:
     """The picture enlarged, RGB or RGBA; None where the user interrupted. Raises UserError as the core does."""
     if host.is_interrupted():
         return None
@@ -100,9 +101,16 @@ def run(choice: Choice, image: Image.Image, options: Options) -> Image.Image | N
         opened = _open(choice, host.compute_dtype(), host.budget(), _modification_time(choice.file))
         try:
             with host.room_for(opened.size + WORKSPACE), opened.on_device(host.device()):
-                return to_pillow(enlarge(opened.model, from_pillow(image), options, host.tile_progress()))
+                reports = host.tile_progress(), host.warn, _tile_policy(choice, host.task())
+                return to_pillow(enlarge(opened.model, from_pillow(image), options, *reports))
         except host.Interrupted:
             return None
+
+
+@lru_cache(maxsize=1)
+def _tile_policy(choice: Choice, task: str) -> TilePolicy:
+    """One for all pictures of a batch, so that none tries again what memory was too small for."""
+    return TilePolicy()
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,18 @@ def match(image: Tensor, reference: Tensor, method: ColorMatch) -> Tensor:
     The reference, which may have another size, is the small picture that the image was made from.
     Raises UserError for an unknown method.
     """
+    require_known(method)
     if method == "none":
         return image
     if method == "wavelet":
         return wavelet(image, resize(reference, (image.shape[-2], image.shape[-1])))
-    if method == "adain":
-        return adain(image, reference)
-    raise UserError(f"Colour match {method!r} is unknown: choose one of {', '.join(COLOR_MATCHES)}.")
+    return adain(image, reference)
+
+
+def require_known(method: str) -> None:
+    """Raise UserError for an unknown method."""
+    if method not in COLOR_MATCHES:
+        raise UserError(f"Colour match {method!r} is unknown: choose one of {', '.join(COLOR_MATCHES)}.")
 
 
 def wavelet(image: Tensor, reference: Tensor) -> Tensor:

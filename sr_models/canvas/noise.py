@@ -22,7 +22,10 @@ def _block(channels: int, width: int, index: int, seed: int) -> Tensor:
     return torch.randn(channels, BLOCK, width, generator=generator)
 
 
-def canvas_noise(latent: Tensor, seed: int) -> Tensor:
-    """Normal noise like the whole canvas's latent (B, c, h, w), the same for every picture and on every device."""
+def canvas_noise(latent: Tensor, seed: int, top: int = 0) -> Tensor:
+    """Normal noise for the canvas's rows from `top` on, like their latent (B, c, h, w).
+
+    It is the same for every picture of a batch and on every device.
+    """
     _, channels, height, width = latent.shape
-    return noise_rows(channels, width, 0, height, seed).to(latent.device).expand_as(latent)
+    return noise_rows(channels, width, top, top + height, seed).to(latent.device).expand_as(latent)

@@ -17,15 +17,63 @@ from .resize import resize
 Rows = Callable[[int, int], Tensor]
 
 
+def rows_of(picture: Tensor, first: int = 0) -> Rows:
+    """Rows of a picture (..., H, W) in memory, of which the first is number `first`."""
+    return lambda top, bottom: picture[..., top - first : bottom - first, :]
+
+
 def resized_rows(rows: Rows, size: tuple[int, int], target: tuple[int, int], top: int, bottom: int) -> Tensor:
     """Rows [top, bottom) of the picture resized from `size` to `target`, both (H, W).
 
-    rows(first, last) gives the source's rows (B, C, last - first, W); few more are asked for than are needed.
+    rows(first, last) gives the source's rows (B, C, last - first, W); few more are asked for than are needed. All
+    rows at once are exactly `resize`'s.
     """
+    if size == target:
+        return rows(top, bottom)
+    if (top, bottom) == (0, target[0]):
+        return resize(rows(0, size[0]), target)
     weights, first = _weights(size[0], target[0], top, bottom, shrinks=target[0] < size[0] or target[1] < size[1])
     source = rows(first, first + weights.shape[1])
     wide = resize(source, (source.shape[-2], target[1])) if target[1] != size[1] else source
     return torch.einsum("or,bcrw->bcow", weights.to(wide), wide)
+
+
+class RowResizer:
+    """`resized_rows` for a picture whose rows come from the top down, of which it keeps as few as it can.
+
+    Args:
+        size, target: (H, W) of the picture that comes and of the one that is wanted.
+        first: the first wanted row.
+    """
+
+    def __init__(self, size: tuple[int, int], target: tuple[int, int], first: int = 0):
+        self.size, self.target, self.finished = size, target, first
+        self.ratio = size[0] / target[0]
+        self.reach = int(2 * max(self.ratio, 1.0)) + 2  # rows around its place that a row looks at
+        self.held: Tensor | None = None  # the picture's rows from `top` on
+        self.top = self._first_needed()
+
+    def _first_needed(self) -> int:
+        return max(0, int(self.finished * self.ratio) - self.reach)
+
+    def add(self, top: int, rows: Tensor) -> Tensor | None:
+        """The picture's next rows (1, C, n, W), of which the first is number `top`. Gives the next rows of the result,
+        (C, m, W) in [0, 1], or None where more are needed first."""
+        self.top, held = (top, rows) if self.held is None else (self.top, torch.cat([self.held, rows], dim=-2))
+        self.held, bottom = held, self.top + held.shape[-2]
+        last = int((bottom - self.reach) / self.ratio) if bottom < self.size[0] else self.target[0]
+        if last <= self.finished:
+            return None
+        result = resized_rows(rows_of(held, self.top), self.size, self.target, self.finished, last)
+        self.finished = last
+        self._drop()
+        return result[0].clamp(0, 1)
+
+    def _drop(self) -> None:
+        """Rows that no row to come looks at."""
+        first = self.size[0] if self.finished == self.target[0] else self._first_needed()
+        if self.held is not None and first > self.top:
+            self.held, self.top = self.held[:, :, first - self.top :].clone(), first
 
 
 def _weights(height: int, target: int, top: int, bottom: int, shrinks: bool) -> tuple[Tensor, int]:
@@ -40,7 +88,7 @@ def _weights(height: int, target: int, top: int, bottom: int, shrinks: bool) -> 
     inside = weights[:, max(0, -first) : max(0, -first) + min(last, height) - max(first, 0)].clone()
     if shrinks:  # what lies outside does not count
         return inside / inside.sum(dim=1, keepdim=True), max(first, 0)
-    inside[:, 0] += weights[:, : max(0, -first)].sum(dim=1)  # the border's row stands for what lies outside
+    inside[:, 0] += weights[:, : max(0, -first)].sum(dim=1)  # rows outside repeat the border's
     inside[:, -1] += weights[:, weights.shape[1] - max(0, last - height) :].sum(dim=1)
     return inside, max(first, 0)
 

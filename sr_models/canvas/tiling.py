@@ -28,8 +28,12 @@ class Axis:
 
         Each rise goes smoothly from 0 to 1 over what two neighbours share, so the sum telescopes to 1.
         """
-        rise = self._rise(index, index) if index > 0 else torch.ones(self.size)
-        return rise - self._rise(index + 1, index) if index + 1 < len(self.starts) else rise
+        share = self.share_from(index)
+        return share - self._rise(index + 1, index) if index + 1 < len(self.starts) else share
+
+    def share_from(self, index: int) -> Tensor:
+        """What a window and all after it weigh together, on the window's own pixels: (size,)."""
+        return self._rise(index, index) if index > 0 else torch.ones(self.size)
 
     def _rise(self, into: int, seen_from: int) -> Tensor:
         begin, end = self.starts[into], self.starts[into - 1] + self.size
@@ -48,6 +52,10 @@ class Tile:
     right: int
     weight: Tensor
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.bottom - self.top, self.right - self.left
+
     def cut(self, canvas: Tensor, factor: int = 1) -> Tensor:
         """The window's part of a (..., H, W) canvas that is `factor` times as fine as the plan's."""
         rows = slice(self.top * factor, self.bottom * factor)
@@ -63,10 +71,15 @@ class Plan:
         return len(self.rows.starts) * len(self.columns.starts)
 
     def __iter__(self) -> Iterator[Tile]:
-        for i, top in enumerate(self.rows.starts):
-            for j, left in enumerate(self.columns.starts):
-                weight = self.rows.weight(i)[:, None] * self.columns.weight(j)[None, :]
-                yield Tile(top, top + self.rows.size, left, left + self.columns.size, weight)
+        for index in range(len(self.rows.starts)):
+            yield from self.row(index)
+
+    def row(self, index: int) -> Iterator[Tile]:
+        """The tiles side by side in one row."""
+        top, down = self.rows.starts[index], self.rows.weight(index)
+        for j, left in enumerate(self.columns.starts):
+            weight = down[:, None] * self.columns.weight(j)[None, :]
+            yield Tile(top, top + self.rows.size, left, left + self.columns.size, weight)
 
 
 def plan(height: int, width: int, tile: int, overlap: int) -> Plan:

@@ -16,7 +16,7 @@ from .train_sd import prepare_command
 
 if TYPE_CHECKING:
     from ..core.upscale import Progress
-    from ..jobs.job import Job, Options, Outcome
+    from ..jobs.job import FileOptions, Job, Outcome
     from ..jobs.model_choice import ModelChoice
 
 app = typer.Typer(
@@ -125,22 +125,14 @@ def upscale_command(
     ] = None,
 ) -> None:
     """Enlarge pictures. Finished files are skipped, broken ones reported at the end."""
-    from ..jobs.job import Options
+    from ..core.options import UpscaleOptions
+    from ..jobs.job import FileOptions
     from ..jobs.model_choice import ModelChoice
     from ..jobs.plan import plan_jobs
 
-    options = Options(
-        scale=scale,
-        tile=tile or None,
-        overlap=None if overlap < 0 else overlap,
-        color=None if color is Color.auto else color.value,
-        seed=seed,
-        quality=quality,
-        overwrite=overwrite,
-        compare=compare,
-        batch=batch or None,
-        memory=memory or None,
-    )
+    match = None if color is Color.auto else color.value
+    upscale = UpscaleOptions(scale, tile or None, None if overlap < 0 else overlap, match, seed, batch or None)
+    options = FileOptions(upscale, memory or None, quality, overwrite, compare)
     jobs = plan_jobs(inputs, output, None if format is Format.same else f".{format.value}")
     choice = ModelChoice(model, autoencoder, recipe, device.value, dtype.value, base, lora, embeddings, prompt, offload)
     from .terminal import FileAndTileBars
@@ -256,7 +248,7 @@ def evaluate_command(
 
 
 def _outcomes(
-    ray: str | None, choice: ModelChoice, jobs: list[Job], options: Options, progress: Progress
+    ray: str | None, choice: ModelChoice, jobs: list[Job], options: FileOptions, progress: Progress
 ) -> Iterator[Outcome]:
     """Of the jobs, done on this machine or on a cluster."""
     if ray is not None:

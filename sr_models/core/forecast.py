@@ -1,15 +1,16 @@
-"""What a run will be, before it runs: sizes, tiles, memory."""
+"""Estimates a run before it starts: sizes, tiles, memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..canvas.resize import target_size
-from ..canvas.tiling import plan
-from .geometry import Size, geometry, latent_tile, require_window
+from .geometry import Size, geometry
+from .options import UpscaleOptions
 from .recipe import Recipe
+from .tile_policy import TilePolicy
 
-BYTES_PER_PIXEL = 64  # of the network's result, that `upscale` takes in all: measured on the bundled model
+BYTES_PER_PIXEL = 64  # of the network's result, for all of `upscale`: measured on the bundled model
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Forecast:
     tile: (height, width) of a tile, in pixels of the network's result.
     rows, columns: how many tiles.
     work: latent pixels that go through the network, tiles times their area: what time is proportional to.
-    memory: bytes of main memory that pictures and latents take where a run is at its height, without weights.
+    memory: bytes of main memory that pictures and latents take at a run's peak, without weights.
     """
 
     result: Size
@@ -30,28 +31,25 @@ class Forecast:
     memory: int
 
 
-def forecast(
-    recipe: Recipe, factor: int, image: Size, scale: float, tile: int | None = None, overlap: int | None = None
-) -> Forecast:
-    """For one picture of size `image` (height, width); `factor` is the codec's, the rest as for `upscale`.
+def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) -> Forecast:
+    """For one picture of size `image` (height, width); `factor` is the codec's.
 
     Raises UserError where `upscale` would for these sizes.
     """
-    way = geometry(recipe, factor, image, target_size(*image, scale))
-    tiles = plan(*way.latent, *latent_tile(recipe, factor, tile, overlap))
+    way = geometry(recipe, factor, image, target_size(*image, options.scale))
+    tiles = TilePolicy().plan(way.latent, recipe, factor, options)
     window = (tiles.rows.size, tiles.columns.size)
-    require_window(recipe, factor, window)
     return Forecast(
         way.result,
         (window[0] * factor, window[1] * factor),
         len(tiles.rows.starts),
         len(tiles.columns.starts),
         work=len(tiles) * window[0] * window[1],
-        memory=memory_of(recipe, way.result, scale),
+        memory=memory_of(recipe, way.result, options.scale),
     )
 
 
 def memory_of(recipe: Recipe, result: Size, scale: float) -> int:
-    """Bytes of main memory that a result of this size takes on its way."""
+    """Bytes of main memory that a result of this size takes at the peak."""
     enlarged = max(1.0, recipe.scale / scale) ** 2
     return round(result[0] * result[1] * enlarged * BYTES_PER_PIXEL)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+from ..errors import UserError
 
 Result = TypeVar("Result")
 UNKNOWN = 2 * 2**30  # where a system does not say
@@ -42,6 +45,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     phrases = ("out of memory", "not enough memory", "can't allocate memory")
     # torch.OutOfMemoryError under the name that torch before 2.5 has too
     return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(p in str(error).lower() for p in phrases)
+
+
+@contextmanager
+def out_of_memory_as_user_error() -> Iterator[None]:
+    """Turn an error of the device or the system into a sentence that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError("There is not enough memory for this: choose a smaller tile or a smaller scale.") from error
 
 
 def release_cached() -> None:

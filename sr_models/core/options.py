@@ -27,3 +27,6 @@ class UpscaleOptions:
     color: ColorMatch | None = None
     seed: int = 0
     batch: int | None = None
+
+
+DEFAULTS = UpscaleOptions()

@@ -80,8 +80,14 @@ class ResShiftStep:
         return True
 
     def __call__(self, network: Network, latent: Tensor, noise: Tensor, lr: Tensor) -> Tensor:
-        sampler = one_step if self.evaluations == 1 else sample
-        return sampler(network, self.schedule, latent, lr, noise)
+        schedule, last = self.schedule, self.schedule.steps - 1
+        x_t = x_0 = schedule.start(latent, noise)
+        for step in range(last, last - self.evaluations, -1):
+            if step < last:
+                x_t = schedule.ddim_step(x_t, x_0, latent, step + 1)
+            t = torch.full((len(latent),), step, device=latent.device)
+            x_0 = network(schedule.network_input(x_t, t), lr, t)
+        return x_0
 
 
 def predict(network: Network, schedule: ResShiftSchedule, x_t: Tensor, lr: Tensor, t: Tensor) -> Tensor:
@@ -91,15 +97,9 @@ def predict(network: Network, schedule: ResShiftSchedule, x_t: Tensor, lr: Tenso
 
 def one_step(network: Network, schedule: ResShiftSchedule, y: Tensor, lr: Tensor, noise: Tensor) -> Tensor:
     """x_0 predicted once, from x_T = start(y, noise) at t = T - 1; y is the latent of the enlarged LR."""
-    t = torch.full((len(y),), schedule.steps - 1, device=y.device)
-    return predict(network, schedule, schedule.start(y, noise), lr, t)
+    return ResShiftStep(schedule)(network, y, noise, lr)
 
 
 def sample(network: Network, schedule: ResShiftSchedule, y: Tensor, lr: Tensor, noise: Tensor) -> Tensor:
     """The deterministic sampler from x_T = start(y, noise) down all timesteps: T evaluations."""
-    x_t = schedule.start(y, noise)
-    for step in reversed(range(schedule.steps)):
-        t = torch.full((len(y),), step, device=y.device)
-        x_0 = predict(network, schedule, x_t, lr, t)
-        x_t = schedule.ddim_step(x_t, x_0, y, step) if step else x_0
-    return x_t
+    return ResShiftStep(schedule, schedule.steps)(network, y, noise, lr)

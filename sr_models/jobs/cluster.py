@@ -16,8 +16,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..core.tile_policy import TilePolicy
 from ..errors import UserError
-from .job import Job, Options, Outcome
+from .job import FileOptions, Job, Outcome
 from .model_choice import BUNDLED_NAME, ModelChoice, open_model
 from .run import run_jobs
 
@@ -34,9 +35,10 @@ class Worker:
 
     def __init__(self, choice: ModelChoice):
         self.model, _ = open_model(choice)
+        self.policy = TilePolicy()
 
-    def run(self, job: Job, options: Options) -> Outcome:
-        [outcome] = run_jobs(self.model, [job], options)
+    def run(self, job: Job, options: FileOptions) -> Outcome:
+        [outcome] = run_jobs(self.model, [job], options, policy=self.policy)
         return outcome
 
     def process_id(self) -> int:
@@ -50,7 +52,7 @@ class Attempt:
 
 
 def run_on_cluster(
-    address: str, choice: ModelChoice, jobs: Iterable[Job], options: Options, workers: int = 0
+    address: str, choice: ModelChoice, jobs: Iterable[Job], options: FileOptions, workers: int = 0
 ) -> Iterator[Outcome]:
     """Do the jobs on a cluster; outcomes come as they end, in any order.
 
@@ -59,7 +61,7 @@ def run_on_cluster(
 
     Args:
         address: `auto`, `HOST:PORT`, `ray://HOST:PORT`, or `local` for workers on this machine alone.
-        workers: processes; 0 takes one a GPU, or without GPUs one for two cores.
+        workers: processes; 0 takes one per GPU, or without GPUs one per two cores.
 
     Raises:
         UserError: where Ray is not installed or the cluster cannot be reached, or the model cannot be opened.
@@ -80,7 +82,7 @@ def run_on_cluster(
 
 
 class _Pool:
-    def __init__(self, ray: Any, choice: ModelChoice, options: Options, size: int):
+    def __init__(self, ray: Any, choice: ModelChoice, options: FileOptions, size: int):
         self.ray, self.choice, self.options = ray, choice, options
         self.resources = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         self.idle = [self._worker() for _ in range(size)]
@@ -144,7 +146,7 @@ def sweep(target: Path) -> None:
 
 
 def _connect(address: str) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     try:
         import ray
     except ImportError as error:
@@ -162,12 +164,12 @@ def _connect(address: str) -> Any:
 
 
 def _require_reachable(address: str) -> None:
-    """Ray itself goes on trying for minutes."""
+    """Checked here, because Ray itself keeps trying for minutes."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
         if address in ("auto", LOCAL):
             return
-        raise UserError(f"Ray address {address!r} is none: give auto, local, HOST:PORT or ray://HOST:PORT.")
+        raise UserError(f"Ray address {address!r} is not valid: give auto, local, HOST:PORT or ray://HOST:PORT.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:

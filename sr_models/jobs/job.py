@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..canvas.color import ColorMatch
+from ..core.options import DEFAULTS, UpscaleOptions
 
 
 @dataclass(frozen=True)
@@ -16,20 +16,15 @@ class Job:
 
     @property
     def comparison(self) -> Path:
-        """Where `Options.compare` puts the before/after picture."""
+        """Where `FileOptions.compare` puts the before/after picture."""
         return self.target.with_name(f"{self.target.stem}.compare.png")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What is done to every file; see `upscale` for the first six, `is_too_large` for `memory`."""
+class FileOptions:
+    """What is done to every file; see `is_too_large` for `memory`."""
 
-    scale: float = 4.0
-    tile: int | None = None
-    overlap: int | None = None
-    color: ColorMatch | None = None
-    seed: int = 0
-    batch: int | None = None
+    upscale: UpscaleOptions = DEFAULTS
     memory: int | None = None
     quality: int = 95
     overwrite: bool = False

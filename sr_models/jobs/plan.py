@@ -14,7 +14,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
 
 
 def plan_jobs(inputs: Iterable[str], output: Path, suffix: str | None = None) -> list[Job]:
-    """One job a picture. Inputs are files, folders (with their subfolders, which the output repeats) or globs.
+    """One job per picture. Inputs are files, folders (with their subfolders, which the output repeats) or globs.
 
     The output is a folder, or a file where there is one input and the output has a picture's suffix.
     Results keep the source's name and get `suffix` (default: the source's own where it can be written,
@@ -37,7 +37,7 @@ def plan_jobs(inputs: Iterable[str], output: Path, suffix: str | None = None) ->
 
 
 def _matches(text: str) -> list[tuple[Path, Path]]:
-    """Pictures that an input stands for, each with its path inside the output folder."""
+    """Pictures that an input means, each with its path inside the output folder."""
     path = Path(text)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

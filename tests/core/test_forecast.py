@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +12,12 @@ from hypothesis import strategies as st
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.core.forecast import forecast
 from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.process import flow_level
 from onestep_sr.sr_models.core.recipe import Recipe
+from onestep_sr.sr_models.core.rows import Run, result_rows
 from onestep_sr.sr_models.core.step import OneStep
+from onestep_sr.sr_models.core.tile_policy import TilePolicy
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.bundled import BUNDLED
@@ -32,7 +38,7 @@ class Watched:
     def __init__(self) -> None:
         self.windows: list[tuple[int, ...]] = []
 
-    def run(self, work, shape):
+    def run(self, work, shape, condition=None):
         return work(self)
 
     def tiles_at_once(self, shape):
@@ -56,28 +62,68 @@ def test_the_run_is_as_foretold(image, scale, own_scale, shortest, tile, overlap
     multiple = 8
     recipe = Recipe("test", "Test", "", FLOW, scale=own_scale, tile=16, overlap=4, multiple=multiple, shortest=shortest)
     denoiser, reports = Watched(), []
+    model, options = SRModel(recipe, denoiser, PixelShuffleCodec(FACTOR)), UpscaleOptions(scale, tile, overlap)
     result = upscale(
-        SRModel(recipe, denoiser, PixelShuffleCodec(FACTOR)),
-        torch.rand(1, 3, *image),
-        scale,
-        tile=tile,
-        overlap=overlap,
-        progress=lambda done, total, preview: reports.append(total),
+        model, torch.rand(1, 3, *image), options, progress=lambda done, total, preview: reports.append(total)
     )
-    told = forecast(recipe, FACTOR, image, scale, tile, overlap)
+    told = forecast(recipe, FACTOR, image, options)
     assert told.result == result.shape[-2:]
     assert set(reports) == {told.rows * told.columns} and len(reports) == reports[0]
     assert {(height * FACTOR, width * FACTOR) for height, width in denoiser.windows} == {told.tile}
     assert told.work == sum(height * width for height, width in denoiser.windows)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    image=st.tuples(st.integers(8, 90), st.integers(8, 90)),
+    scale=st.floats(1, 8),
+    own_scale=st.sampled_from([1, 4]),
+    tile=st.sampled_from([None, 40, 130]),
+)
+def test_a_run_by_bands_is_as_foretold_too(image, scale, own_scale, tile) -> None:
+    recipe = Recipe("test", "Test", "", FLOW, scale=own_scale, tile=16, overlap=4, multiple=8)
+    denoiser, reports, options = Watched(), [], UpscaleOptions(scale, tile)
+    run = Run(
+        SRModel(recipe, denoiser, PixelShuffleCodec(FACTOR)),
+        options,
+        TilePolicy(),
+        progress=lambda done, total, preview: reports.append((done, total)),
+    )
+    count = sum(rows.shape[1] for rows in result_rows(run, torch.rand(1, 3, *image), banded=True))
+    told = forecast(recipe, FACTOR, image, options)
+    tiles = told.rows * told.columns
+    assert told.result[0] == count and reports == [(done, tiles) for done in range(1, tiles + 1)]
+    assert told.work == sum(height * width for height, width in denoiser.windows)
+
+
+@given(image=st.tuples(st.integers(8, 500), st.integers(8, 500)), scale=st.floats(1, 8))
+def test_the_networks_work_is_what_the_scale_needs(image, scale) -> None:
+    """A network of scale 4 runs on the picture as it is up to 4, one of scale 1 at the result's size."""
+    own = Recipe("test", "Test", "", FLOW, scale=4, tile=16, overlap=4, multiple=8)
+    canvas = tuple(-(-side // 8) * 8 for side in image)
+    if scale <= 4:
+        assert forecast(own, FACTOR, image, UpscaleOptions(scale)).work == windows(canvas)
+    enlarged = replace(own, scale=1)
+    size = forecast(enlarged, FACTOR, image, UpscaleOptions(scale))
+    canvas = tuple(-(-side // (8 * FACTOR)) * 8 for side in size.result)
+    assert size.work == windows(canvas)
+
+
+def windows(canvas: tuple[int, ...]) -> int:
+    """Latent pixels in the fewest windows of 16 that share at least 4."""
+    work = 1
+    for side in canvas:
+        work *= side if side <= 16 else 16 * (1 + math.ceil((side - 16) / 12))
+    return work
+
+
 def test_it_refuses_what_the_run_refuses() -> None:
     with pytest.raises(UserError, match="at least 8 px"):
-        forecast(TSD_SR, 8, (4, 90), 4)
+        forecast(TSD_SR, 8, (4, 90), UpscaleOptions())
     with pytest.raises(UserError, match="Overlap 300 does not fit"):
-        forecast(TSD_SR, 8, (90, 90), 4, 512, 300)
+        forecast(TSD_SR, 8, (90, 90), UpscaleOptions(4, 512, 300))
     with pytest.raises(UserError, match=r"Tile 4096 is too large for TSD-SR .*: choose 3072 px or less"):
-        forecast(TSD_SR, 8, (1024, 1024), 4, 4096)
+        forecast(TSD_SR, 8, (1024, 1024), UpscaleOptions(4, 4096))
 
 
 def test_a_recipe_is_known_without_reading_weights(tmp_path) -> None:

@@ -1,5 +1,8 @@
 """The pipeline: sizes, tiles, noise, alpha, progress and failures, mostly with networks that are one formula."""
 
+import inspect
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.core import rows
 from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
+from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.process import flow_level
 from onestep_sr.sr_models.core.recipe import Recipe
 from onestep_sr.sr_models.core.schedule import ResShiftSchedule
@@ -37,7 +42,7 @@ class Ready:
     def __init__(self, network):
         self.network = network
 
-    def run(self, work, shape):
+    def run(self, work, shape, condition=None):
         return work(self.network)
 
     def tiles_at_once(self, shape):
@@ -70,7 +75,7 @@ def padded(image, multiple=8):
 class Recorder:
     """A step that keeps the picture and remembers every window."""
 
-    evaluations = 1
+    evaluations, needs_noise = 1, True
 
     def __init__(self):
         self.windows = []
@@ -96,7 +101,7 @@ def place_of(window, canvas):
 def test_the_result_has_exactly_the_asked_size(height, width, scale):
     image = picture(height, width)
     before = image.clone()
-    result = upscale(model(), image, scale)
+    result = upscale(model(), image, UpscaleOptions(scale))
     assert result.shape == (1, 3, round(scale * height), round(scale * width))
     assert result.dtype == torch.float32
     assert 0 <= result.min() <= result.max() <= 1
@@ -109,7 +114,7 @@ def test_a_network_that_adds_nothing_gives_bicubic_whatever_the_tiles(height, wi
     side = -(-tile // 32) * 32
     overlap = data.draw(st.none() | st.integers(0, side // 2))
     image = picture(height, width)
-    result = upscale(model(), image, 4, tile=tile, overlap=overlap)
+    result = upscale(model(), image, UpscaleOptions(4, tile=tile, overlap=overlap))
     expected = bicubic(padded(image), 4)[..., : 4 * height, : 4 * width].clamp(0, 1)
     assert torch.allclose(result, expected, atol=1e-5)
     # The padding reaches no farther than bicubic's two pixels.
@@ -119,9 +124,9 @@ def test_a_network_that_adds_nothing_gives_bicubic_whatever_the_tiles(height, wi
 def test_other_scales_go_through_the_networks_own():
     image = picture(24, 32)
     small = F.interpolate(bicubic(image, 4).clamp(0, 1), size=(36, 48), mode="bicubic", antialias=True).clamp(0, 1)
-    assert torch.allclose(upscale(model(), image, 1.5), small, atol=1e-5)
+    assert torch.allclose(upscale(model(), image, UpscaleOptions(1.5)), small, atol=1e-5)
     large = bicubic(bicubic(image, 2), 4).clamp(0, 1)
-    assert torch.allclose(upscale(model(), image, 8), large, atol=1e-5)
+    assert torch.allclose(upscale(model(), image, UpscaleOptions(8)), large, atol=1e-5)
 
 
 def test_a_network_on_the_enlarged_picture_sees_conditions_as_fine_as_its_codec():
@@ -129,7 +134,7 @@ def test_a_network_on_the_enlarged_picture_sees_conditions_as_fine_as_its_codec(
     step = Recorder()
     recipe = Recipe("test", "Test", "", step, scale=1, tile=8, overlap=2, multiple=1)
     image = picture(22, 30)
-    result = upscale(SRModel(recipe, Ready(nothing), PixelShuffleCodec(8)), image, 4)
+    result = upscale(SRModel(recipe, Ready(nothing), PixelShuffleCodec(8)), image, UpscaleOptions(4))
     assert torch.allclose(result, bicubic(image, 4).clamp(0, 1), atol=1e-5)
     assert {(tuple(z.shape[2:]), tuple(c.shape[2:])) for z, _, c in step.windows} == {((8, 8), (64, 64))}
 
@@ -144,7 +149,75 @@ def test_twice_as_large_keeps_more_than_halving_first_would():
     def psnr(image):
         return -10 * (image - hr).square().mean().log10()
 
-    assert psnr(upscale(model(), lr, 2)) > psnr(upscale(model(), halved, 4)) + 1
+    assert psnr(upscale(model(), lr, UpscaleOptions(2))) > psnr(upscale(model(), halved, UpscaleOptions(4))) + 1
+
+
+@pytest.mark.parametrize("scale", [1, 1.3, 2, 3.5, 4])
+def test_scales_under_the_networks_own_are_its_own_work_shrunk(scale):
+    step = Recorder()
+    image = picture(24, 32)
+    result = upscale(model(step=step), image, UpscaleOptions(scale))
+    assert sum(latent.shape[-2] * latent.shape[-1] for latent, _, _ in step.windows) == 2 * 3 * 16 * 16
+    own = upscale(model(step=Recorder()), image, UpscaleOptions(4))
+    size = (round(24 * scale), round(32 * scale))
+    shrunk = own if scale == 4 else F.interpolate(own, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    assert torch.allclose(result, shrunk, atol=1e-5)
+
+
+# The way to the network
+
+
+def frames_below_upscale(network_kind, step) -> list[str]:
+    """The core's functions between `upscale` and the network, for that kind of denoiser."""
+    found = []
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, latent, lr, timestep):
+            names = [frame.function for frame in inspect.stack() if "sr_models" in frame.filename]
+            found.append(names[: names.index("upscale")])
+            return torch.zeros_like(latent)
+
+    upscale(replace(model(step=step), denoiser=network_kind(Network())), picture(16, 16))
+    return found[0]
+
+
+@pytest.mark.parametrize("step", [FLOW, ONE_STEP, ResShiftStep(ONE_STEP.schedule, 4)], ids=["SD", "TAD-SR", "ResShift"])
+def test_the_network_is_at_most_five_frames_below_upscale(step):
+    *way, denoiser = reversed(frames_below_upscale(NetworkDenoiser, step))
+    assert denoiser == "__call__"  # the denoiser's own, which is the core's network
+    assert len(way) <= 5, way
+
+
+def test_no_noise_is_drawn_where_none_is_needed(monkeypatch):
+    image, drawn = picture(20, 30), []
+    monkeypatch.setattr(rows, "canvas_noise", lambda *args: drawn.append(args))
+    random = torch.random.get_rng_state()
+    assert torch.allclose(upscale(model(), image), upscale(model(), image, UpscaleOptions(seed=1)))
+    assert not drawn and torch.equal(torch.random.get_rng_state(), random)
+    upscale(model(step=ONE_STEP), image)
+    assert len(drawn) == 1
+
+
+def test_the_conditioner_sees_each_picture_once_and_the_denoiser_gets_its_condition():
+    pictures, conditions = [], []
+
+    def conditioner(image, index):
+        pictures.append(image)
+        return f"condition {index}"
+
+    class Listening(Ready):
+        def run(self, work, shape, condition=None):
+            conditions.append(condition)
+            return work(self.network)
+
+    images = picture(20, 30, channels=4, batch=2)
+    upscale(replace(model(), denoiser=Listening(nothing), conditioner=conditioner), images)
+    assert torch.equal(torch.cat(pictures), images[:, :3])
+    assert conditions == ["condition 0", "condition 1"]
 
 
 # Tiles and noise
@@ -154,8 +227,8 @@ def test_twice_as_large_keeps_more_than_halving_first_would():
 def test_noise_condition_and_picture_are_cut_from_one_canvas(tile):
     image = picture(37, 50)
     whole, tiled = Recorder(), Recorder()
-    upscale(model(step=whole), image, 4, tile=512, seed=7)
-    upscale(model(step=tiled), image, 4, tile=tile, overlap=12, seed=7)
+    upscale(model(step=whole), image, UpscaleOptions(4, tile=512, seed=7))
+    upscale(model(step=tiled), image, UpscaleOptions(4, tile=tile, overlap=12, seed=7))
     [canvas] = whole.windows
     assert canvas[1].shape == (1, 48, 40, 56)  # padded to multiples of 8
     assert canvas[1].mean().abs() < 0.01
@@ -176,7 +249,7 @@ def test_noise_condition_and_picture_are_cut_from_one_canvas(tile):
 def test_the_seed_decides_the_noise():
     image = torch.full((1, 3, 16, 16), 0.5)
     noisy = model(lambda latent, condition, t: 0.2 * latent, ONE_STEP)
-    results = [upscale(noisy, image, 4, seed=seed) for seed in (0, 0, 1)]
+    results = [upscale(noisy, image, UpscaleOptions(4, seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
     assert (results[0] - results[2]).abs().mean() > 0.01
 
@@ -194,7 +267,7 @@ def test_flat_areas_show_no_blocks_for_a_network_that_looks_at_single_pixels(mak
     """It lets much noise through: noise that a tile had for itself would be a block."""
     noisy = model(lambda latent, condition, t: torch.tanh(0.4 * latent), ONE_STEP)
     image = make(40, 72)
-    whole, tiled = (upscale(noisy, image, 4, tile=tile) for tile in (512, 64))
+    whole, tiled = (upscale(noisy, image, UpscaleOptions(4, tile=tile)) for tile in (512, 64))
     assert whole.std() > 0.05
     assert torch.allclose(tiled, whole, atol=1e-5)
 
@@ -207,7 +280,7 @@ def test_windows_that_disagree_are_joined_as_smoothly_as_the_overlap_allows(over
         return latent - latent.mean()
 
     image = gradient(16, 120)
-    result = upscale(model(flattened), image, 4, tile=64, overlap=overlap)
+    result = upscale(model(flattened), image, UpscaleOptions(4, tile=64, overlap=overlap))
     row = result[0, 0, 30, ::4]  # one column of each latent pixel
     between_neighbours = 0.4 / 119 * 16  # no two window means differ by more than a window's worth of the ramp
     assert row.diff().abs().max() <= 1.5 / (overlap // 4) * between_neighbours
@@ -229,8 +302,8 @@ def random_network(**changes) -> SRModel:
 def test_the_bundled_network_shows_no_grid_at_tile_borders(make):
     """What tiles change is small, and no steeper where windows begin and end; without overlap it is 3 to 13 times."""
     image, bundled = make(32, 96), load().model
-    whole = upscale(bundled, image, 4, tile=512)
-    change = upscale(bundled, image, 4, tile=128, overlap=64) - whole
+    whole = upscale(bundled, image, UpscaleOptions(4, tile=512))
+    change = upscale(bundled, image, UpscaleOptions(4, tile=128, overlap=64)) - whole
     assert change.abs().mean() < 1 / 255
     steps = change.diff(dim=-1).mean(dim=(0, 1, 2)).abs()[3::4]  # from latent column i to i + 1
     starts = (0, 16, 32, 48, 64)
@@ -241,7 +314,7 @@ def test_the_bundled_network_shows_no_grid_at_tile_borders(make):
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(8, 8, 4), (9, 31, 4), (33, 17, 2.5), (20, 11, 6)])
 def test_a_real_network_takes_any_size(height, width, scale):
-    result = upscale(random_network(), picture(height, width), scale)
+    result = upscale(random_network(), picture(height, width), UpscaleOptions(scale))
     assert result.shape == (1, 3, round(scale * height), round(scale * width))
     assert torch.isfinite(result).all()
 
@@ -255,11 +328,11 @@ def test_the_recipes_colour_match_is_the_default():
 
     image = picture(16, 24) * 0.4 + 0.3  # room for the cast within [0, 1]
     plain = bicubic(image, 4)
-    corrected = upscale(model(cast, color="wavelet"), image, 4)
+    corrected = upscale(model(cast, color="wavelet"), image, UpscaleOptions(4))
     assert torch.allclose(corrected, plain, atol=1e-5)
-    kept = upscale(model(cast, color="wavelet"), image, 4, color="none")
+    kept = upscale(model(cast, color="wavelet"), image, UpscaleOptions(4, color="none"))
     assert torch.allclose(kept, plain + 0.1, atol=1e-5)
-    matched = upscale(model(cast), image, 4, color="adain")
+    matched = upscale(model(cast), image, UpscaleOptions(4, color="adain"))
     assert torch.allclose(matched.mean((2, 3)), image.mean((2, 3)), atol=1e-5)
 
 
@@ -267,9 +340,9 @@ def test_the_recipes_colour_match_is_the_default():
 def test_alpha_is_kept_and_enlarged_on_its_own(scale):
     image = picture(13, 22, channels=4)
     noisy = model(lambda latent, condition, t: 0.5 * latent, ONE_STEP)
-    result = upscale(noisy, image, scale)
+    result = upscale(noisy, image, UpscaleOptions(scale))
     assert result.shape == (1, 4, round(scale * 13), round(scale * 22))
-    assert torch.equal(result[:, :3], upscale(noisy, image[:, :3], scale))
+    assert torch.equal(result[:, :3], upscale(noisy, image[:, :3], UpscaleOptions(scale)))
     alone = F.interpolate(image[:, 3:], size=result.shape[2:], mode="bicubic").clamp(0, 1)
     assert torch.allclose(result[:, 3:], alone, atol=1e-6)
 
@@ -277,9 +350,10 @@ def test_alpha_is_kept_and_enlarged_on_its_own(scale):
 @pytest.mark.parametrize("channels", [3, 4])
 def test_a_picture_of_a_batch_comes_out_as_by_itself(channels):
     images = picture(11, 18, channels, batch=3)
-    together = upscale(random_network(), images, 4, seed=3)
+    together = upscale(random_network(), images, UpscaleOptions(4, seed=3))
     for index in range(3):
-        assert torch.equal(together[index : index + 1], upscale(random_network(), images[index : index + 1], 4, seed=3))
+        alone = upscale(random_network(), images[index : index + 1], UpscaleOptions(4, seed=3))
+        assert torch.equal(together[index : index + 1], alone)
 
 
 # Progress
@@ -290,7 +364,12 @@ def test_progress_counts_every_tile_and_its_preview_grows():
         return 2 * latent  # latent - 2 latent
 
     image, seen = picture(20, 45), []
-    upscale(model(inverting), image, 4, progress=lambda *report: seen.append((*report[:2], report[2].clone())))
+    upscale(
+        model(inverting),
+        image,
+        UpscaleOptions(4),
+        progress=lambda *report: seen.append((*report[:2], report[2].clone())),
+    )
     # 24 x 48 padded, windows of 16 that share at least 4: 2 x 4
     assert [(done, total) for done, total, _ in seen] == [(i, 8) for i in range(1, 9)]
     plain = F.avg_pool2d(bicubic(padded(image), 4), 4)[0, :, :20, :45]
@@ -307,7 +386,12 @@ def test_progress_counts_every_tile_and_its_preview_grows():
 
 def test_progress_of_a_batch_counts_on():
     counts = []
-    upscale(model(), picture(16, 22, batch=3), 4, progress=lambda done, total, preview: counts.append((done, total)))
+    upscale(
+        model(),
+        picture(16, 22, batch=3),
+        UpscaleOptions(4),
+        progress=lambda done, total, preview: counts.append((done, total)),
+    )
     assert counts == [(i, 6) for i in range(1, 7)]
 
 
@@ -321,7 +405,7 @@ def test_what_the_callback_raises_ends_the_run_as_it_is(kind):
             raise kind("stopped by the user")
 
     with pytest.raises(kind, match="stopped by the user"):
-        upscale(model(), picture(32, 64), 4, progress=stop)
+        upscale(model(), picture(32, 64), UpscaleOptions(4), progress=stop)
     assert calls == [1, 2]
 
 
@@ -371,23 +455,24 @@ def test_a_picture_under_8_px_is_refused(height, width):
 @pytest.mark.parametrize("scale", [0.5, 0, -4, 9, 8.01, float("nan"), float("inf")])
 def test_a_scale_out_of_range_is_refused(scale):
     expected = f"Scale {scale:g} is out of range: choose one from 1 to 8."
-    assert refusal(model(), picture(16, 16), scale) == expected
+    assert refusal(model(), picture(16, 16), UpscaleOptions(scale)) == expected
 
 
 @pytest.mark.parametrize("overlap", [33, 64, 1000, -1])
 def test_an_overlap_over_half_a_tile_is_refused(overlap):
     expected = f"Overlap {overlap} does not fit a tile of 64: choose 0 to 32."
-    assert refusal(model(), picture(16, 16), overlap=overlap) == expected
-    assert refusal(model(), picture(16, 16), tile=33, overlap=overlap) == expected
+    assert refusal(model(), picture(16, 16), UpscaleOptions(overlap=overlap)) == expected
+    assert refusal(model(), picture(16, 16), UpscaleOptions(tile=33, overlap=overlap)) == expected
 
 
 @pytest.mark.parametrize("tile", [0, -64])
 def test_a_tile_that_is_no_size_is_refused(tile):
-    assert refusal(model(), picture(16, 16), tile=tile) == f"Tile {tile} is too small: choose 32 px or more."
+    message = refusal(model(), picture(16, 16), UpscaleOptions(tile=tile))
+    assert message == f"Tile {tile} is too small: choose 32 px or more."
 
 
 def test_an_unknown_colour_match_is_refused():
-    assert "Colour match 'sepia' is unknown" in refusal(model(), picture(16, 16), color="sepia")
+    assert "Colour match 'sepia' is unknown" in refusal(model(), picture(16, 16), UpscaleOptions(color="sepia"))
 
 
 def allocate_the_impossible():

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from onestep_sr.sr_models.checkpoints import low_rank, prompt_embeddings
 from onestep_sr.sr_models.checkpoints.weights_file import read_weights
 from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
 from onestep_sr.sr_models.diffusers_host.sd3_prompts import encode_prompt
@@ -117,7 +118,7 @@ def truth(published: Published, image: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("base", ["folder", "checkpoint"])
 def test_the_merged_lora_gives_what_peft_gives(base, small, image, truth):
-    result = upscale(opened(small, getattr(small, base)), image, 1)
+    result = upscale(opened(small, getattr(small, base)), image, UpscaleOptions(1))
     assert (truth == truth.clamp(0, 1)).float().mean() > 0.98, "clamping would hide differences"
     assert (result - truth.clamp(0, 1)).abs().max() < TOLERANCE
 
@@ -165,11 +166,11 @@ def test_the_decoder_keeps_its_weights(small):
 
 def test_tiles_in_batches_change_nothing_and_large_tiles_are_exact(small, image):
     model = opened(small)
-    tiled = [upscale(model, image, 1, tile=48, overlap=16, batch=batch) for batch in (1, 3)]
+    tiled = [upscale(model, image, UpscaleOptions(1, tile=48, overlap=16, batch=batch)) for batch in (1, 3)]
     assert torch.allclose(*tiled, atol=1e-5)
-    whole = upscale(model, image, 1)
+    whole = upscale(model, image, UpscaleOptions(1))
     assert 1e-4 < (tiled[0] - whole).abs().mean() < 0.1
-    assert torch.equal(upscale(model, image, 1, tile=3072), whole)
+    assert torch.equal(upscale(model, image, UpscaleOptions(1, tile=3072)), whole)
 
 
 def test_small_results_are_made_larger_and_shrunk(small):
@@ -177,16 +178,16 @@ def test_small_results_are_made_larger_and_shrunk(small):
     model = load_sd3(small.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32).model
     seen = []
     photo = torch.rand(1, 3, 16, 21, generator=torch.Generator().manual_seed(1))
-    result = upscale(model, photo, 4, progress=lambda done, total, preview: seen.append(preview.shape))
+    result = upscale(model, photo, UpscaleOptions(4), progress=lambda done, total, preview: seen.append(preview.shape))
     assert result.shape == (1, 3, 64, 84)
     assert seen[-1] == (3, 64, 84)  # latent pixels: 512 and 672 px
 
 
 def test_offloading_and_low_precision_give_the_same_picture(small, image):
-    exact = upscale(opened(small), image, 1)
+    exact = upscale(opened(small), image, UpscaleOptions(1))
     offloaded = opened(small, offload=True, budget=2**26)
-    assert torch.equal(upscale(offloaded, image, 1), exact) and offloaded.codec.budget == 2**26
-    rough = upscale(opened(small, dtype=torch.bfloat16), image, 1)
+    assert torch.equal(upscale(offloaded, image, UpscaleOptions(1)), exact) and offloaded.codec.budget == 2**26
+    rough = upscale(opened(small, dtype=torch.bfloat16), image, UpscaleOptions(1))
     assert 0 < (rough - exact).abs().mean() < 0.02
 
 
@@ -197,7 +198,8 @@ def test_the_single_file_holds_everything(small, image, tmp_path):
     weights = replace(one_step_lora.read(small.lora), embeddings=prompt_embeddings.read_embeddings(small.embeddings))
     one_step_lora.save(tmp_path / "mine.safetensors", weights)
     single = load_sd3(small.folder, tmp_path / "mine.safetensors", dtype=torch.float32).model
-    assert torch.equal(upscale(bare(single), image, 1), upscale(opened(small), image, 1))
+    found, expected = (upscale(each, image, UpscaleOptions(1)) for each in (bare(single), opened(small)))
+    assert torch.equal(found, expected)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
     assert identify(tmp_path / "mine.safetensors") == (
         "TSD-SR (tsd-sr): transformer LoRA, rank 4; VAE encoder LoRA, rank 4; prompt embeddings"
@@ -327,7 +329,7 @@ def test_a_lora_given_as_a_model_says_where_it_belongs(small):
 def test_sd35_medium_runs_with_a_warning(small, sd35, image):
     loaded = load_sd3(sd35.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32)
     assert loaded.warning == one_step_lora.SD35_WARNING
-    assert torch.isfinite(upscale(bare(loaded.model), image, 1)).all()
+    assert torch.isfinite(upscale(bare(loaded.model), image, UpscaleOptions(1))).all()
     merged = loaded.model.denoiser.network
     plain = SD3Transformer2DModel.from_pretrained(sd35.folder / "transformer")
     change = (merged.transformer_blocks[0].norm1.linear.weight - plain.transformer_blocks[0].norm1.linear.weight).abs()

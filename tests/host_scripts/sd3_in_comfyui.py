@@ -22,13 +22,15 @@ import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from onestep_sr.nodes import host_sd, host_sd3, host_vae  # noqa: E402
 from onestep_sr.sr_models.checkpoints import prompt_embeddings  # noqa: E402
+from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
 from onestep_sr.sr_models.families import one_step_lora  # noqa: E402
 
 
 def all_in_one(model, vae, conditioning, image, **options):
     sr_model = host_sd3.open_model(model, vae, conditioning, "tsd-sr")
-    return upscale(replace(sr_model, recipe=replace(sr_model.recipe, shortest=0, color="none")), image, 1, **options)
+    bare = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0, color="none"))
+    return upscale(bare, image, UpscaleOptions(1, **options))
 
 
 def denoiser(model):

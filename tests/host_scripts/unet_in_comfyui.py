@@ -26,6 +26,7 @@ import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from comfy import model_base, supported_models  # noqa: E402
 from onestep_sr.nodes import host_sd, host_sd3, host_unet  # noqa: E402
+from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
 from onestep_sr.sr_models.families import one_step_lora  # noqa: E402
 
@@ -72,8 +73,8 @@ def results_of(case):
     other = replace(weights, unet={f"other.{module}": layer for module, layer in weights.unet.items()})
     carriers = (base_model, model, model.clone())
     results = {
-        "whole": upscale(sr_model, image, 1),
-        "tiled": upscale(sr_model, image, 1, tile=64, overlap=16),
+        "whole": upscale(sr_model, image, UpscaleOptions(1)),
+        "tiled": upscale(sr_model, image, UpscaleOptions(1, tile=64, overlap=16)),
         "warning": warning,
         "carries": tuple(host_unet.carries_lora(each) for each in carriers),
         "without it": sentence(host_sd3.open_model, base_model, vae, conditioning, "tsd-sr"),

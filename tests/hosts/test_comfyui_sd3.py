@@ -16,6 +16,7 @@ import pytest
 import small_sd3
 import torch
 from comfyui_host import HOW_TO_GET_ONE, Host, Prompt, events, installed_hosts, interpreter, start, stop
+from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
 from onestep_sr.sr_models.families import one_step_lora
@@ -69,7 +70,8 @@ def diffusers_results(small, sd35, image) -> dict[str, torch.Tensor]:
 
     def run(files, lora=small.lora, **options):
         loaded = load_sd3(files.folder, lora, embeddings=small.embeddings, dtype=torch.float32).model
-        return upscale(replace(loaded, recipe=replace(loaded.recipe, shortest=0, color="none")), image, 1, **options)
+        bare = replace(loaded, recipe=replace(loaded.recipe, shortest=0, color="none"))
+        return upscale(bare, image, UpscaleOptions(1, **options))
 
     return {"whole": run(small), "tiled": run(small, tile=64, overlap=16), "SD3.5": run(sd35)} | {
         "trained on SD3.5": run(sd35, sd35.root / "trained")
@@ -239,7 +241,7 @@ def test_stock_parts_equal_the_core(host, small):
     model = load_sd3(small.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32).model
     model = replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
     photo = torch.tensor(pixels(host.base / "input" / "small.png")).movedim(-1, 0)[None] / 255
-    expected = (upscale(model, photo, 1)[0].movedim(0, -1) * 255).numpy()
+    expected = (upscale(model, photo, UpscaleOptions(1))[0].movedim(0, -1) * 255).numpy()
     assert np.abs(pixels(path) - expected).max() < 1.01  # Save Image cuts fractions off
 
 

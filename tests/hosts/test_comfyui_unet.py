@@ -10,6 +10,7 @@ import pytest
 import small_unet
 import torch
 from comfyui_host import HOW_TO_GET_ONE, installed_hosts, interpreter
+from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.unet import load_unet
 from onestep_sr.sr_models.diffusers_host.unet_prompts import open_text_encoders
@@ -51,7 +52,8 @@ def case(root: Path, kind: str) -> dict:
     image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     loaded = load_unet(base, root / "lora", dtype=torch.float32).model
     bare = replace(loaded, recipe=replace(loaded.recipe, shortest=0, color="none"))
-    expected = {"whole": upscale(bare, image, 1), "tiled": upscale(bare, image, 1, tile=64, overlap=16)}
+    asked = {"whole": UpscaleOptions(1), "tiled": UpscaleOptions(1, tile=64, overlap=16)}
+    expected = {name: upscale(bare, image, options) for name, options in asked.items()}
     files = {"kind": kind, "folder": str(base), "lora": str(root / "lora"), "image": image, "expected": expected}
     config = {"config": small_unet.comfyui_config(kind)}
     return files | config | {"prompt": condition.prompt, "pooled": condition.pooled}

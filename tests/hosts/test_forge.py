@@ -16,11 +16,11 @@ import small_sd3
 import torch
 from forge_host import HOW_TO_GET_ONE, installed_host, run_in_forge
 from onestep_sr.sr_models.core.devices import default_dtype
+from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files.picture import from_pillow, to_pillow
-from onestep_sr.sr_models.jobs.job import Options
 from onestep_sr.sr_models.jobs.run import enlarge
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
@@ -104,13 +104,13 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def assert_core_made(
-    data: Path, result: str, source: str, options: Options, model: Path = BUNDLED, dtype=DTYPE
+    data: Path, result: str, source: str, options: UpscaleOptions, model: Path = BUNDLED, dtype=DTYPE
 ) -> None:
     loaded = load(model, dtype=dtype).model
     assert_same(data / "results" / f"{result}.png", enlarged(loaded, data / f"{source}.png", options))
 
 
-def enlarged(model, source: Path, options: Options) -> np.ndarray:
+def enlarged(model, source: Path, options: UpscaleOptions) -> np.ndarray:
     return np.asarray(to_pillow(enlarge(model, from_pillow(Image.open(source)), options))).astype(int)
 
 
@@ -140,9 +140,10 @@ def test_upscalers_are_the_models_that_need_no_checkpoint(results):
 
 @pytest.mark.host
 def test_an_upscaler_enlarges_exactly_as_the_core_does(results, data):
-    assert_core_made(data, "upscaler", "input/houses", Options(2.03, overlap=64))
-    assert_core_made(data, "interface", "input/transparent", Options(4, overlap=64))
-    assert_core_made(data, "TAD-SR", "small", Options(4, overlap=64), data / "models" / "OneStepSR" / "TAD-SR.pth")
+    assert_core_made(data, "upscaler", "input/houses", UpscaleOptions(2.03, overlap=64))
+    assert_core_made(data, "interface", "input/transparent", UpscaleOptions(4, overlap=64))
+    published = data / "models" / "OneStepSR" / "TAD-SR.pth"
+    assert_core_made(data, "TAD-SR", "small", UpscaleOptions(4, overlap=64), published)
     assert pixels(data / "results" / "hires fix.png").shape == (210, 250, 3)
     assert results["batch"] == [[194, 166], [194, 166]]
     assert "Postprocess upscaler: One-Step SR x4" in results["interface text"]
@@ -156,7 +157,7 @@ def test_an_upscaler_takes_any_scale(results, data):
 
 @pytest.mark.host
 def test_the_section_keeps_alpha_and_writes_its_parameters(results, data):
-    assert_core_made(data, "extras", "input/transparent", Options(2.5, overlap=64, seed=7))
+    assert_core_made(data, "extras", "input/transparent", UpscaleOptions(2.5, overlap=64, seed=7))
     text = "One-Step SR model: One-Step SR x4, One-Step SR scale: 2.5, One-Step SR overlap: 64, One-Step SR seed: 7"
     assert text in results["text"]
     assert {"extras_onestep_sr", "extras_onestep_sr_tile", "setting_onestep_sr_tile"} <= set(results["elements"])
@@ -188,7 +189,7 @@ def test_tsd_sr_runs_on_a_checkpoint_of_the_host(results, data):
         embeddings=models / "OneStepSR" / "default",
         dtype=DTYPE,
     )
-    wanted = enlarged(loaded.model, data / "input" / "sky.png", Options(2, overlap=0))
+    wanted = enlarged(loaded.model, data / "input" / "sky.png", UpscaleOptions(2, overlap=0))
     result = pixels(data / "results" / "TSD-SR.png")
     assert result.shape == wanted.shape
     assert np.abs(result - wanted).mean() < 1  # another version of diffusers computes in another order
@@ -217,7 +218,7 @@ def test_failures_are_one_sentence_under_the_picture(results, name, words):
 def test_settings_hold_for_upscalers(results, data):
     names = {"tile": 0, "overlap": 64, "color": "auto", "dtype": "auto", "budget": 0}
     assert results["settings"] == {f"onestep_sr_{name}": value for name, value in names.items()}
-    options = Options(4, tile=128, overlap=64, color="wavelet")
+    options = UpscaleOptions(4, tile=128, overlap=64, color="wavelet")
     assert_core_made(data, "settings", "input/houses", options, dtype=torch.float32)
 
 

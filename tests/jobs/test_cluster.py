@@ -15,7 +15,7 @@ import pytest
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.jobs import cluster
-from onestep_sr.sr_models.jobs.job import Job, Options, Outcome
+from onestep_sr.sr_models.jobs.job import FileOptions, Job, Outcome
 from onestep_sr.sr_models.jobs.model_choice import ModelChoice
 from onestep_sr.sr_models.jobs.plan import plan_jobs
 from onestep_sr.sr_models.jobs.run import run_jobs
@@ -41,14 +41,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("expected")
-    outcomes = list(run_jobs(load().model, plan_jobs([str(pictures)], folder), Options()))
+    outcomes = list(run_jobs(load().model, plan_jobs([str(pictures)], folder), FileOptions()))
     assert [outcome.status for outcome in outcomes] == ["done"] * COUNT
     return folder
 
 
 def run(jobs: list[Job], monkeypatch: pytest.MonkeyPatch, **options) -> list[Outcome]:
     monkeypatch.setenv("RAY_object_store_memory", "80000000")
-    return list(cluster.run_on_cluster("local", CHOICE, jobs, Options(**options), workers=2))
+    return list(cluster.run_on_cluster("local", CHOICE, jobs, FileOptions(**options), workers=2))
 
 
 def assert_same_files(folder: Path, expected: Path) -> None:
@@ -116,7 +116,7 @@ def test_broken_files_are_reported_and_the_rest_goes_on(pictures, tmp_path, monk
 def test_a_model_that_cannot_be_opened_ends_in_its_own_sentence(pictures, tmp_path):
     choice = ModelChoice(model=str(tmp_path / "absent.safetensors"), device="cpu")
     with pytest.raises(UserError, match=r"absent\.safetensors is not there"):
-        list(cluster.run_on_cluster("local", choice, plan_jobs([str(pictures)], tmp_path), Options(), workers=1))
+        list(cluster.run_on_cluster("local", choice, plan_jobs([str(pictures)], tmp_path), FileOptions(), workers=1))
 
 
 def test_an_address_that_nobody_answers_is_told_soon(pictures, tmp_path):
@@ -126,7 +126,7 @@ def test_an_address_that_nobody_answers_is_told_soon(pictures, tmp_path):
     assert result.returncode == 1 and time.monotonic() - began < 40
     assert result.stderr.strip().splitlines()[-1].startswith("onestep-sr: No Ray cluster answers at 127.0.0.1:1")
     with pytest.raises(UserError, match="give auto, local, HOST:PORT"):
-        list(cluster.run_on_cluster("somewhere", CHOICE, plan_jobs([str(pictures)], tmp_path), Options()))
+        list(cluster.run_on_cluster("somewhere", CHOICE, plan_jobs([str(pictures)], tmp_path), FileOptions()))
 
 
 def test_what_a_lost_worker_left_is_swept(tmp_path):

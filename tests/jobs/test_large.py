@@ -7,20 +7,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from formula_model import formula_model, picture
+import torch
+from formula_model import Formula, formula_model, picture
 from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.options import UpscaleOptions
+from onestep_sr.sr_models.core.tile_policy import TilePolicy
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files.picture import Picture
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.files.write import write_picture
-from onestep_sr.sr_models.jobs.job import Options
+from onestep_sr.sr_models.jobs.job import FileOptions
 from onestep_sr.sr_models.jobs.plan import plan_jobs
 from onestep_sr.sr_models.jobs.run import run_job, run_jobs
 from PIL import Image
 
-BANDED = Options(memory=1)
+BANDED = FileOptions(memory=1)
 
 
 @pytest.fixture
@@ -37,9 +40,9 @@ def test_a_banded_file_equals_the_usual_one(model, suffix, alpha, tmp_path):
     channels = picture(70, 30, 4)[0]
     write_picture(tmp_path / "in.png", Picture(channels[:3], channels[3:] if alpha else None, 8, None))
     results = []
-    for name, options in (("usual", Options()), ("banded", BANDED)):
+    for name, options in (("usual", FileOptions()), ("banded", BANDED)):
         [job] = plan_jobs([str(tmp_path / "in.png")], tmp_path / f"{name}{suffix}")
-        run_job(model, job, replace(options, color="wavelet", quality=90))
+        run_job(model, job, replace(options, upscale=UpscaleOptions(color="wavelet"), quality=90))
         results.append(np.asarray(Image.open(job.target)).astype(int))
     assert results[0].shape == results[1].shape == (280, 120, 4 if alpha and suffix != ".jpg" else 3)
     difference = np.abs(results[0] - results[1])
@@ -91,7 +94,7 @@ def test_rows_of_another_run_are_not_used(change, model, job, tmp_path):
         run_job(model, job, BANDED, cut_after(24))
     options = BANDED
     if change == "seed":
-        options = replace(BANDED, seed=1)
+        options = replace(BANDED, upscale=UpscaleOptions(seed=1))
     elif change == "source":
         write_picture(job.source, Picture(picture(160, 30, seed=9)[0]))
     elif change == "broken record":
@@ -102,8 +105,44 @@ def test_rows_of_another_run_are_not_used(change, model, job, tmp_path):
     run_job(model, job, options, lambda done, total, preview: seen.append(done))
     assert seen[0] == 1
     result = read_picture(job.target).pixels
-    expected = upscale(model, read_picture(job.source).pixels[None], 4, seed=options.seed)[0]
+    expected = upscale(model, read_picture(job.source).pixels[None], options.upscale)[0]
     assert (result - expected).abs().max() < 0.6 / 255
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"), [(None, [2 * 32 * 32, 32 * 32]), (1, [32 * 32])], ids=["in memory", "by bands"]
+)
+def test_memory_runs_out_once_for_all_files(memory, expected, model, tmp_path):
+    """In memory with two tiles at once, then with one; after that the tiles are smaller for every file."""
+
+    class Limited(Formula):
+        def __call__(self, latent, condition, timestep):
+            pixels = len(latent) * latent.shape[-2] * latent.shape[-1]
+            if pixels > 2 * 16 * 16:
+                failed.append(pixels)
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return super().__call__(latent, condition, timestep)
+
+    failed = []
+    for name, height in (("a", 160), ("b", 90), ("c", 200)):
+        write_picture(tmp_path / f"{name}.png", Picture(picture(height, 30)[0]))
+    jobs = plan_jobs([str(tmp_path)], tmp_path / "out")
+    options = FileOptions(UpscaleOptions(tile=128), memory=memory)
+    notices = []
+    outcomes = list(run_jobs(replace(model, denoiser=Limited()), jobs, options, notice=notices.append))
+    assert [outcome.status for outcome in outcomes] == ["done"] * 3
+    assert notices == ["Memory ran out: the rest of this run uses tiles of 64 px."]
+    assert failed == expected
+
+
+def test_a_run_that_ran_out_of_memory_can_be_cut_and_resumed(model, job):
+    """The policy of the first attempt is gone; its rows are kept."""
+    with pytest.raises(Cut):
+        run_job(model, job, BANDED, cut_after(60), policy=TilePolicy(tile=8))
+    seen = []
+    run_job(model, job, BANDED, lambda done, total, preview: seen.append(done))
+    assert seen[0] == 7, "two rows of three tiles were done again"
+    assert read_picture(job.target).pixels.shape == (3, 640, 120)
 
 
 def test_failures_are_one_sentence_and_leave_no_picture(model, job, tmp_path):
@@ -116,14 +155,14 @@ def test_failures_are_one_sentence_and_leave_no_picture(model, job, tmp_path):
     [outcome] = run_jobs(model, [replace(job, target=tmp_path / "folder.png")], BANDED)
     assert outcome.status == "failed" and "cannot be written" in outcome.reason
     with pytest.raises(UserError, match="too small"):
-        run_job(model, job, replace(BANDED, tile=-1))
+        run_job(model, job, replace(BANDED, upscale=UpscaleOptions(tile=-1)))
 
 
 def test_the_bundled_model_goes_by_bands(tmp_path):
     bundled = load().model
     write_picture(tmp_path / "in.png", Picture(picture(150, 40)[0]))
-    for name, options in (("usual", Options()), ("banded", BANDED)):
+    for name, options in (("usual", FileOptions()), ("banded", BANDED)):
         [job] = plan_jobs([str(tmp_path / "in.png")], tmp_path / f"{name}.png")
-        run_job(bundled, job, replace(options, tile=128))
+        run_job(bundled, job, replace(options, upscale=UpscaleOptions(tile=128)))
     usual, banded = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("usual", "banded"))
     assert np.abs(usual - banded).max() <= 1

@@ -16,6 +16,7 @@ import small_unet
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from onestep_sr.sr_models.checkpoints.low_rank import LowRank
+from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
 from onestep_sr.sr_models.diffusers_host.unet import load_unet
@@ -294,7 +295,7 @@ def test_the_result_is_what_was_validated(small, data, trained) -> None:
     lr = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(2))
     model = load_sd3(small.folder, trained, embeddings=small.embeddings, dtype=torch.float32).model
     bare = replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
-    found = upscale(bare, lr, 4)
+    found = upscale(bare, lr, UpscaleOptions(4))
     assert (found - made.restore(lr, 0)).abs().max() < 2e-3
     plain = TSDObjective(shared(small), default, null, TSDConfig())
     assert (found - plain.restore(lr, 0)).abs().max() > 1e-2, "training changed something"
@@ -308,7 +309,7 @@ def test_sd35_medium_gets_a_lora_of_its_own(small, data, tmp_path) -> None:
     assert loaded.warning == ""
     bare = replace(loaded.model, recipe=replace(loaded.model.recipe, shortest=0, color="none"))
     lr = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(2))
-    assert (upscale(bare, lr, 4) - objective(base, data).restore(lr, 0)).abs().max() < 2e-3
+    assert (upscale(bare, lr, UpscaleOptions(4)) - objective(base, data).restore(lr, 0)).abs().max() < 2e-3
     with pytest.raises(UserError, match=r"LoRA for Stable Diffusion 3\.5 medium, .*: connect Stable Diffusion 3\.5"):
         load_sd3(small.folder, tmp_path / "lora", embeddings=small.embeddings)
 
@@ -461,7 +462,7 @@ def test_a_u_net_trains_too(kind: str, tmp_path) -> None:
     model = load_unet(base, tmp_path / "run", dtype=torch.float32).model
     bare = replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
     validated = TSDObjective(trained, condition, null, TSDConfig()).restore(lr, 0)
-    assert (upscale(bare, lr, 4) - validated).abs().max() < 2e-3
+    assert (upscale(bare, lr, UpscaleOptions(4)) - validated).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize("kind", ["1.5", "SDXL"])

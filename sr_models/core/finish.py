@@ -1,0 +1,55 @@
+"""The second stage of a result: colours matched and alpha back on, row by row or all at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..canvas import color as colors
+from ..canvas.resample_rows import Rows, resized_rows, rows_of
+from .geometry import Size
+
+BAND = 256  # rows that are looked at together where all of them count
+
+
+def finished_rows(rows: Rows, picture: Tensor, size: Size, method: colors.ColorMatch) -> Rows:
+    """A function (top, bottom) -> rows (3 or 4, n, W) in [0, 1] of the finished result.
+
+    Args:
+        rows: the same of the result before, with three channels, held in memory or on disk.
+        picture: (1, 3 or 4, h, w) in [0, 1], that the result was made from; a fourth channel is alpha, which is
+            resized by itself.
+        size: the result's (height, width).
+    """
+    matched = _matched_rows(rows, picture[:, :3], size, method)
+    if picture.shape[1] == 3:
+        return matched
+
+    def with_alpha(top: int, bottom: int) -> Tensor:
+        alpha = _resized(picture[:, 3:], size, top, bottom)[0].clamp(0, 1)
+        return torch.cat([matched(top, bottom), alpha])
+
+    return with_alpha
+
+
+def _matched_rows(rows: Rows, image: Tensor, size: Size, method: colors.ColorMatch) -> Rows:
+    """What a row needs from its neighbours is read with it (wavelet), or summed over all rows first (AdaIN)."""
+    if method == "none":
+        return rows
+    if method == "adain":
+        bands = (rows(top, min(top + BAND, size[0])) for top in range(0, size[0], BAND))
+        mean, variance = colors.moments_of(band.cpu() for band in bands)  # in float64, which not every device has
+        moments = mean.to(image.device), variance.to(image.device)
+        return lambda top, bottom: colors.adain_with(rows(top, bottom)[None], moments, image)[0].clamp(0, 1)
+
+    def by_wavelet(top: int, bottom: int) -> Tensor:
+        first, last = max(0, top - colors.WAVELET_REACH), min(size[0], bottom + colors.WAVELET_REACH)
+        around = colors.wavelet(rows(first, last)[None], _resized(image, size, first, last))
+        return around[0, :, top - first : bottom - first].clamp(0, 1)
+
+    return by_wavelet
+
+
+def _resized(image: Tensor, size: Size, top: int, bottom: int) -> Tensor:
+    small = (image.shape[-2], image.shape[-1])
+    return resized_rows(rows_of(image), small, size, top, bottom)

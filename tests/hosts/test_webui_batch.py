@@ -1,0 +1,80 @@
+"""The Automatic1111 adapter's batches, with a host of empty modules."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.options import UpscaleOptions
+from onestep_sr.sr_models.core.process import flow_level
+from onestep_sr.sr_models.core.recipe import Recipe
+from onestep_sr.sr_models.core.step import OneStep
+from PIL import Image
+
+ADAPTER = "onestep_sr.scripts.onestep_sr_webui"
+SUBMODULES = ("devices", "modelloader", "paths", "sd_models", "shared")
+
+
+class Limited:
+    """A denoiser with memory for windows of 16 x 16."""
+
+    dtype = torch.float32
+
+    def __init__(self):
+        self.failures = 0
+
+    def run(self, work, shape, condition=None):
+        return work(self)
+
+    def tiles_at_once(self, shape):
+        return 1
+
+    def __call__(self, latent, lr, timestep):
+        if latent.shape[-1] > 16:
+            self.failures += 1
+            raise MemoryError
+        return torch.zeros_like(latent)
+
+
+@pytest.fixture
+def adapter(monkeypatch, tmp_path):
+    modules = MagicMock()
+    modules.shared.state = SimpleNamespace(interrupted=False, skipped=False, textinfo="", job_timestamp="1")
+    modules.shared.opts = SimpleNamespace(live_previews_enable=False, onestep_sr_dtype="fp32", onestep_sr_budget=0)
+    modules.devices.without_autocast = nullcontext
+    modules.devices.device_esrgan = torch.device("cpu")
+    modules.paths.models_path = str(tmp_path)
+    modules.sd_models.model_data.sd_model = None
+    parts = {f"modules.{name}": getattr(modules, name) for name in SUBMODULES}
+    for name, module in {"gradio": modules.gradio, "modules": modules, **parts}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "backend", None)
+    models = importlib.import_module(f"{ADAPTER}.models")
+    yield models, modules
+    for name in [name for name in sys.modules if name.startswith(ADAPTER)]:
+        del sys.modules[name]
+
+
+def test_memory_runs_out_once_for_a_batch_and_is_told(adapter, monkeypatch):
+    models, modules = adapter
+    recipe = Recipe("test", "Test", "", OneStep(1000.0, level=flow_level(1000.0)), tile=32, overlap=4, multiple=8)
+    limited = Limited()
+    opened = models.OpenedModel(SRModel(recipe, limited, PixelShuffleCodec(4)), 0)
+    monkeypatch.setattr(models, "_open", lambda *choice: opened)
+    choice, picture = models.Choice(Path("model.safetensors")), Image.new("RGB", (40, 50), (90, 120, 30))
+    for batch in (1, 2):
+        modules.shared.state.job_timestamp = str(batch)
+        for _ in range(3):
+            assert models.run(choice, picture, UpscaleOptions(2)).size == (80, 100)
+        assert limited.failures == batch
+    assert [call.args for call in modules.gradio.Warning.call_args_list] == [
+        ("Memory ran out: the rest of this run uses tiles of 64 px.",)
+    ] * 2

@@ -84,7 +84,7 @@ def objective(checkpointing: bool, early: bool) -> TSDObjective:
         prompts = [Condition(torch.zeros(1, 333, 4096), torch.zeros(1, 2048)) for _ in range(2)]
     if checkpointing:
         base.enable_gradient_checkpointing()
-    return TSDObjective(base, *prompts, TSDConfig(early_steps=int(early)))
+    return TSDObjective(base, prompts[0], prompts[1], TSDConfig(early_steps=int(early)))
 
 
 def without_content(module: nn.Module) -> None:

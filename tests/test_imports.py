@@ -16,7 +16,7 @@ SHIPPED = [ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "install.py", *COR
 COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server")
 WEBUI = ("modules", "backend", "launch", "gradio")
 HOSTS = (*COMFYUI, *WEBUI)
-OPTIONAL = ("accelerate", "peft", "tensorboard", "tifffile", "imagecodecs", "rich", "typer", "diffusers", "PIL")
+OPTIONAL = ("accelerate", "peft", "tensorboard", "tifffile", "imagecodecs", "rich", "cyclopts", "diffusers", "PIL")
 
 
 def run(code: str) -> list[str]:
@@ -67,11 +67,12 @@ print(package.load is load, hasattr(package, "NODE_CLASS_MAPPINGS"))
     assert after == "True False"
 
 
-def test_help_is_shown_without_importing_torch():
-    code = """
+@pytest.mark.parametrize("command", [[], ["upscale"], ["prepare"], ["train", "teacher"], ["train", "tsd"]])
+def test_help_is_shown_without_importing_torch(command):
+    code = f"""
 import sys
 from onestep_sr.sr_models.commands import cli
-sys.argv = ["onestep-sr", "--help"]
+sys.argv = ["onestep-sr", *{command}, "--help"]
 try:
     cli.main()
 except SystemExit as end:
@@ -79,7 +80,7 @@ except SystemExit as end:
 print(*sys.modules)
 """
     *shown, ended, loaded = run(code)
-    assert any("upscale" in line for line in shown)
+    assert any((" ".join(command) or "upscale") in line for line in shown)
     assert ended == "ended 0"
     assert {"torch", "numpy", "safetensors"}.isdisjoint(loaded.split())
 

@@ -1,287 +1,102 @@
-"""The command line. Heavy imports wait until a command runs, so that `--help` is quick."""
+"""The command line. Each command is a dataclass: its fields are the flags, and calling it runs it."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from enum import Enum
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
 
-import typer
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
+from cyclopts.help import DefaultFormatter
+from cyclopts.help.specs import AsteriskColumn, DescriptionColumn, NameColumn, NameRenderer
 
-from .train import train_app
-from .train_sd import prepare_command
+from ..errors import UserError
+from .run_file import read_run_file
+from .terminal import warn
+from .train import Mix, Student, Teacher
+from .train_sd import Prepare, TadSd, Tsd
+from .upscale import Evaluate, Upscale
+from .weights import Convert, Download, Models
 
-if TYPE_CHECKING:
-    from ..core.upscale import Progress
-    from ..jobs.job import FileOptions, Job, Outcome
-    from ..jobs.model_choice import ModelChoice
-
-app = typer.Typer(
-    name="onestep-sr",
-    help="Enlarge images with one evaluation of a distilled diffusion model.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(train_app, name="train")
-app.command("prepare")(prepare_command)
+NAME = "onestep-sr"
+WIDTH_OF_NAMES = 30  # holds the longest flag, and leaves the help enough of 80 columns
 
 
-class Color(str, Enum):
-    auto = "auto"
-    none = "none"
-    wavelet = "wavelet"
-    adain = "adain"
-
-
-class Device(str, Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-class Precision(str, Enum):
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class Format(str, Enum):
-    same = "same"
-    png = "png"
-    jpg = "jpg"
-    webp = "webp"
-    tif = "tif"
-
-
-ModelOption = Annotated[str, typer.Option(help="`bundled`, or a TAD-SR, SinSR, ResShift x4 or own file.")]
-AutoencoderOption = Annotated[
-    Optional[Path],  # noqa: UP045 (typer reads it at run time, on Python 3.10 too)
-    typer.Option(help="The VQ-f4 autoencoder of a published file; else `autoencoder_vq_f4.pth` beside it."),
-]
-RecipeOption = Annotated[
-    str,
-    typer.Option(help="tad-sr, sinsr, resshift or resshift-s4; with --base tsd-sr or tsd-sr-mse; auto: by the name."),
-]
-EmbeddingsOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="TSD-SR's prompt embeddings: the folder of prompt_embeds.pt and pool_embeds.pt."),
-]
-DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
-DtypeOption = Annotated[Precision, typer.Option(help="Precision; auto picks the fastest that does not show.")]
-
-
-@app.command("upscale")
-def upscale_command(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Files, folders or globs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file for one input.")],
-    scale: Annotated[float, typer.Option(help="Output side over input side, 1 to 8.")] = 4.0,
-    model: ModelOption = "bundled",
-    autoencoder: AutoencoderOption = None,
-    recipe: RecipeOption = "auto",
-    tile: Annotated[int, typer.Option(min=0, help="Tile side in px of the network's result; 0: the model's own.")] = 0,
-    overlap: Annotated[int, typer.Option(min=-1, help="What tiles share, in px; -1: the model's own.")] = -1,
-    color: Annotated[Color, typer.Option(help="Match the result's colours to the input's.")] = Color.auto,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Precision.auto,
-    format: Annotated[Format, typer.Option(help="File type of the results.")] = Format.same,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="For JPEG and WebP.")] = 95,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo files that are there already.")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False,
-    batch: Annotated[int, typer.Option(min=0, help="Tiles that go through the network at once; 0: by memory.")] = 0,
-    memory: Annotated[
-        int, typer.Option(min=0, help="MB that a result may take; larger ones go through a file. 0: by what is free.")
-    ] = 0,
-    base: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            help="For TSD-SR: Stable Diffusion 3 medium, a diffusers folder or a checkpoint file. For a LoRA that was "
-            "trained here on 1.5, 2.1 or SDXL: a diffusers folder of that.",
-        ),
-    ] = None,
-    lora: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="The folder of TSD-SR's LoRA or your own (two files), or a file from `convert`."),
-    ] = None,
-    embeddings: EmbeddingsOption = None,
-    prompt: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Encode this text for TSD-SR in place of the published one."),
-    ] = None,
-    offload: Annotated[bool, typer.Option("--offload", help="Keep what TSD-SR does not use on the CPU.")] = False,
-    ray: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="ADDRESS",
-            help="Spread the files over a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for this machine. "
-            "Every node needs this package and the files under the same paths.",
-        ),
-    ] = None,
-) -> None:
-    """Enlarge pictures. Finished files are skipped, broken ones reported at the end."""
-    from ..core.options import UpscaleOptions
-    from ..jobs.job import FileOptions
-    from ..jobs.model_choice import ModelChoice
-    from ..jobs.plan import plan_jobs
-
-    match = None if color is Color.auto else color.value
-    upscale = UpscaleOptions(scale, tile or None, None if overlap < 0 else overlap, match, seed, batch or None)
-    options = FileOptions(upscale, memory or None, quality, overwrite, compare)
-    jobs = plan_jobs(inputs, output, None if format is Format.same else f".{format.value}")
-    choice = ModelChoice(model, autoencoder, recipe, device.value, dtype.value, base, lora, embeddings, prompt, offload)
-    from .terminal import FileAndTileBars
-
+def version() -> str:
+    """Of the installed package, or of the checkout that runs without being installed."""
     try:
-        with FileAndTileBars(len(jobs)) as bars:
-            done = _outcomes(ray, choice, jobs, options, bars.tile_done)
-            outcomes = [bars.file_done(outcome) for outcome in done]
-    except KeyboardInterrupt:
-        typer.echo("Stopped: finished files are kept, nothing is half-written.", err=True)
-        raise typer.Exit(130) from None
-    counts = Counter(outcome.status for outcome in outcomes)
-    _say(f"{counts['done']} done, {counts['skipped']} skipped (already there), {counts['failed']} failed.")
-    for outcome in outcomes:
-        if outcome.status == "failed":
-            typer.echo(outcome.reason, err=True)
-        elif outcome.status == "done" and compare:
-            _say(f"before and after: {outcome.job.comparison}")
-    if counts["failed"]:
-        raise typer.Exit(1)
+        return metadata.version(NAME)
+    except metadata.PackageNotFoundError:
+        project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+        [found] = re.findall(r'^version = "(.+)"', project, re.MULTILINE)
+        return found
 
 
-@app.command("models")
-def models_command(
-    folder: Annotated[Optional[Path], typer.Argument(help="Also say what each file in this folder is.")] = None,  # noqa: UP045
-) -> None:
-    """List the models and recipes that can run."""
-    from ..errors import UserError
-    from ..families.loading import identify
-    from ..families.one_step_lora import TSD_FAMILY
-    from ..families.resshift import RESSHIFT_FAMILY
-
-    _say("bundled      the small x4 model of this project, nothing to download")
-    for recipe in RESSHIFT_FAMILY.values():
-        _say(f"{recipe.name:12} {recipe.title}, x{recipe.scale}, from a published file ({recipe.citation})")
-    for recipe in TSD_FAMILY.values():
-        _say(f"{recipe.name:12} {recipe.title}, any scale, with --base and --lora ({recipe.citation})")
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"{folder} is no folder: name one that holds weights files.")
-    for file in sorted(folder.iterdir()) if folder else ():
-        if file.suffix in (".safetensors", ".pth", ".pt", ".ckpt"):
-            _say(f"{file.name}: {identify(file)}")
-
-
-@app.command("download")
-def download_command(
-    name: Annotated[str, typer.Argument(help="sinsr, resshift, resshift-s4 or sd3-medium.")],
-    to: Annotated[Path, typer.Option(help="The folder to put the files into.")],
-    sha256: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The hash that the first file must have; else the publisher's, where there is one."),
-    ] = None,
-) -> None:
-    """Fetch published weights, which have licences of their own. Nothing is fetched without this command."""
-    from ..checkpoints.download import download
-    from ..families.published import files_of
-    from .terminal import byte_bar
-
-    for position, file in enumerate(files_of(name)):
-        _say(f"{file.name}, {file.licence}, from {file.url}")
-        with byte_bar() as report:
-            found = download(file, to, report, sha256 if position == 0 else None)
-        _say(f"{to / file.name} (sha256 {found})")
-
-
-@app.command("convert")
-def convert_command(
-    lora: Annotated[Path, typer.Argument(help="The folder of TSD-SR's LoRA or your own, or one of its two files.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
-    embeddings: EmbeddingsOption = None,
-) -> None:
-    """Put the two files of a one-step LoRA, and the prompt embeddings if any, into one file."""
-    from dataclasses import replace
-
-    from ..checkpoints import prompt_embeddings
-    from ..errors import UserError
-    from ..families import one_step_lora
-
-    if output.suffix != ".safetensors":
-        raise UserError(f"{output} has to end in .safetensors: choose another name.")
-    if not output.parent.is_dir():
-        raise UserError(f"{output.parent} is no folder: make it first.")
-    weights = one_step_lora.read(lora)
-    if embeddings is not None and weights.unet:
-        raise UserError(f"{weights.base} encodes the prompt with its own CLIP: leave --embeddings out.")
-    if embeddings is not None:
-        weights = replace(weights, embeddings=prompt_embeddings.read_embeddings(embeddings))
-    one_step_lora.save(output, weights)
-    _say(f"{output} holds {one_step_lora.summary(weights)}")
-
-
-@app.command("evaluate")
-def evaluate_command(
-    folder: Annotated[Path, typer.Argument(help="HR pictures, sides multiples of 4.")],
-    model: Annotated[list[str], typer.Option(help="`bundled` or a file; may be given several times.")] = ["bundled"],  # noqa: B006
-    autoencoder: AutoencoderOption = None,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Precision.auto,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Also write the table to this file.")] = None,  # noqa: UP045
-) -> None:
-    """Compare models with bicubic and Lanczos: PSNR, SSIM, NIQE, fine detail, seconds an image."""
-    from ..jobs.model_choice import ModelChoice
-    from ..measures import evaluate as evaluation
-
-    choices = {name: ModelChoice(name, autoencoder, "auto", device.value, dtype.value) for name in model}
-    upscalers = {name: _upscaler(choice) for name, choice in choices.items()}
-    rows = evaluation.evaluate({**evaluation.BASELINES, **upscalers}, folder, evaluation.DEGRADATIONS)
-    from rich.console import Console
-
-    Console(width=140).print(evaluation.render(rows))
-    if json_file is not None:
-        json_file.write_text(evaluation.to_json(rows))
-
-
-def _outcomes(
-    ray: str | None, choice: ModelChoice, jobs: list[Job], options: FileOptions, progress: Progress
-) -> Iterator[Outcome]:
-    """Of the jobs, done on this machine or on a cluster."""
-    if ray is not None:
-        from ..jobs.cluster import run_on_cluster
-
-        return run_on_cluster(ray, choice, jobs, options)
-    from ..jobs.model_choice import open_model
-    from ..jobs.run import run_jobs
-
-    model, warning = open_model(choice)
-    if warning:
-        typer.echo(f"Warning: {warning}", err=True)
-    return run_jobs(model, jobs, options, progress)
-
-
-def _upscaler(choice: ModelChoice):
-    from ..core.upscale import upscale
-    from ..jobs.model_choice import open_model
-
-    model, _ = open_model(choice)
-    return lambda image: upscale(model, image)
-
-
-def _say(line: str) -> None:
-    typer.echo(line)
+app = App(
+    name=NAME,
+    help="Upscale images with one pass of a distilled diffusion model per tile.",
+    help_format="plaintext",
+    help_formatter=DefaultFormatter(
+        column_specs=(
+            AsteriskColumn,
+            NameColumn.copy(renderer=NameRenderer(WIDTH_OF_NAMES), max_width=WIDTH_OF_NAMES),
+            DescriptionColumn,
+        )
+    ),
+    version=version,
+    # Of an option that is given twice the last one counts; lists have no `--empty-` form.
+    default_parameter=Parameter(allow_repeating=True, negative_iterable=""),
+    result_action=["call_if_callable", "return_int_as_exit_code_else_zero"],
+    # `main` turns errors into sentences.
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+)
+train = App(
+    name="train",
+    help="Train a teacher, distil it into a one-step student, or train a one-step LoRA.",
+    config=read_run_file,
+    sort_key=6,
+)
+app.command(Upscale, usage=f"Usage: {NAME} upscale IN... --output PATH [OPTIONS]", sort_key=0)
+for position, command in enumerate((Models, Download, Convert, Evaluate, Prepare), start=1):
+    app.command(command, sort_key=position)
+app.command(train)
+for position, command in enumerate((Teacher, Student, Mix, Tsd, TadSd)):
+    train.command(command, sort_key=position)
 
 
 def main() -> None:
-    """Run the command line; failures that a user can act on end in one sentence and exit code 1."""
-    from ..errors import UserError
+    """Run the command line. Failures that a user can act on end in one sentence on stderr.
 
+    Exit codes: 0; 1 for a UserError or files that failed; 2 for options that do not exist, are missing or have a value
+    they do not take; 130 for Ctrl-C.
+    """
     try:
-        app()
+        sys.exit(app(sys.argv[1:]))
     except UserError as error:
-        typer.echo(f"onestep-sr: {error}", err=True)
+        warn(f"{NAME}: {error}")
         sys.exit(1)
+    except CycloptsError as error:
+        warn(f"{NAME}: {sentence(error)}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        warn("Stopped: finished files are kept, nothing is half-written.")
+        sys.exit(130)
+
+
+def sentence(error: CycloptsError) -> str:
+    """A mistake in the options as one sentence that says where to look them up."""
+    match error:
+        case MissingArgumentError(argument=argument) if argument is not None:
+            name = argument.name if argument.index is None else argument.name.lstrip("-").upper()
+            text = f"{error.keyword} needs a value" if error.keyword else f"{name} is missing"
+        case UnusedCliTokensError(unused_tokens=[token, *_]):
+            text = f"{token!r} is one argument too many"
+        case _:
+            # cyclopts adds what can be chosen, or what may have been meant, as a second sentence.
+            first, *others = re.split(r"[.?]\s+(?=[A-Z])", " ".join(str(error).split()).rstrip(".?"))
+            text = ", ".join([first, *(other[0].lower() + other[1:] for other in others)])
+    command = " ".join([NAME, *(error.command_chain or ())])
+    return f"{text} (see {command} --help)."

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Any
 
-import typer
+from cyclopts import App, ArgumentCollection, UnknownOptionError, default_name_transform
+from cyclopts.config import Dict
 
 from ..errors import UserError
 
 RUN_FILE = "run.toml"
+CONFIG = "config"  # names the file itself, so it is not part of it
 
 
-def run_file_text(context: typer.Context) -> str:
-    """The running command's options, defaults included, as TOML."""
-    names = [option.name for option in context.command.params if option.name not in (None, "config")]
-    values = {name: context.params[name] for name in names if context.params.get(name) is not None}
-    lines = [f"# onestep-sr train {context.info_name} --config {RUN_FILE}"]
-    return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in values.items())]) + "\n"
+def run_file_text(command: Any) -> str:
+    """The options of a command, defaults included, as TOML. `command` is a dataclass; groups in it are flattened."""
+    name = default_name_transform(type(command).__name__)
+    lines = [f"{option} = {_toml(value)}" for option, value in _options(command)]
+    return "\n".join([f"# onestep-sr train {name} --config {RUN_FILE}", *lines]) + "\n"
+
+
+def _options(group: Any) -> Iterator[tuple[str, Any]]:
+    for field in fields(group):
+        value = getattr(group, field.name)
+        if is_dataclass(value):
+            yield from _options(value)
+        elif value is not None and field.name != CONFIG:
+            yield field.name, value
 
 
 def _toml(value: Any) -> str:
@@ -27,29 +39,32 @@ def _toml(value: Any) -> str:
     return json.dumps(str(value.absolute()) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
-def _read_run_file(context: typer.Context, path: Path | None) -> Path | None:
-    if path is not None:
-        context.default_map = {**(context.default_map or {}), **_parse(path, {p.name for p in context.command.params})}
-    return path
+def read_run_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill in the options that the command line leaves out from the file that `--config` names, if it is given.
+
+    A source of options as `cyclopts.App.config` takes it. Raises UserError for a file that cannot be read, and for one
+    with options that the command does not have.
+    """
+    config = arguments.get(f"--{CONFIG}", None)
+    if config is None or not config.tokens:
+        return
+    path = Path(config.tokens[-1].value)
+    try:
+        Dict(_read(path), source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+    except UnknownOptionError as error:
+        name = (error.token.keyword or "").strip("[]").replace("][", ".")
+        raise UserError(
+            f"{path} has an option that this command does not have ({name}): check which command it is for."
+        ) from error
 
 
-def _parse(path: Path, known: set[str | None]) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
 
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a run's TOML file ({error}): check the name.") from error
-    strangers = sorted(values.keys() - known)
-    if strangers:
-        raise UserError(f"{path} has options that this command lacks ({', '.join(strangers)}): is it another one's?")
-    return values
-
-
-ConfigOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--config", is_eager=True, callback=_read_run_file, help="Options from a run.toml; others win."),
-]

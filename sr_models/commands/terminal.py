@@ -1,10 +1,12 @@
-"""Progress in a terminal."""
+"""Lines and progress in a terminal."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.progress import (
     BarColumn,
@@ -16,13 +18,23 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from torch import Tensor
 
-from ..jobs.job import Outcome
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..jobs.job import Outcome
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+def warn(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 class FileAndTileBars:
-    """Two bars, files done and tiles of the present file, and a line for every finished one. A context manager."""
+    """Two bars, files done and tiles of the current file, and a line for every finished one. A context manager."""
 
     def __init__(self, files: int):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -53,7 +65,7 @@ class FileAndTileBars:
 
 @contextmanager
 def byte_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar for one download, moved by calls of (bytes there, bytes in all)."""
+    """A bar for one download, moved by calls of (bytes so far, bytes in all)."""
     with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), transient=True) as bar:
         task = bar.add_task("bytes", total=None)
-        yield lambda there, total: bar.update(task, completed=there, total=total or None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)

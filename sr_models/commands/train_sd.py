@@ -1,228 +1,211 @@
-"""`onestep-sr prepare` and `onestep-sr train tsd`: training on Stable Diffusion. Heavy imports wait."""
+"""`onestep-sr prepare`, `train tsd` and `train tad-sd`: one-step LoRAs for Stable Diffusion."""
 
 from __future__ import annotations
 
-import os
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 
-from .run_file import ConfigOption, run_file_text
-from .train import (
-    AccumulateOption,
-    BatchOption,
-    EmaOption,
-    OutputOption,
-    SaveOption,
-    SeedOption,
-    StepsOption,
-    TrainPrecisionOption,
-    ValidationOption,
-    WorkersOption,
-    train_app,
+from .options import AtLeastOne, AtLeastZero, Device, Output, Whole, flat
+from .terminal import say, warn
+from .training_options import (
+    Precision,
+    StudentWeightOptions,
+    TadTraining,
+    TsdTraining,
+    resolved,
+    say_once,
+    say_result,
 )
 
-BaseOption = Annotated[
+if TYPE_CHECKING:
+    from ..training.sd.prepare import PrepareConfig
+    from ..training.sd.runs import SDRun
+
+Base = Annotated[
     Path,
-    typer.Option(
-        help="Stable Diffusion 3 or 3.5 (a diffusers folder or a checkpoint file), or a diffusers folder of "
-        "1.5, 2.1 or SDXL."
+    Parameter(
+        help="Stable Diffusion 3 or 3.5 (a diffusers folder or a checkpoint file), or a diffusers folder of 1.5, 2.1 "
+        "or SDXL."
     ),
 ]
-if TYPE_CHECKING:
-    from ..training.loop import TrainConfig
-
 LPIPS = "LPIPS on AlexNet"
-ENCODER = "features of the base's own VAE encoder, as no weights of LPIPS are here (--lpips takes them)"
-FolderOption = Optional[Path]  # noqa: UP045
+ENCODER = "features of the base's own VAE encoder, as no weights of LPIPS were found (--lpips takes them)"
 
 
-class Matching(str, Enum):
-    score = "score"
-    velocity = "velocity"
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Make training data: crops, degraded LR counterparts, latents and prompts, once.
+
+    Run it again to resume.
+    """
+
+    folder: Path = field(kw_only=False)
+    "Pictures, read with their subfolders, captions in .txt beside them."
+    output: Output
+    "Folder for the shards."
+    base: Base
+    crop: Whole = 512
+    "Side of the HR crops, a multiple of 64."
+    crops: AtLeastOne = 4
+    "Crops of each picture."
+    shard: AtLeastOne = 64
+    "Crops in a file."
+    seed: Whole = 0
+    "Seed of crops and degradation."
+    captions: bool = True
+    "Encode the captions; needs the base's text encoders."
+    embeddings: Path | None = None
+    "The default prompt, encoded: a folder with prompt_embeds.pt and pool_embeds.pt."
+    null_embeddings: Path | None = None
+    "The empty prompt, encoded in the same way."
+    lr: Path | None = None
+    "Your own LR pictures, under the same names."
+    targets: Path | None = None
+    "A multi-step teacher's results, for tad-sd."
+    device: Device = "auto"
+    "Where to encode."
+    precision: Precision = "no"
+    "`no` is fp32; auto is bf16 or fp16 where the hardware computes in it."
+    workers: AtLeastZero = 2
+    "Processes that read pictures."
+
+    def __call__(self) -> None:
+        from rich.progress import Progress
+
+        from ..core.devices import find_device
+        from ..training.sd.prepare import check, count_pictures
+        from ..training.sd.runs import FROZEN_DTYPES, PromptSource, prepare_data
+
+        config = self.config()
+        check(self.folder, config)
+        total = count_pictures(self.folder) * self.crops
+        with Progress() as progress:
+            task = progress.add_task("crops", total=total)
+            left_out = prepare_data(
+                self.folder,
+                self.output,
+                self.base,
+                config,
+                PromptSource(self.embeddings, self.null_embeddings, self.captions),
+                device=find_device(self.device),
+                dtype=FROZEN_DTYPES[resolved(self.precision)],
+                workers=self.workers,
+                report=lambda crops: progress.advance(task, crops),
+            )
+        for file in left_out:
+            warn(f"{file} was left out: it cannot be read, or has no counterpart of the right size.")
+        say(f"The training data is in {self.output}")
+
+    def config(self) -> PrepareConfig:
+        from ..training.sd.prepare import Partners, PrepareConfig
+
+        partners = Partners(self.lr, self.targets)
+        return PrepareConfig(self.crop, self.crops, self.shard, self.seed, partners=partners)
 
 
-def prepare_command(
-    folder: Annotated[Path, typer.Argument(help="Pictures, read with their subfolders, captions in .txt beside them.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The shards go here.")],
-    base: BaseOption,
-    crop: Annotated[int, typer.Option(help="Side of the HR crops, a multiple of 64.")] = 512,
-    crops: Annotated[int, typer.Option(min=1, help="Crops of each picture.")] = 4,
-    shard: Annotated[int, typer.Option(min=1, help="Crops in a file.")] = 64,
-    seed: SeedOption = 0,
-    captions: Annotated[bool, typer.Option(help="Encode the captions; needs the base's text encoders.")] = True,
-    embeddings: Annotated[
-        FolderOption,
-        typer.Option(help="The default prompt, encoded: a folder with prompt_embeds.pt and pool_embeds.pt."),
-    ] = None,
-    null_embeddings: Annotated[FolderOption, typer.Option(help="The empty prompt, likewise.")] = None,
-    lr: Annotated[FolderOption, typer.Option(help="Your own LR pictures, under the same names.")] = None,
-    targets: Annotated[FolderOption, typer.Option(help="A multi-step teacher's results, for tad-sd.")] = None,
-    device: Annotated[str, typer.Option(help="Where to encode: cpu, cuda, mps; auto picks.")] = "auto",
-    precision: TrainPrecisionOption = "no",
-    workers: WorkersOption = 2,
-) -> None:
-    """Make training data: crops, degraded twins, latents and prompts, once. Run it again to go on."""
-    from rich.progress import Progress
+@flat
+@dataclass(frozen=True, kw_only=True)
+class LoraTraining:
+    """What a LoRA is trained on, and how the base is held in memory."""
 
-    from ..core.devices import find_device
-    from ..errors import UserError
-    from ..training.sd.prepare import Partners, PrepareConfig, check, count_pictures
-    from ..training.sd.runs import FROZEN_DTYPES, PromptSource, prepare_data
+    data: Path = field(kw_only=False)
+    "A folder made by onestep-sr prepare."
+    base: Base
+    rank: AtLeastOne = 64
+    "Rank of the student's LoRA on the network."
+    rank_vae: AtLeastOne = 64
+    "Rank of the student's LoRA on the VAE's encoder."
+    start: Path | None = None
+    "Start from these LoRA files, as published ones."
+    teacher: Path | None = None
+    "A LoRA file applied to the teacher."
+    gradient_checkpointing: bool = True
+    "Less memory, a third slower."
+    fp8: bool = False
+    "Keep the base in fp8: half its memory, less exact."
+    shard: bool = False
+    "Spread the base over the processes (FSDP)."
 
-    if precision not in FROZEN_DTYPES:
-        raise UserError(f"Precision {precision!r} is unknown: choose one of {', '.join(FROZEN_DTYPES)}.")
-    config = PrepareConfig(crop, crops, shard, seed, partners=Partners(lr, targets))
-    check(folder, config)
-    total = count_pictures(folder) * crops
-    with Progress() as progress:
-        task = progress.add_task("crops", total=total)
-        left_out = prepare_data(
-            folder,
-            output,
-            base,
-            config,
-            PromptSource(embeddings, null_embeddings, captions),
-            device=find_device(device),
-            dtype=FROZEN_DTYPES[precision],
-            workers=workers,
-            report=lambda crops: progress.advance(task, crops),
+    def run(self, rank_auxiliary: int) -> SDRun:
+        from ..training.sd.runs import SDRun
+        from ..training.sd.shared_base import Ranks
+
+        return SDRun(
+            base=self.base,
+            data=self.data,
+            ranks=Ranks(self.rank, self.rank_vae, rank_auxiliary),
+            start=self.start,
+            teacher=self.teacher,
+            gradient_checkpointing=self.gradient_checkpointing,
+            fp8=self.fp8,
+            shard=self.shard,
         )
-    for file in left_out:
-        typer.echo(f"{file} was left out: it is broken, or lacks a partner of the right size.", err=True)
-    typer.echo(f"The training data is in {output}")
 
 
-PreparedArgument = Annotated[Path, typer.Argument(help="A folder made by onestep-sr prepare.")]
-StudentRateOption = Annotated[float, typer.Option(help="AdamW's, of the student.")]
-WarmupOption = Annotated[int, typer.Option(min=0, help="Steps in which the learning rates rise.")]
-RankOption = Annotated[int, typer.Option(min=1, help="Of the student's LoRA on the network.")]
-VaeRankOption = Annotated[int, typer.Option(min=1, help="Of the student's LoRA on the VAE's encoder.")]
-StartOption = Annotated[FolderOption, typer.Option(help="Go on from these LoRA files, as published ones.")]
-TeacherOption = Annotated[FolderOption, typer.Option(help="A LoRA file that the teacher wears.")]
-CheckpointingOption = Annotated[bool, typer.Option(help="Less memory, a third slower.")]
-LpipsOption = Annotated[FolderOption, typer.Option(help="A folder with AlexNet's weights and LPIPS's alex.pth.")]
-Fp8Option = Annotated[bool, typer.Option("--fp8/--no-fp8", help="Keep the base in fp8: half its memory, less exact.")]
-ShardOption = Annotated[bool, typer.Option("--shard/--no-shard", help="Spread the base over the processes (FSDP).")]
-MusiqOption = Annotated[FolderOption, typer.Option(help="MUSIQ's weights, to validate by it: musiq_koniq_ckpt-*.pth.")]
-BestOption = Annotated[
-    str, typer.Option(help="The score that decides the best result: psnr, ssim, niqe, lpips or musiq.")
-]
+@dataclass(frozen=True, kw_only=True)
+class Tsd:
+    """Train a one-step SR LoRA by target score distillation (TSD-SR).
+
+    Run it again to resume.
+    """
+
+    lora: LoraTraining = field(kw_only=False)
+    training: TsdTraining
+    learning_rate: float = 5e-6
+    "AdamW's, of the student."
+    auxiliary_learning_rate: float = 1e-6
+    "AdamW's, of the auxiliary model."
+    guidance: float = 7.5
+    "Classifier-free guidance of teacher and auxiliary."
+    early_steps: AtLeastZero = 50_000
+    "For this many steps the student stays near the HR latent; later ones sample along DASM."
+    matching: Literal["score", "velocity"] = "score"
+    "What target score matching compares: score, as in the paper; velocity, as published."
+    rank_auxiliary: AtLeastOne = 64
+    "Rank of the auxiliary's LoRA."
+
+    def __call__(self) -> None:
+        from ..measures.lpips import find_lpips
+        from ..training.sd.runs import train_tsd
+        from ..training.sd.tsd_objective import TSDConfig
+
+        distance = find_lpips(self.training.lpips)
+        say_once(f"Perceptual loss: {LPIPS if distance else ENCODER}.")
+        method = TSDConfig(
+            self.learning_rate, self.auxiliary_learning_rate, self.guidance, self.early_steps, self.matching
+        )
+        config, run = self.training.config_of(self), self.lora.run(self.rank_auxiliary)
+        say_result("LoRA", train_tsd(config, run, method, distance))
 
 
-@train_app.command("tsd")
-def train_tsd_command(
-    context: typer.Context,
-    data: PreparedArgument,
-    base: BaseOption,
-    output: OutputOption,
-    config: ConfigOption = None,
-    steps: StepsOption = 100_000,
-    batch: BatchOption = 2,
-    accumulate: AccumulateOption = 1,
-    learning_rate: StudentRateOption = 5e-6,
-    auxiliary_learning_rate: Annotated[float, typer.Option(help="AdamW's, of the auxiliary model.")] = 1e-6,
-    warmup: WarmupOption = 3000,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance of teacher and auxiliary.")] = 7.5,
-    early_steps: Annotated[
-        int, typer.Option(min=0, help="So many steps hold on to the HR latent; later ones sample along DASM.")
-    ] = 50_000,
-    matching: Annotated[
-        Matching,
-        typer.Option(help="What target score matching compares: score, as in the paper; velocity, as published."),
-    ] = Matching.score,
-    rank: RankOption = 64,
-    rank_vae: VaeRankOption = 64,
-    rank_auxiliary: Annotated[int, typer.Option(min=1, help="Of the auxiliary's LoRA.")] = 64,
-    start: StartOption = None,
-    teacher: TeacherOption = None,
-    lpips: LpipsOption = None,
-    musiq: MusiqOption = None,
-    gradient_checkpointing: CheckpointingOption = True,
-    fp8: Fp8Option = False,
-    shard: ShardOption = False,
-    ema: EmaOption = 0.999,
-    precision: TrainPrecisionOption = "auto",
-    seed: SeedOption = 0,
-    workers: WorkersOption = 1,
-    save_every: SaveOption = 500,
-    validation: ValidationOption = None,
-    best: BestOption = "psnr",
-) -> None:
-    """Train a one-step SR LoRA by target score distillation (TSD-SR). Run it again to go on where it stopped."""
-    from ..measures.lpips import find_lpips
-    from ..training.sd.runs import SDRun, train_tsd
-    from ..training.sd.shared_base import Ranks
-    from ..training.sd.tsd_objective import TSDConfig
+@dataclass(frozen=True, kw_only=True)
+class TadSd:
+    """Train a one-step SR LoRA by time-aware distillation (TAD-SR).
 
-    distance = find_lpips(lpips)
-    _say_once(f"Perceptual loss: {LPIPS if distance else ENCODER}.")
-    run = SDRun(base, data, Ranks(rank, rank_vae, rank_auxiliary), start, teacher, gradient_checkpointing, fp8, shard)
-    method = TSDConfig(learning_rate, auxiliary_learning_rate, guidance, early_steps, matching.value)
-    _say_once(f"The LoRA is in {train_tsd(_train_config(context), run, method, distance)}")
+    It learns from the targets that were prepared, or from HR. Run it again to resume.
+    """
 
+    lora: LoraTraining = field(kw_only=False)
+    training: TadTraining
+    learning_rate: float = 5e-6
+    "AdamW's, of the student."
+    discriminator_learning_rate: float = 5e-5
+    "AdamW's, of the discriminator."
+    auxiliary_learning_rate: float = 1e-6
+    "AdamW's, of the auxiliary model."
+    weights: StudentWeightOptions = field(default_factory=StudentWeightOptions)
+    rank_auxiliary: AtLeastZero = 0
+    "Rank of an auxiliary LoRA, which the base is then compared with in place of the target; 0: none."
 
-@train_app.command("tad-sd")
-def train_tad_command(
-    context: typer.Context,
-    data: PreparedArgument,
-    base: BaseOption,
-    output: OutputOption,
-    config: ConfigOption = None,
-    steps: StepsOption = 30_000,
-    batch: BatchOption = 2,
-    accumulate: AccumulateOption = 1,
-    learning_rate: StudentRateOption = 5e-6,
-    discriminator_learning_rate: Annotated[float, typer.Option(help="AdamW's, of the discriminator.")] = 5e-5,
-    auxiliary_learning_rate: Annotated[float, typer.Option(help="AdamW's, of the auxiliary model.")] = 1e-6,
-    warmup: WarmupOption = 1000,
-    regression_weight: Annotated[float, typer.Option(help="Weight of the distance to the target.")] = 1.0,
-    score_weight: Annotated[float, typer.Option(help="Weight of high-frequency score distillation.")] = 1.0,
-    adversarial_weight: Annotated[float, typer.Option(help="Weight of the time-aware discriminator.")] = 0.02,
-    rank: RankOption = 64,
-    rank_vae: VaeRankOption = 64,
-    rank_auxiliary: Annotated[
-        int, typer.Option(min=0, help="Of an auxiliary LoRA to compare the base with, not the target; 0: none.")
-    ] = 0,
-    start: StartOption = None,
-    teacher: TeacherOption = None,
-    lpips: LpipsOption = None,
-    musiq: MusiqOption = None,
-    gradient_checkpointing: CheckpointingOption = True,
-    fp8: Fp8Option = False,
-    shard: ShardOption = False,
-    ema: EmaOption = 0.999,
-    precision: TrainPrecisionOption = "auto",
-    seed: SeedOption = 0,
-    workers: WorkersOption = 1,
-    save_every: SaveOption = 500,
-    validation: ValidationOption = None,
-    best: BestOption = "psnr",
-) -> None:
-    """Train a one-step SR LoRA by time-aware distillation (TAD-SR): towards the targets that were prepared, or HR."""
-    from ..training.pixel_objectives import StudentWeights
-    from ..training.sd.runs import SDRun, train_tad
-    from ..training.sd.shared_base import Ranks
-    from ..training.sd.tad_objective import TADConfig
+    def __call__(self) -> None:
+        from ..training.sd.runs import train_tad
+        from ..training.sd.tad_objective import TADConfig
 
-    run = SDRun(base, data, Ranks(rank, rank_vae, rank_auxiliary), start, teacher, gradient_checkpointing, fp8, shard)
-    weights = StudentWeights(regression_weight, score_weight, adversarial_weight)
-    method = TADConfig(learning_rate, discriminator_learning_rate, auxiliary_learning_rate, weights)
-    _say_once(f"The LoRA is in {train_tad(_train_config(context), run, method)}")
-
-
-def _train_config(context: typer.Context) -> TrainConfig:
-    """From the options that every training command has."""
-    from ..training.loop import TrainConfig
-
-    shared = ("output", "steps", "batch", "accumulate", "warmup", "ema", "precision", "seed", "workers", "save_every")
-    options = {name: context.params[name] for name in (*shared, "validation", "best", "lpips", "musiq")}
-    return TrainConfig(**options, run_file=run_file_text(context))
-
-
-def _say_once(line: str) -> None:
-    """From the first of the processes that accelerate launches."""
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(line)
+        method = TADConfig(
+            self.learning_rate, self.discriminator_learning_rate, self.auxiliary_learning_rate, self.weights.built()
+        )
+        config, run = self.training.config_of(self), self.lora.run(self.rank_auxiliary)
+        say_result("LoRA", train_tad(config, run, method))

@@ -14,7 +14,6 @@ from onestep_sr.sr_models.checkpoints.download import HuggingFaceFile, download
 from onestep_sr.sr_models.commands.cli import app
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.published import PUBLISHED, files_of
-from typer.testing import CliRunner
 
 CONTENT = bytes(range(256)) * 20_000
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -147,11 +146,11 @@ def test_an_address_that_nobody_answers_is_one_sentence(tmp_path: Path, monkeypa
         download(FILE, tmp_path, ignore)
 
 
-def test_the_command_fetches_by_name(publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_fetches_by_name(publisher: Publisher, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(PUBLISHED, "sd3-medium", (FILE,))
-    result = CliRunner().invoke(app, ["download", "sd3-medium", "--to", str(tmp_path)])
-    assert result.exit_code == 0, result.output
-    assert f"sha256 {HASH}" in result.output.replace("\n", "") and "free" in result.output
+    assert app(["download", "sd3-medium", "--to", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert f"sha256 {HASH}" in output.replace("\n", "") and "free" in output
     assert (tmp_path / FILE.name).read_bytes() == CONTENT
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click import Command, Context
 from onestep_sr.sr_models.canvas.degradation import Degradation
-from onestep_sr.sr_models.commands.train import train_app
+from onestep_sr.sr_models.commands.train import PhotoOptions, Teacher
+from onestep_sr.sr_models.commands.training_options import TrainingOptions
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.measures.lpips import Lpips
 from onestep_sr.sr_models.measures.musiq import Musiq
@@ -22,7 +22,6 @@ from places import PHOTOS
 from safetensors.torch import load_file
 from small_students import TEACHER, batch, network, student_objective
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from typer.main import get_command
 
 
 def config(output: Path, **changes: object) -> loop.TrainConfig:
@@ -160,10 +159,11 @@ def test_unknown_settings_end_in_one_sentence(changes: dict, words: str, tmp_pat
 def test_halves_are_chosen_only_where_there_are_units_for_them(has_units, precision, monkeypatch) -> None:
     """And before the options are written down, so that a run goes on elsewhere in what it had."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_units)
-    option = next(each for each in get_command(train_app).commands["teacher"].params if each.name == "precision")
-    context = Context(Command("teacher"))
-    assert option.process_value(context, "auto") == precision
-    assert option.process_value(context, "fp16") == "fp16"
+    for asked, expected in (("auto", precision), ("fp16", "fp16")):
+        training = TrainingOptions(output=Path("run"), precision=asked)
+        started = training.config_of(Teacher(PhotoOptions(Path("photos")), training=training))
+        assert started.precision == expected
+        assert f'precision = "{expected}"' in started.run_file.splitlines()
 
 
 def test_pairs_are_a_pure_function_of_seed_and_index() -> None:

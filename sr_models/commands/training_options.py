@@ -1,0 +1,136 @@
+"""Options that several training commands share, and what each run says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .options import AtLeastOne, AtLeastZero, Output, Whole, flat
+from .run_file import run_file_text
+from .terminal import say
+
+if TYPE_CHECKING:
+    from ..training.loop import TrainConfig
+    from ..training.pixel_objectives import StudentWeights
+
+Precision = Literal["auto", "no", "bf16", "fp16"]
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What every training command takes."""
+
+    output: Output
+    "Folder for checkpoints, logs and the result."
+    config: Path | None = None
+    "Take options from this run.toml; those on the command line win."
+    steps: AtLeastOne = 30_000
+    "Updates of the weights."
+    batch: AtLeastOne = 16
+    "Crops per process and backward pass."
+    accumulate: AtLeastOne = 1
+    "Backward passes per update."
+    ema: float = 0.999
+    "Decay of the averaged weights."
+    precision: Precision = "auto"
+    "`no` is fp32; auto is bf16 or fp16 where the hardware computes in it."
+    seed: Whole = 0
+    "Seed of crops, degradation and noise."
+    workers: AtLeastZero = 1
+    "Processes that read pictures."
+    save_every: AtLeastOne = 500
+    "Steps between checkpoints."
+    validation: Path | None = None
+    "Folder of pictures for validation scores and sample strips."
+
+    def config_of(self, command: Any) -> TrainConfig:
+        """The settings of the run that `command`, whose `training` this is, starts.
+
+        Its run.toml names the precision that was chosen, so that the run resumes in it elsewhere.
+        """
+        from ..training.loop import TrainConfig
+
+        chosen = replace(self, precision=resolved(self.precision))
+        return TrainConfig(
+            output=chosen.output,
+            steps=chosen.steps,
+            batch=chosen.batch,
+            accumulate=chosen.accumulate,
+            ema=chosen.ema,
+            precision=chosen.precision,
+            seed=chosen.seed,
+            workers=chosen.workers,
+            save_every=chosen.save_every,
+            validation=chosen.validation,
+            run_file=run_file_text(replace(command, training=chosen)),
+        )
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class TsdTraining(TrainingOptions):
+    """How long a LoRA is trained, and how it is validated."""
+
+    steps: AtLeastOne = 100_000
+    batch: AtLeastOne = 2
+    warmup: AtLeastZero = 3000
+    "Steps in which the learning rates rise."
+    best: Literal["psnr", "ssim", "niqe", "lpips", "musiq"] = "psnr"
+    "The validation score that decides the best result."
+    lpips: Path | None = None
+    "A folder with AlexNet's weights and LPIPS's alex.pth."
+    musiq: Path | None = None
+    "MUSIQ's weights, to validate by it: musiq_koniq_ckpt-*.pth."
+
+    def config_of(self, command: Any) -> TrainConfig:
+        shared = super().config_of(command)
+        return replace(shared, warmup=self.warmup, best=self.best, lpips=self.lpips, musiq=self.musiq)
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class TadTraining(TsdTraining):
+    """As TSD's, with the length of its own."""
+
+    steps: AtLeastOne = 30_000
+    warmup: AtLeastZero = 1000
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class StudentWeightOptions:
+    """How much each loss of time-aware distillation counts."""
+
+    regression_weight: float = 1.0
+    "Weight of the distance to the target, the teacher's result."
+    score_weight: float = 1.0
+    "Weight of high-frequency score distillation."
+    adversarial_weight: float = 0.02
+    "Weight of the time-aware discriminator."
+
+    def built(self) -> StudentWeights:
+        from ..training.pixel_objectives import StudentWeights
+
+        return StudentWeights(self.regression_weight, self.score_weight, self.adversarial_weight)
+
+
+def resolved(precision: Precision) -> str:
+    """`auto` as what this machine trains in fastest."""
+    if precision != "auto":
+        return precision
+    from ..training.loop import fastest_precision
+
+    return fastest_precision()
+
+
+def say_once(line: str) -> None:
+    """From the first of the processes that accelerate launches."""
+    if os.environ.get("RANK", "0") == "0":
+        say(line)
+
+
+def say_result(kind: str, path: Path) -> None:
+    say_once(f"The {kind} is in {path}")

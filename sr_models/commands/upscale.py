@@ -1,0 +1,141 @@
+"""`onestep-sr upscale` and `onestep-sr evaluate`: running models on pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, Switch, Whole
+from .terminal import FileAndTileBars, say, warn
+
+if TYPE_CHECKING:
+    from ..core.upscale import Progress
+    from ..jobs.job import FileOptions, Job, Outcome
+    from ..measures.evaluate import Upscaler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upscale:
+    """Upscale pictures.
+
+    Finished files are skipped; files that cannot be read are reported at the end.
+    """
+
+    inputs: Annotated[list[str], Parameter(name="in")] = field(kw_only=False)
+    "Files, folders or globs."
+    output: Output
+    "A folder, or a file for one input."
+    scale: float = 4.0
+    "Output side over input side, 1 to 8."
+    model: ModelOptions = field(default_factory=ModelOptions)
+    tile: AtLeastZero = 0
+    "Tile side in px of the network's result; 0: the model's own."
+    overlap: Annotated[Whole, Parameter(validator=Number(gte=-1))] = -1
+    "What tiles share, in px; -1: the model's own."
+    color: Literal["auto", "none", "wavelet", "adain"] = "auto"
+    "Match the result's colours to the input's."
+    seed: Whole = 0
+    "Seed of the noise."
+    format: Literal["same", "png", "jpg", "webp", "tif"] = "same"
+    "File type of the results."
+    quality: Annotated[Whole, Parameter(validator=Number(gte=1, lte=100))] = 95
+    "For JPEG and WebP."
+    overwrite: Switch = False
+    "Redo files that exist already."
+    compare: Switch = False
+    "Also write a before/after picture."
+    batch: AtLeastZero = 0
+    "Tiles that go through the network at once; 0: by memory."
+    memory: AtLeastZero = 0
+    "MB that a result may take; larger ones go through a file. 0: by free memory."
+    ray: str | None = None
+    """Address of a Ray cluster to spread the files over: auto, HOST:PORT, ray://HOST:PORT, or local for this machine.
+    Every node needs this package and the files under the same paths."""
+
+    def __call__(self) -> int:
+        from ..jobs.plan import plan_jobs
+
+        jobs = plan_jobs(self.inputs, self.output, None if self.format == "same" else f".{self.format}")
+        with FileAndTileBars(len(jobs)) as bars:
+            outcomes = [bars.file_done(outcome) for outcome in self._outcomes(jobs, bars.tile_done)]
+        return self._report(outcomes)
+
+    def options(self) -> FileOptions:
+        """What is done to every file. On the command line 0, -1 and `auto` leave a choice open, where the options
+        have None."""
+        from ..core.options import UpscaleOptions
+        from ..jobs.job import FileOptions
+
+        upscale = UpscaleOptions(
+            scale=self.scale,
+            tile=self.tile or None,
+            overlap=None if self.overlap < 0 else self.overlap,
+            color=None if self.color == "auto" else self.color,
+            seed=self.seed,
+            batch=self.batch or None,
+        )
+        return FileOptions(upscale, self.memory or None, self.quality, self.overwrite, self.compare)
+
+    def _outcomes(self, jobs: list[Job], progress: Progress) -> Iterator[Outcome]:
+        """Of the jobs, done on this machine or on a cluster."""
+        if self.ray is not None:
+            from ..jobs.cluster import run_on_cluster
+
+            return run_on_cluster(self.ray, self.model.choice(), jobs, self.options())
+        from ..jobs.model_choice import open_model
+        from ..jobs.run import run_jobs
+
+        model, warning = open_model(self.model.choice())
+        if warning:
+            warn(f"Warning: {warning}")
+        return run_jobs(model, jobs, self.options(), progress)
+
+    def _report(self, outcomes: list[Outcome]) -> int:
+        """Say what became of the files; returns the exit code."""
+        counts = Counter(outcome.status for outcome in outcomes)
+        say(f"{counts['done']} done, {counts['skipped']} skipped (exist already), {counts['failed']} failed.")
+        for outcome in outcomes:
+            if outcome.status == "failed":
+                warn(outcome.reason)
+            elif outcome.status == "done" and self.compare:
+                say(f"before and after: {outcome.job.comparison}")
+        return 1 if counts["failed"] else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Compare models with bicubic and Lanczos: PSNR, SSIM, NIQE, fine detail, seconds per image."""
+
+    folder: Path = field(kw_only=False)
+    "HR pictures, sides multiples of 4."
+    model: Annotated[list[str], Parameter(show_default="bundled")] = field(default_factory=lambda: ["bundled"])
+    "`bundled` or a file; may be given several times."
+    opening: OpeningOptions = field(default_factory=OpeningOptions)
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None
+    "Also write the table to this file."
+
+    def __call__(self) -> None:
+        from rich.console import Console
+
+        from ..measures import evaluate
+
+        upscalers = {**evaluate.BASELINES, **{name: self._upscaler(name) for name in self.model}}
+        rows = evaluate.evaluate(upscalers, self.folder, evaluate.DEGRADATIONS)
+        Console(width=140).print(evaluate.render(rows))
+        if self.json_file is not None:
+            self.json_file.write_text(evaluate.to_json(rows))
+
+    def _upscaler(self, model: str) -> Upscaler:
+        from ..core.upscale import upscale
+        from ..jobs.model_choice import ModelChoice, open_model
+
+        opening = self.opening
+        choice = ModelChoice(model, opening.autoencoder, device=opening.device, dtype=opening.dtype)
+        opened, _ = open_model(choice)
+        return lambda image: upscale(opened, image)

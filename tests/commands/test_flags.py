@@ -1,0 +1,143 @@
+"""What each command takes: names, defaults and help, as `--help` shows them."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from cyclopts import App
+from onestep_sr.sr_models.commands.cli import app, main
+from onestep_sr.sr_models.commands.train_sd import Prepare
+from onestep_sr.sr_models.commands.training_options import StudentWeightOptions
+from onestep_sr.sr_models.commands.upscale import Upscale
+from onestep_sr.sr_models.jobs.job import FileOptions
+from onestep_sr.sr_models.jobs.model_choice import ModelChoice
+from onestep_sr.sr_models.training.pixel_objectives import StudentWeights
+from onestep_sr.sr_models.training.sd.prepare import PrepareConfig
+from rich.console import Console
+
+# Flags are a promise: scripts and run.toml files carry them. `=` is a default, `!` marks what must be given.
+TRAINING = """--output! -o --config --steps=30000 --batch=16 --accumulate=1 --ema=0.999 --precision=auto --seed=0
+    --workers=1 --save-every=500 --validation"""
+LORA = """--base! --rank=64 --rank-vae=64 --start --teacher --gradient-checkpointing=True --no-gradient-checkpointing
+    --fp8=False --no-fp8 --shard=False --no-shard --best=psnr --lpips --musiq"""
+WEIGHTS = "--regression-weight=1.0 --score-weight=1.0 --adversarial-weight=0.02"
+FLAGS = {
+    "upscale": """--in! --output! -o --scale=4.0 --model=bundled --recipe=auto --autoencoder --device=auto --dtype=auto
+        --base --lora --embeddings --prompt --offload --tile=0 --overlap=-1 --color=auto --seed=0 --format=same
+        --quality=95 --overwrite --compare --batch=0 --memory=0 --ray""",
+    "models": "--folder",
+    "download": "--name! --to! --sha256",
+    "convert": "--lora! --output! -o --embeddings",
+    "evaluate": "--folder! --model=bundled --autoencoder --device=auto --dtype=auto --json",
+    "prepare": """--folder! --output! -o --base! --crop=512 --crops=4 --shard=64 --seed=0 --captions=True --no-captions
+        --embeddings --null-embeddings --lr --targets --device=auto --precision=no --workers=2""",
+    "train teacher": f"--data! --crop=128 {TRAINING} --learning-rate=0.0005 --init --regression",
+    "train student": f"--data! --crop=128 {TRAINING} --teacher! --learning-rate=5e-05 {WEIGHTS}",
+    "train mix": "--student! --teacher! --output! -o --share=0.8",
+    "train tsd": f"""--data! {LORA} {TRAINING.replace("=30000", "=100000").replace("=16", "=2")} --warmup=3000
+        --learning-rate=5e-06 --auxiliary-learning-rate=1e-06 --guidance=7.5 --early-steps=50000 --matching=score
+        --rank-auxiliary=64""",
+    "train tad-sd": f"""--data! {LORA} {TRAINING.replace("=16", "=2")} --warmup=1000 --learning-rate=5e-06
+        --discriminator-learning-rate=5e-05 --auxiliary-learning-rate=1e-06 {WEIGHTS} --rank-auxiliary=0""",
+}
+
+
+def help_of(command: str, columns: int) -> str:
+    console = Console(file=StringIO(), width=columns)
+    app([*command.split(), "--help"], console=console)
+    return console.file.getvalue()
+
+
+def commands(of: App = app, before: str = "") -> set[str]:
+    """The names of all commands, with the group that they are in."""
+    names: set[str] = set()
+    for name in (name for name in of if not name.startswith("-")):
+        names |= commands(of[name], f"{before}{name} ") or {before + name}
+    return names
+
+
+def test_the_table_is_complete() -> None:
+    assert commands() == set(FLAGS)
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags_keep_their_names_and_defaults(command: str) -> None:
+    found = set()
+    for line in help_of(command, 400).splitlines():
+        if row := re.match(r"│ ([* ])  ((?:[A-Z]+ )?-.*?)  +(\S.*?) *│$", line):
+            required, names, description = row.groups()
+            first, *others = (name for name in names.split() if name.startswith("-"))
+            default = re.search(r"\[default: (.*)\]", description)
+            found |= {first + ("!" if required == "*" else "") + (f"={default[1]}" if default else ""), *others}
+            assert re.match(r"[^\[]+\.", description), f"{first} has no help"
+        elif wrapped := re.match(r"│ {6}(--\S+)", line):
+            found.add(wrapped[1])
+    assert found == set(FLAGS[command].split())
+
+
+@pytest.mark.parametrize("command", ["", "train", *FLAGS])
+def test_help_fits_in_80_columns_and_breaks_no_name(command: str) -> None:
+    text = help_of(command, 80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    names = {re.split("[=!]", flag)[0] for flag in FLAGS.get(command, "").split()}
+    assert names <= set(text.split())
+
+
+# A mistake in the words after the command, and what the sentence must say.
+MISTAKES = {
+    "no input": ("upscale -o out", "IN is missing"),
+    "no output": ("upscale a.png", "--output is missing"),
+    "no value": ("upscale a.png -o", "-o needs a value"),
+    "unknown option": ("upscale a.png -o out --scal 3", "--scal, did you mean --scale"),
+    "no negative form": ("upscale a.png -o out --no-overwrite", "--no-overwrite"),
+    "not a number": ("upscale a.png -o out --scale big", '"big"'),
+    "not whole": ("upscale a.png -o out --tile 1.5", '"1.5"'),
+    "out of range": ("upscale a.png -o out --quality 101", '"101" for --quality, must be <= 100'),
+    "not a choice": ("upscale a.png -o out --color blue", '"auto", "none", "wavelet", "adain"'),
+    "unknown precision": ("train teacher photos -o run --precision fp8", '"fp8"'),
+    "unknown device": ("prepare photos -o data --base sd3 --device abacus", '"abacus"'),
+    "too many": ("train mix a b c -o d", "'c' is one argument too many"),
+    "unknown command": ("upscail", 'did you mean "upscale"'),
+    "unknown training": ("train pupil", "teacher, student, mix, tsd, tad-sd"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_in_the_options_ends_in_one_sentence(case: str, capsys, monkeypatch) -> None:
+    words, named = MISTAKES[case]
+    monkeypatch.setattr("sys.argv", ["onestep-sr", *words.split()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    out, errors = capsys.readouterr()
+    assert not out
+    [line] = errors.splitlines()
+    assert line.startswith("onestep-sr: ") and named in line and line.endswith(" --help).")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train"]])
+def test_help_is_shown_where_no_command_is_given(words: list[str], capsys) -> None:
+    assert app(words) == 0
+    assert "Usage: onestep-sr" in capsys.readouterr().out
+
+
+def test_the_version_is_the_packages_own(capsys) -> None:
+    app(["--version"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_the_last_of_an_option_that_is_given_twice_counts() -> None:
+    make, bound, _ = app.parse_args("train mix a b -o c --share 0.1 --share 0.2")
+    assert make(*bound.args, **bound.kwargs).share == 0.2
+
+
+def test_defaults_are_those_of_what_they_set() -> None:
+    """The command line and Python upscale, prepare and weigh in the same way where nothing is said."""
+    upscale = Upscale(["a.png"], output=Path("out"))
+    assert upscale.options() == FileOptions()
+    assert upscale.model.choice() == ModelChoice()
+    assert Prepare(Path("photos"), output=Path("data"), base=Path("sd3")).config() == PrepareConfig()
+    assert StudentWeightOptions().built() == StudentWeights()

@@ -10,7 +10,7 @@ INSTALL := $(RUN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/standalone.installed
 	$(RUN)/onestep-sr upscale demo/photo.png -o demo-output --compare --overwrite
 
-# One thread to a job: threads that wait for each other cost more than they bring at the size of the tests.
+# One thread per job: at the size of the tests, more threads cost more time than they save.
 test: lint
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(JOBS) --dist loadfile
 

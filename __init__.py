@@ -1,4 +1,4 @@
-"""One-Step SR: enlarge images with one network evaluation. ComfyUI loads this folder; so does `import onestep_sr`."""
+"""One-Step SR: one-step diffusion upscaling. A ComfyUI node pack and a Python package."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,14 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    """ComfyUI's entry point (V3): the pack's nodes. Nothing is imported before the host asks."""
+    """ComfyUI's entry point (V3). The nodes are imported only when the host calls it."""
     from .nodes import OneStepSRExtension
 
     return OneStepSRExtension()
 
 
 def __getattr__(name: str) -> Any:
-    """The core's public names, imported when they are first used."""
+    """Import the core's public names when they are first used."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import sr_models

@@ -1,7 +1,7 @@
-"""Automatic1111 and Forge run this file before they start. Anywhere else, ComfyUI included, it does nothing.
+"""Automatic1111 and Forge run this file before they start. In ComfyUI and elsewhere it does nothing.
 
-It installs what the host lacks of this pack's two dependencies, without anything that they might bring along, so
-that torch and numpy stay as they are.
+It installs this pack's two dependencies if they are missing, but not the dependencies of those, so torch and numpy
+stay unchanged.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""Which part of score distillation does what, at a size that a CPU trains: one teacher, five students, one table.
+"""Compare the parts of score distillation at a size that a CPU can train: one teacher, several students, one table.
 
     python benchmarks/distill_comparison.py PHOTOS VALIDATION -o runs/comparison
 
-A flow-matching teacher of the bundled network's size learns what to add to the bicubically enlarged LR, in
-pixel-shuffle space; it starts from the bundled weights, which saves most of the hours. Students start as its copy
-and learn for equally many steps:
+A flow-matching teacher of the bundled network's size learns the difference between HR and the bicubically enlarged LR,
+in pixel-shuffle space; it starts from the bundled weights, which saves most of the training time. Students start as
+copies of the teacher and train for the same number of steps:
 
-- regression: mean squared distance to HR alone;
-- VSD: and the score difference of teacher and auxiliary; TSD: and target score matching; TSD+DASM: and four points
-  along the trajectory (TSD-SR, arXiv 2411.18263); the last two also with velocities in place of scores (`-v`), as the
-  published script has it;
+- regression: mean squared distance to HR only;
+- VSD: plus the score difference of teacher and auxiliary; TSD: plus target score matching; TSD+DASM: plus four points
+  along the trajectory (TSD-SR, arXiv 2411.18263); the last two also with velocities instead of scores (`-v`), as in
+  the published script;
 - TAD: distance to the teacher's own 8-step result, score difference near the clean end, and a time-aware
   discriminator (TAD-SR, arXiv 2408.07476).
 
-Everything is kept in the output folder, and a second run goes on where the first one stopped. `--seed` changes crops,
-degradations and noise; the table is of the `--students` named.
+All results are stored in the output folder, and an interrupted run resumes. `--seed` changes crops, degradations and
+noise; the table contains the given `--students`.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-SPREAD = 0.08  # of HR around the enlarged LR: divided by it, what the networks learn has a variance of about 1
+SPREAD = 0.08  # deviation of HR from the enlarged LR; dividing by it gives the networks' targets a variance of about 1
 PROCESS = flow_matching(1.0)
 TEACHER_STEPS = 8
 SHARE = tsd.VSD_SHARE
-SCORES: dict[str, tuple[float, int, tsd.Matching]] = {  # VSD's share, points, what target score matching compares
+SCORES: dict[str, tuple[float, int, tsd.Matching]] = {  # VSD's share, DASM points, what target score matching compares
     "vsd": (1.0, 1, "score"),
     "tsd": (SHARE, 1, "score"),
     "tsd-dasm": (SHARE, 4, "score"),
@@ -63,14 +63,14 @@ SCORES: dict[str, tuple[float, int, tsd.Matching]] = {  # VSD's share, points, w
     "tsd-dasm-v": (SHARE, 4, "velocity"),
 }
 STUDENTS = ("regression", *SCORES, "tad")
-PICTURES, DETAIL = (3, 11), 176  # of the validation folder, and the side of what is shown of them
+PICTURES, DETAIL = (3, 11), 176  # indices in the validation folder, and the side of the details shown
 
 
 class Detail(nn.Module):
-    """A network that knows the LR: x_0 of what is missing in the enlarged LR, from a noisy one and its index.
+    """A network that predicts the detail missing in the enlarged LR, from noisy detail, its index and the LR.
 
-    It is preconditioned: x_0 = (1 - s) / d^2 z_t + s / d F(z_t / d) with d^2 = (1 - s)^2 + s^2, so that input and
-    output of F have a variance of 1 at every s (EDM, arXiv 2206.00364, equation 7, for data of variance 1).
+    It is preconditioned: x_0 = (1 - s) / d^2 z_t + s / d F(z_t / d) with d^2 = (1 - s)^2 + s^2, so that the input
+    and output of F have a variance of 1 at every s (EDM, arXiv 2206.00364, equation 7, for data of variance 1).
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Detail(nn.Module):
 
     @classmethod
     def from_bundled(cls) -> Detail:
-        """The bundled network too adds its last layer to the enlarged LR; timesteps and noise are new to it."""
+        """Start from the bundled network, which also adds its output to the enlarged LR, but without noise."""
         detail = cls()
         learned = {name: weight.float() for name, weight in load_file(BUNDLED).items()}
         learned |= {name: learned[name] / SPREAD for name in ("out.2.weight", "out.2.bias")}
@@ -102,7 +102,7 @@ class Detail(nn.Module):
 
     @torch.no_grad()
     def sample(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Euler steps from noise."""
+        """Sample by Euler steps from noise."""
         z_t, count = noise, len(PROCESS.path)
         for step in range(TEACHER_STEPS):
             index, following = (torch.full((len(noise),), count * i // TEACHER_STEPS) for i in (step, step + 1))
@@ -117,7 +117,7 @@ class Detail(nn.Module):
 
 
 class Objective(nn.Module):
-    """What teacher and students share. The codec's latents, without the enlarged LR's and over SPREAD."""
+    """Base class. Latents are the codec's minus those of the enlarged LR, divided by SPREAD."""
 
     def __init__(self, model: Detail, learning_rate: float):
         super().__init__()
@@ -181,7 +181,7 @@ class Regression(Objective):
 
 
 class ScoreDistillation(Objective):
-    """VSD, TSD and TSD with DASM, each beside the distance to HR. The auxiliary learns all of its weights."""
+    """VSD, TSD and TSD with DASM, each plus the distance to HR. All weights of the auxiliary are trained."""
 
     def __init__(self, model: Detail, learning_rate: float, teacher: Detail, kind: str, latent_weight: float):
         super().__init__(model, learning_rate)
@@ -211,7 +211,7 @@ class ScoreDistillation(Objective):
 
 
 class TimeAware(Objective):
-    """TAD: the student gets the teacher's noise, to be held against its result from there."""
+    """TAD: the student starts from the same noise as the teacher, and is compared with the teacher's result."""
 
     def __init__(self, model: Detail, learning_rate: float, teacher: Detail):
         super().__init__(model, learning_rate)
@@ -225,30 +225,30 @@ class TimeAware(Objective):
 
     def losses(self, z_h: Tensor, condition: Tensor, draws: Draws) -> Losses:
         start = draws.normal(*z_h.shape[1:])
-        z_t, z_s = self.teacher.sample(start, condition), self.generate(start, condition)
-        regression = tad.regression_loss(z_s, z_t)
-        score = tad.high_frequency_score_loss(z_s, self._score_difference(z_s.detach(), z_t, condition, draws))
+        z_teacher, z_s = self.teacher.sample(start, condition), self.generate(start, condition)
+        regression = tad.regression_loss(z_s, z_teacher)
+        score = tad.high_frequency_score_loss(z_s, self._score_difference(z_s.detach(), z_teacher, condition, draws))
         index, noise = draws.integers(tsd.FIRST_INDEX, tsd.LAST_INDEX + 1), draws.normal(*z_h.shape[1:])
         sigma = tsd.at(PROCESS.path, index)
         fake, real = (self.teacher.features(tsd.noised(z, noise, sigma), index, condition) for z in (z_s, z_h))
-        adversarial, discriminator = tad.players_losses(self.discriminator, real, fake, index, len(PROCESS.path))
+        adversarial, discriminator = tad.adversarial_losses(self.discriminator, real, fake, index, len(PROCESS.path))
         loss = regression + score + 0.02 * adversarial + discriminator
         return {"loss": loss, "regression": regression, "score": score, "adversarial": adversarial}
 
     @torch.no_grad()
-    def _score_difference(self, z_s: Tensor, z_t: Tensor, condition: Tensor, draws: Draws) -> Tensor:
+    def _score_difference(self, z_s: Tensor, z_teacher: Tensor, condition: Tensor, draws: Draws) -> Tensor:
         index, noise = draws.integers(self.near[0], self.near[-1] + 1), draws.normal(*z_s.shape[1:])
         sigma = tsd.at(PROCESS.path, index)
 
-        def seen(z: Tensor) -> Tensor:
+        def predicted_noise(z: Tensor) -> Tensor:
             x_t = tsd.noised(z, noise, sigma)
             return noise_of(x_t, self.teacher(x_t, index, condition), sigma)
 
-        return seen(z_s) - seen(z_t)
+        return predicted_noise(z_s) - predicted_noise(z_teacher)
 
 
 def student(name: str, teacher: Detail, learning_rate: float, latent_weight: float) -> Objective:
-    """One of STUDENTS, as a copy of the teacher."""
+    """The objective of one of STUDENTS, whose network starts as a copy of the teacher."""
     copy = deepcopy(teacher).requires_grad_(True)
     if name == "regression":
         return Regression(copy, learning_rate)
@@ -258,14 +258,14 @@ def student(name: str, teacher: Detail, learning_rate: float, latent_weight: flo
 
 
 def trained(objective: Objective, config: TrainConfig, pairs: CropPairs) -> Objective:
-    """Train it, or take what an earlier run left, and leave the averaged weights in it."""
+    """Train the objective, or load the result of an earlier run; it then has the averaged weights."""
     path = train(config, objective, pairs)
     objective.model.load_state_dict(load_file(path))
     return objective
 
 
 def write_pictures(upscalers: dict[str, evaluate.Upscaler], folder: Path, file: Path) -> None:
-    """A labelled detail of every result and HR, two rows for each of two validation pictures."""
+    """Write labelled details of every result and of HR, two rows for each of two validation pictures."""
     columns, line = (len(upscalers) + 2) // 2, 18
     grid = Image.new("RGB", (columns * DETAIL, len(PICTURES) * 2 * (DETAIL + line)), "white")
     for number, index in enumerate(PICTURES):
@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--teacher-rate", type=float, default=4e-4)
     parser.add_argument("--student-rate", type=float, default=2e-4)
-    parser.add_argument("--latent-weight", type=float, default=0.1, help="of the distance to HR beside the scores")
+    parser.add_argument("--latent-weight", type=float, default=0.1, help="weight of the distance to HR")
     parser.add_argument("--precision", default=fastest_precision())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=STUDENTS)

@@ -1,10 +1,10 @@
-"""Seconds and peak memory of the bundled model from file to file, at sizes that do and do not fit in memory.
+"""Time and peak memory of the bundled model from file to file, for results that fit in memory and larger ones.
 
     python benchmarks/large_outputs.py [--sides 512 4096] [--format png] [--memory MB] [--frames 0]
 
-Each size is a process of its own; the picture is demo/photo.png repeated. Seconds are of the second of two runs for
-sides up to 1024 px, of the only one above. `--frames N` instead puts N frames of 64 px through one process and says
-what memory it held after a quarter of them and at the end (Linux).
+Each size runs in its own process; the picture is demo/photo.png, repeated. Times are from the second of two runs for
+sides up to 1024 px, otherwise from a single run. `--frames N` instead upscales N frames of 64 px in one process, and
+prints its memory after a quarter of them and at the end (Linux).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def measure(side: int, options: argparse.Namespace) -> dict[str, float]:
             raise SystemExit(outcome.reason)
         with Image.open(target) as result:
             if result.size != (SCALE * side, SCALE * side):
-                raise SystemExit(f"the result has {result.size} px")
+                raise SystemExit(f"the result is {result.size[0]} x {result.size[1]} px")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": outcome.seconds, "peak_mb": peak}
 
@@ -96,7 +96,7 @@ def main() -> None:
         result = in_own_process(["--one", str(side)], options)
         megapixels = (SCALE * side) ** 2 / 1e6
         print(
-            f"{side:5} -> {SCALE * side:5} px: {result['seconds']:7.1f} s, {result['seconds'] / megapixels:.2f} s a "
+            f"{side:5} -> {SCALE * side:5} px: {result['seconds']:7.1f} s, {result['seconds'] / megapixels:.2f} s per "
             f"megapixel, peak {result['peak_mb']:.0f} MB",
             flush=True,
         )

@@ -1,8 +1,8 @@
-"""Make the README's picture and the quick start's from demo/photo.png and the bundled model.
+"""Create the pictures of the README and the quick-start template from demo/photo.png with the bundled model.
 
     python benchmarks/make_pictures.py
 
-Left of the white line is bicubic enlargement, right of it the model's result, at 4 result pixels a photo pixel.
+Left of the white line is bicubic upscaling, right of it the model's result, both x4.
 """
 
 from pathlib import Path
@@ -16,17 +16,17 @@ from PIL import Image
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-# Left, top, width, height in result pixels; the width is split between both halves.
+# Left, top, width and height of both parts, in pixels of the result.
 README_BOX = (200, 40, 440, 400)
 TEMPLATE_BOX = (336, 84, 256, 288)
 
 
-def halves(before: Tensor, after: Tensor, box: tuple[int, int, int, int]) -> Image.Image:
+def side_by_side(before: Tensor, after: Tensor, box: tuple[int, int, int, int]) -> Image.Image:
     left, top, width, height = box
     pixels = [picture[0, :, top : top + height, left : left + width] for picture in (before, after)]
     strip = Image.new("RGB", (2 * width + 4, height), "white")
-    for index, half in enumerate(pixels):
-        values = (half.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    for index, part in enumerate(pixels):
+        values = (part.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
         strip.paste(Image.fromarray(values), (index * (width + 4), 0))
     return strip
 
@@ -36,8 +36,8 @@ def main() -> None:
     after = upscale(load().model, photo)
     before = resize(photo, (after.shape[-2], after.shape[-1])).clamp(0, 1)
     (ROOT / "docs").mkdir(exist_ok=True)
-    halves(before, after, README_BOX).save(ROOT / "docs" / "before-after.jpg", quality=90)
-    halves(before, after, TEMPLATE_BOX).save(ROOT / "workflows" / "onestep-sr-quick-start.jpg", quality=88)
+    side_by_side(before, after, README_BOX).save(ROOT / "docs" / "before-after.jpg", quality=90)
+    side_by_side(before, after, TEMPLATE_BOX).save(ROOT / "workflows" / "onestep-sr-quick-start.jpg", quality=88)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Seamless VAE against untiled and against ComfyUI's stock tiling: seconds, peak memory, difference.
+"""Compare the seamless VAE with untiled decoding and ComfyUI's stock tiling: time, peak memory, difference.
 
     python benchmarks/seamless_vae.py [--side 640] [--dtype float32 | bfloat16] [--budget 2048]
     python benchmarks/seamless_vae.py --memory 512 1024 2048 --budget 512 --dtype bfloat16
     python benchmarks/seamless_vae.py --comfyui ~/comfy/ComfyUI [--tile 32]
 
-A VAE of Stable Diffusion 3's shape (83.8 million parameters, 16 channels) with random weights on the CPU. Each
-measurement is a process of its own: the median over the repeats after a small warm-up, and the peak of resident memory
-over what the process held before the run (Linux). Differences are from the untiled result in the same precision.
+A VAE with Stable Diffusion 3's architecture (83.8 million parameters, 16 channels) and random weights on the CPU. Each
+measurement runs in its own process: the median over the repeats after a small warm-up, and the peak of resident memory
+above the memory before the run (Linux). Differences are from the untiled result in the same precision.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WIDTHS = (128, 256, 512, 512)
 
 
 def small_changes(autoencoder: Any) -> None:
-    """Norms of fresh networks have weight 1 and bias 0: give every parameter something to get wrong."""
+    """Change the norms of a new network, whose weights of 1 and biases of 0 would hide errors."""
     generator = torch.Generator().manual_seed(1)
     for parameter in autoencoder.parameters():
         if parameter.ndim == 1:
@@ -57,7 +57,7 @@ def diffusers_vae(dtype: torch.dtype) -> Any:
 
 
 def comfyui_vae(dtype: torch.dtype) -> Any:
-    """The same weights in ComfyUI's own VAE object; runs in ComfyUI's interpreter, in its folder."""
+    """The same weights in ComfyUI's VAE object; runs in ComfyUI's interpreter and folder."""
     sys.argv = [sys.argv[0], "--cpu"]
     sys.path.insert(0, ".")
     import comfy.options  # noqa: TID251
@@ -83,7 +83,7 @@ def work(method: str, direction: str, dtype: torch.dtype, budget: int) -> Callab
 
 
 def comfyui_work(method: str, dtype: torch.dtype, budget: int) -> Callable[[Tensor], Tensor]:
-    """Decoding; stock methods clamp to [0, 1], so all are given in that range."""
+    """Decoding. Stock methods clamp to [0, 1], so all results use that range."""
     vae = comfyui_vae(dtype)
     tile = int(os.environ["VAE_TILE"])
     if method == "ComfyUI untiled":
@@ -104,7 +104,7 @@ def canvas_of(direction: str, side: int) -> Tensor:
 
 
 def resident(line: str) -> float:
-    """MB of a line of the process's status: VmRSS (now) or VmHWM (the peak)."""
+    """A value of the process's status in MB: VmRSS (current) or VmHWM (peak)."""
     status = Path("/proc/self/status").read_text()
     return next(int(text.split()[1]) / 1024 for text in status.splitlines() if text.startswith(line))
 
@@ -113,15 +113,15 @@ def resident(line: str) -> float:
 def measure(options: argparse.Namespace) -> dict[str, float]:
     method, direction, side, target = options.one
     torch.set_num_threads(options.threads)
-    run = work(method, direction, getattr(torch, options.dtype), options.budget * 2**20)
+    convert = work(method, direction, getattr(torch, options.dtype), options.budget * 2**20)
     canvas = canvas_of(direction, int(side))
     seconds = []
-    run(canvas_of(direction, 64))
+    convert(canvas_of(direction, 64))
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     for _ in range(options.repeats):
         begin = time.perf_counter()
-        torch.save(run(canvas), target)
+        torch.save(convert(canvas), target)
         seconds.append(time.perf_counter() - begin)
     return {"seconds": statistics.median(seconds), "peak_mb": resident("VmHWM") - before}
 
@@ -159,11 +159,11 @@ def compare(options: argparse.Namespace, direction: str, methods: tuple[str, ...
             own, result = in_own_process(options, method, direction, options.side, Path(name))
             ratio = own["seconds"] / first["seconds"]
             print(f"  {method:16} {own['seconds']:7.2f} s, peak {own['peak_mb']:5.0f} MB,", end=" ")
-            print(f"{ratio:.2f}x the seconds, {difference(result, untiled, peak)}")
+            print(f"{ratio:.2f}x the time, {difference(result, untiled, peak)}")
 
 
 def save_original_names(path: Path) -> None:
-    """ComfyUI reads diffusers' names too."""
+    """Save the weights with diffusers' names, which ComfyUI also reads."""
     torch.save(diffusers_vae(torch.float32).state_dict(), path)
 
 
@@ -178,14 +178,14 @@ def memory_curve(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=640, help="of the picture, in pixels")
+    parser.add_argument("--side", type=int, default=640, help="side of the picture in pixels")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--budget", type=int, default=2048, help="MB")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory", type=int, nargs="+", metavar="SIDE", help="only the peak memory at these sides")
-    parser.add_argument("--comfyui", type=Path, help="a checkout with .venv: only the comparison with its tiling")
-    parser.add_argument("--tile", type=int, default=32, help="of ComfyUI's tiling, in latent pixels")
+    parser.add_argument("--memory", type=int, nargs="+", metavar="SIDE", help="only measure peak memory at these sides")
+    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout with .venv: only compare with its tiling")
+    parser.add_argument("--tile", type=int, default=32, help="tile side of ComfyUI's tiling, in latent pixels")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.folder, options.python = options.comfyui, sys.executable

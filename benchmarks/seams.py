@@ -1,10 +1,10 @@
-"""How visible tile borders are: the mean gradient across them, against the same lines of the untiled result.
+"""Measure visibility of tile borders: the mean gradient across them, relative to the same lines of the untiled result.
 
     python benchmarks/seams.py FOLDER [--side 256] [--tile 64] [--overlap 16]
 
-Real photos through the bundled model, with our plan and blend, and with the published script's (TSD-SR): windows
-a fixed stride apart with the last one moved in, Gaussian weights of variance 0.01 of the squared side whose vertical
-middle is half a pixel off. Tile and overlap are in latent pixels, of which the bundled model has one an LR pixel.
+Upscales photos with the bundled model, with our windows and weights, and with those of the published script (TSD-SR):
+windows at a fixed stride with the last one moved inside, Gaussian weights of variance 0.01 of the squared side whose
+vertical centre is off by half a pixel. Tile and overlap are in latent pixels; for the bundled model one is an LR pixel.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor
 SCALE = 4
 
 
-def run(model: SRModel, lr: Tensor, tiles: list[Tile]) -> Tensor:
-    """The result for an LR picture, its latents blended with the tiles' own weights."""
+def upscaled(model: SRModel, lr: Tensor, tiles: list[Tile]) -> Tensor:
+    """The result for an LR picture, with latents blended by the tiles' own weights."""
     latent = model.codec.encode(resize(lr, (SCALE * lr.shape[-2], SCALE * lr.shape[-1])))
     noise = canvas_noise(latent, 0) if model.recipe.step.needs_noise else None
     canvas, result = Canvas(latent, noise, lr * 2 - 1), torch.zeros_like(latent)
@@ -53,7 +53,7 @@ def published_tiles(tiles: Plan, tile: int) -> list[Tile]:
 
 
 def borders(axis: Axis) -> list[int]:
-    """Result pixels after which a window begins or ends."""
+    """Positions in result pixels after which a window starts or ends."""
     inner = set(axis.starts[1:]) | {start + axis.size for start in axis.starts[:-1]}
     return sorted(SCALE * position - 1 for position in inner)
 
@@ -83,9 +83,9 @@ def main() -> None:
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in plans}
     for path in sorted(options.folder.glob("*.png"))[: options.count]:
         lr = read_picture(path).pixels[None, :, :side, :side]
-        whole = run(model, lr, list(plan(side, side, side, 0)))
+        whole = upscaled(model, lr, list(plan(side, side, side, 0)))
         for name, windows in plans.items():
-            tiled = run(model, lr, tiles[name])
+            tiled = upscaled(model, lr, tiles[name])
             error = (tiled - whole).square().mean()
             sums[name] += torch.tensor([gradient_across(p, windows) for p in (tiled, whole)] + [float(error)])
     for name, (tiled, whole, error) in sums.items():

@@ -1,10 +1,10 @@
-"""Seconds and peak memory of the bundled model, and the ratio against RRDBNet (ESRGAN) x4 in the same run.
+"""Time and peak memory of the bundled model, and the speedup over RRDBNet (ESRGAN) x4 in the same run.
 
     python benchmarks/speed.py [--threads 2] [--repeats 5] [--peer]
 
-Each measurement is a process of its own, so that the peaks do not mix; medians over the repeats, after one
-warm-up, without loading. The peer is spandrel's RRDBNet (23 blocks of 64 channels, random weights, float32:
-what upscalers run on a CPU), on the same input: pip install --no-deps spandrel torchvision==0.16.2
+Each measurement runs in its own process, so that peaks are separate. Medians over the repeats, after one warm-up,
+without loading. The peer is spandrel's RRDBNet (23 blocks of 64 channels, random weights, in float32 as upscalers use
+it on a CPU) on the same input: pip install --no-deps spandrel torchvision==0.16.2
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""What a training step on Stable Diffusion 3 medium takes in memory and operations, computed from shapes: no weights
-and no GPU are needed.
+"""Memory and operations of a training step on Stable Diffusion 3 medium, computed from shapes without weights or GPU.
 
     python benchmarks/training_memory.py [--crop 512] [--batch 1] [--no-gradient-checkpointing]
 
-Steps of the real objective run on tensors without content, and what would be alive is added up.
-Left out are the CUDA context (about half a GiB) and what the allocator wastes.
+Runs steps of the real objective on fake tensors, and adds up the memory that would be allocated. Not included are the
+CUDA context (about half a GiB) and memory lost by the allocator.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ VAE_CONFIG: dict[str, Any] = {
 
 
 class AliveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make, while they live."""
+    """Tracks the total size of storages created by operations, while they exist."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +74,7 @@ class AliveBytes(TorchDispatchMode):
 
 
 def objective(checkpointing: bool, early: bool) -> TSDObjective:
-    """On the meta device, in the precisions of a real run."""
+    """The objective on the meta device, in the precisions of a real run."""
     process = flow_matching(3.0)
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(**TRANSFORMER_CONFIG).bfloat16().requires_grad_(False)
@@ -88,7 +87,7 @@ def objective(checkpointing: bool, early: bool) -> TSDObjective:
 
 
 def without_content(module: nn.Module) -> None:
-    """Every tensor of a module on the meta device becomes one of the present FakeTensorMode."""
+    """Replace every tensor of a module on the meta device by one of the current FakeTensorMode."""
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:
@@ -114,14 +113,14 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--no-gradient-checkpointing", action="store_true")
-    parser.add_argument("--early", action="store_true", help="the curriculum's first stage, without DASM")
+    parser.add_argument("--early", action="store_true", help="the first stage of the curriculum, without DASM")
     options = parser.parse_args()
     made = objective(not options.no_gradient_checkpointing, options.early)
     with FakeTensorMode(allow_non_fake_inputs=True), AliveBytes() as alive:
         without_content(made)
         resting = alive.now
         optimizer = torch.optim.AdamW([dict(group) for group in made.groups()])
-        for _ in range(2):  # the optimizer's state is there from the second step on
+        for _ in range(2):  # the optimizer has its state from the second step on
             step(made, optimizer, options.crop, options.batch)
         between, peak = alive.now, alive.peak
         with FlopCounterMode(display=False) as operations:
@@ -129,13 +128,14 @@ def main() -> None:
     learning = {group["name"]: sum(weight.numel() for weight in group["params"]) for group in made.groups()}
     everything = sum(weight.numel() for weight in made.parameters())
     print(
-        f"{everything / 1e6:.0f} M weights, of which learn:", {name: f"{n / 1e6:.1f} M" for name, n in learning.items()}
+        f"{everything / 1e6:.0f} M weights, trainable:",
+        {name: f"{n / 1e6:.1f} M" for name, n in learning.items()},
     )
     print(f"weights {resting / GIB:.2f} GiB, and with AdamW's state {between / GIB:.2f} GiB")
     print(
-        f"peak within a step {peak / GIB:.2f} GiB; the student's average (EMA) adds {learning['student'] * 4 / GIB:.2f}"
+        f"peak during a step {peak / GIB:.2f} GiB; the student's average (EMA) adds {learning['student'] * 4 / GIB:.2f}"
     )
-    print(f"operations a step {operations.get_total_flops() / 1e12:.0f} TFLOP")
+    print(f"operations per step: {operations.get_total_flops() / 1e12:.0f} TFLOP")
 
 
 def step(made: TSDObjective, optimizer: torch.optim.Optimizer, crop: int, count: int) -> None:

@@ -1,10 +1,10 @@
-"""TSD-SR beside the published script: seconds a picture, file to file, and peak memory, on the same random weights.
+"""Compare TSD-SR with the published script on the same random weights: time per picture (file to file) and memory.
 
     PYTHONPATH=tests python benchmarks/tsd_sr.py [--reference FOLDER] [--full] [--device cuda] [--sides 512 2048]
 
-`--reference` is a checkout of TSD-SR's repository with its requirements; without it only ours is measured. The
-small transformer (2 blocks) is for CPUs; `--full` is Stable Diffusion 3 medium's own size (2.03e9 parameters,
-LoRA of rank 64). Each measurement is a process of its own; medians over the repeats, after one warm-up.
+`--reference` is a checkout of TSD-SR's repository with its requirements installed; without it, only this project is
+measured. The small transformer (2 blocks) is for CPUs; `--full` uses the size of Stable Diffusion 3 medium (2.03e9
+parameters, LoRA of rank 64). Each measurement runs in its own process; medians over the repeats, after one warm-up.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def run_ours(models: Path, pictures: Path, device: str, precision: str, batch: i
 
 
 def run_reference(models: Path, pictures: Path, device: str, precision: str, reference: Path) -> list[float]:
-    """The published script as it is; it calls `empty_cache` once after each picture, which tells the seconds."""
+    """Run the published script unchanged; it calls `empty_cache` after each picture, which is used to measure time."""
     ends = [time.perf_counter()]
     torch.cuda.empty_cache = lambda: ends.append(time.perf_counter())
     rank = "64" if "full" in models.name else "4"
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sides", type=int, nargs="+", default=[512])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=4, help="tiles at once, ours only")
+    parser.add_argument("--batch", type=int, default=4, help="tiles per batch, for this project only")
     for name in ("one", "models", "pictures", "precision"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -136,7 +136,8 @@ def main() -> None:
                 result = in_own_process(name, models, pictures, precision, options)
                 seconds[row] = result["seconds"]
                 print(
-                    f"{side:4} px  {row:15} {result['seconds']:7.3f} s ({1 / result['seconds']:.2f} a second), ", end=""
+                    f"{side:4} px  {row:15} {result['seconds']:7.3f} s ({1 / result['seconds']:.2f} pictures/s), ",
+                    end="",
                 )
                 print(f"peak {result['peak_mb']:.0f} MB", flush=True)
             if options.reference:

@@ -1,4 +1,4 @@
-"""ComfyUI's nodes: each a schema and a call into the core."""
+"""ComfyUI nodes. Each is a schema and a call into the core."""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -7,7 +7,7 @@ from .upscaling import LoadModel, UpscaleImage
 
 
 class OneStepSRExtension(ComfyExtension):
-    """The pack, as ComfyUI sees it."""
+    """The node pack's entry point for ComfyUI."""
 
     def __init__(self) -> None:
         host.register_model_folder()

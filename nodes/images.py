@@ -1,4 +1,4 @@
-"""Nodes for any upscaler's result, in the host's own menu groups: matching colours, comparing."""
+"""Nodes for the results of any upscaler, in the host's menu groups: match colours, compare images."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ class MatchColor(io.ComfyNode):
             node_id="OneStepSRMatchColor",
             display_name="Match Colour (One-Step SR)",
             category="image/postprocessing",
-            description="Give an upscaled image the colours of the image that it was made from.",
+            description="Match the colours of an upscaled image to the image that it was made from.",
             search_aliases=["color match", "color fix", "colour transfer", "wavelet", "adain"],
             inputs=[
-                io.Image.Input("image", tooltip="The upscaled image, of any upscaler."),
-                io.Image.Input("reference", tooltip="The image that it was made from, of any size."),
+                io.Image.Input("image", tooltip="The upscaled image, from any upscaler."),
+                io.Image.Input("reference", tooltip="The original image, of any size."),
                 io.Combo.Input(
                     "method",
                     options=[method for method in colors.COLOR_MATCHES if method != "none"],
                     default="wavelet",
-                    tooltip="wavelet: coarse colours from the reference, place by place, fine detail from the image. "
-                    "adain: each channel's mean and contrast, over the whole image.",
+                    tooltip="wavelet: local colours from the reference, fine detail from the image. adain: matches "
+                    "the mean and contrast of each channel over the whole image.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The image in the reference's colours.")],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The image with the reference's colours.")],
         )
 
     @classmethod
     def execute(cls, image: torch.Tensor, reference: torch.Tensor, method: ColorMatch) -> io.NodeOutput:
         if len(reference) not in (1, len(image)):
             raise UserError(
-                f"There are {len(reference)} references for {len(image)} images: connect one, or one for each image."
+                f"There are {len(reference)} references for {len(image)} images: connect one, or one per image."
             )
         result = image.clone()
         for index, picture in enumerate(image):
@@ -56,12 +56,12 @@ class CompareImages(io.ComfyNode):
             node_id="OneStepSRCompareImages",
             display_name="Compare Images (One-Step SR)",
             category="image",
-            description="Two images in one frame with a slider between them: drag it, or focus it and use the arrow "
-            "keys.",
+            description="Shows two images in one frame with a slider between them. Drag the slider, or focus it and "
+            "use the arrow keys.",
             search_aliases=["image compare", "before after", "a/b", "slider"],
             inputs=[
-                io.Image.Input("before", tooltip="Left of the slider; of any size."),
-                io.Image.Input("after", tooltip="Right of the slider; of any size."),
+                io.Image.Input("before", tooltip="Shown left of the slider; any size."),
+                io.Image.Input("after", tooltip="Shown right of the slider; any size."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,

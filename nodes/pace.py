@@ -1,4 +1,4 @@
-"""How fast runs went on this machine, kept in the user's folder, for what the next one will take."""
+"""The speed of past runs on this machine, stored in the user's folder to estimate the time of the next run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from . import host
 
 
 def record(model: str, work: int, seconds: float) -> None:
-    """Keep the seconds a latent pixel of a run with `model`; `work` as in `Forecast`."""
-    with suppress(UserError):  # a forecast is not worth a result
+    """Store the seconds per latent pixel of a run with `model`; `work` as in `Forecast`."""
+    with suppress(UserError):  # an estimate must not cost the user a result
         write_whole(_file(), partial(_write, _read() | {_name(model): seconds / work}))
 
 
 def expected_seconds(model: str, work: int) -> float | None:
-    """None before the first run with that model on this device."""
+    """The estimated seconds; None before the first run with that model on this device."""
     pace = _read().get(_name(model))
     return None if pace is None else pace * work
 

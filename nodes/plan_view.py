@@ -1,4 +1,4 @@
-"""What *Upscale Image (One-Step SR)* shows before it runs: the page asks, the core estimates."""
+"""The estimate that *Upscale Image (One-Step SR)* shows before a run: the page asks, the core answers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Old node ids and what stands for them now, so that saved graphs go on working after a rename.
+"""Old node ids and their replacements, so that saved graphs keep working after a rename.
 
-A node id is never reused: one that is renamed or merged gets a line in RENAMED, and its old id stays here.
+Node ids are never reused: a node that is renamed or merged gets an entry in RENAMED, which stays forever.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Renamed:
-    """`inputs` are (new name, old name); inputs of the same name are not listed twice by the host, so all are here."""
+    """`inputs` are (new name, old name) of all inputs, because the host does not carry over unlisted ones."""
 
     old: str
     new: str
@@ -21,7 +21,7 @@ RENAMED: tuple[Renamed, ...] = ()
 
 
 async def register(renamed: tuple[Renamed, ...] = RENAMED) -> None:
-    """Tell the host, where it knows replacements (newer than 0.8.0); elsewhere nothing happens."""
+    """Register replacements with hosts that support them (newer than 0.8.0); does nothing on others."""
     from comfy_api.latest import io
 
     if not renamed or not hasattr(io, "NodeReplace"):

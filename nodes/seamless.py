@@ -1,4 +1,4 @@
-"""Menu group `latent`, beside the stock VAE nodes: encode and decode of any size without seams."""
+"""Nodes to encode and decode images of any size without seams, in the menu group `latent` like the stock VAE nodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from . import host, host_vae
 from .schema import schema
 
 CATEGORY = "latent"
-MEMORY_TOOLTIP = "Memory for the work on the VAE's device, in MB. 0: what ComfyUI has free. Less is slower, not worse."
+MEMORY_TOOLTIP = "Memory to use on the VAE's device, in MB. 0: all free memory. Less is slower, with the same result."
 
 
 class EncodeSeamless(io.ComfyNode):
@@ -19,16 +19,17 @@ class EncodeSeamless(io.ComfyNode):
             search_aliases=["vae encode tiled", "large image", "out of memory"],
             display_name="VAE Encode (Seamless)",
             category=CATEGORY,
-            description="VAE Encode for images of any size within a memory budget. The result is that of VAE Encode, "
-            "without tiles that differ.",
+            description="VAE Encode for images of any size, within a memory budget. The result is the same as from VAE "
+            "Encode, without tile borders.",
             inputs=[
                 io.Image.Input(
-                    "pixels", tooltip="Of any size; sides are cut to what the VAE takes, as VAE Encode does."
+                    "pixels",
+                    tooltip="The image, of any size; sides are cropped like in VAE Encode.",
                 ),
-                io.Vae.Input("vae", tooltip="Of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
+                io.Vae.Input("vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
             ],
-            outputs=[io.Latent.Output(display_name="LATENT", tooltip="As VAE Encode would give it.")],
+            outputs=[io.Latent.Output(display_name="LATENT", tooltip="The same as from VAE Encode.")],
         )
 
     @classmethod
@@ -45,14 +46,14 @@ class DecodeSeamless(io.ComfyNode):
             search_aliases=["vae decode tiled", "large image", "out of memory", "seams"],
             display_name="VAE Decode (Seamless)",
             category=CATEGORY,
-            description="VAE Decode for images of any size within a memory budget. The result is that of VAE Decode, "
-            "without tiles that differ in colour.",
+            description="VAE Decode for images of any size, within a memory budget. The result is the same as from VAE "
+            "Decode, without tile borders or colour shifts.",
             inputs=[
-                io.Latent.Input("samples", tooltip="Of any size."),
-                io.Vae.Input("vae", tooltip="Of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
+                io.Latent.Input("samples", tooltip="The latent, of any size."),
+                io.Vae.Input("vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
             ],
-            outputs=[io.Image.Output(display_name="IMAGE", tooltip="As VAE Decode would give it.")],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The same as from VAE Decode.")],
         )
 
     @classmethod

@@ -1,9 +1,8 @@
-"""Automatic1111 and Forge run this file at their start: it gives them the Extras section, the upscalers and settings.
+"""Automatic1111 and Forge run this file when they start. It adds the Extras section, the upscalers and the settings.
 
-They take the section from this module's classes, and upscalers from the subclasses of their own `Upscaler`. The
-extension's folder may have any name and `onestep_sr` may be installed besides, so that the folder becomes a package
-under a name of its own. There must be no `__init__.py` beside this file: `scripts` is a package that all extensions
-share.
+The hosts find the section among this module's classes, and upscalers among subclasses of their `Upscaler`. The
+extension's folder can have any name, and `onestep_sr` may also be installed, so the folder is imported as a package
+with its own name. This folder must not contain an `__init__.py`, because all extensions share the package `scripts`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from types import ModuleType
 PACKAGE = "onestep_sr_extension"
 ADAPTER = f"{PACKAGE}.scripts.onestep_sr_webui"
 
-if PACKAGE not in sys.modules:  # the host runs this file again when it reloads its page
+if PACKAGE not in sys.modules:  # the host runs this file again when the UI is reloaded
     package = ModuleType(PACKAGE)
     package.__path__ = [str(Path(__file__).resolve().parents[1])]
     sys.modules[PACKAGE] = package

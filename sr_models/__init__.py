@@ -1,4 +1,4 @@
-"""The core: plain torch, no host. Its public names are imported when they are first used, and nothing before."""
+"""The core, plain torch without a host. Public names are imported when they are first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

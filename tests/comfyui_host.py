@@ -1,4 +1,4 @@
-"""A real ComfyUI server in a process of its own, and the little of its protocol that tests need."""
+"""Run a real ComfyUI server in a separate process, with the parts of its protocol that tests need."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limits import HANGING_SECONDS
 from places import ROOT
 
 HOME = Path.home() / "comfy"
@@ -22,7 +23,6 @@ HOW_TO_GET_ONE = (
     "no ComfyUI: clone github.com/comfyanonymous/ComfyUI into ~/comfy/ComfyUI, install its requirements into its "
     ".venv, or name one with COMFYUI_PATH and COMFYUI_PYTHON"
 )
-START_SECONDS, RUN_SECONDS = 120, 120
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"Note", "MarkdownNote"}
 # Two threads that wait for each other starve on a busy machine; the pictures are small.
@@ -60,7 +60,7 @@ class Host:
         return (self.base / "log.txt").read_text(errors="replace")
 
     def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=HANGING_SECONDS) as answer:
             return answer.read()
 
     def get_json(self, path: str) -> Any:
@@ -70,7 +70,7 @@ class Host:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", json.dumps(content).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=HANGING_SECONDS) as answer:
             text = answer.read()
             return json.loads(text) if text else None
 
@@ -78,8 +78,8 @@ class Host:
         return self.post("/prompt", {"prompt": prompt, "client_id": client or uuid.uuid4().hex})["prompt_id"]
 
     def wait(self, prompt_id: str) -> dict[str, Any]:
-        """The history's entry of a prompt, once it has ended in whatever way."""
-        end = time.monotonic() + RUN_SECONDS
+        """The history entry of a prompt, once it has finished or failed."""
+        end = time.monotonic() + HANGING_SECONDS
         while time.monotonic() < end:
             entry = self.get_json(f"/history/{prompt_id}").get(prompt_id)
             if entry:
@@ -88,14 +88,14 @@ class Host:
         raise TimeoutError(f"prompt {prompt_id} did not end; the log: {self.log[-2000:]}")
 
     def results(self, prompt: Prompt) -> list[Path]:
-        """Run a prompt that must succeed; the files that it saved."""
+        """Run a prompt that must succeed; returns the files that it saved."""
         entry = self.wait(self.queue(prompt))
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
         images = [image for output in entry["outputs"].values() for image in output.get("images", ())]
         return [self.base / image["type"] / image["subfolder"] / image["filename"] for image in images]
 
     def error(self, prompt: Prompt) -> str:
-        """Run a prompt that must fail; the message that the user sees."""
+        """Run a prompt that must fail; returns the message for the user."""
         messages = dict(self.wait(self.queue(prompt))["status"]["messages"])
         return messages["execution_error"]["exception_message"]
 
@@ -121,7 +121,7 @@ def start(folder: Path, base: Path) -> Host:
             command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=os.environ | ONE_THREAD
         )
     host = Host(folder, base, port, process)
-    end = time.monotonic() + START_SECONDS
+    end = time.monotonic() + HANGING_SECONDS
     while not host.object_info:
         try:
             host.object_info = host.get_json("/object_info")
@@ -136,15 +136,15 @@ def start(folder: Path, base: Path) -> Host:
 def stop(host: Host) -> None:
     host.process.terminate()
     try:
-        host.process.wait(20)
+        host.process.wait(HANGING_SECONDS)
     except subprocess.TimeoutExpired:
         host.process.kill()
         host.process.wait()
 
 
 def events(host: Host, client: str) -> Iterator[dict[str, Any] | bytes]:
-    """What the server tells a browser: dictionaries, and the bytes of binary messages. Ends with the connection."""
-    with socket.create_connection(("127.0.0.1", host.port), timeout=RUN_SECONDS) as connection:
+    """The messages that the server sends to a browser: dictionaries, or bytes for binary messages."""
+    with socket.create_connection(("127.0.0.1", host.port), timeout=HANGING_SECONDS) as connection:
         request = (
             f"GET /ws?clientId={client} HTTP/1.1\r\nHost: 127.0.0.1:{host.port}\r\nUpgrade: websocket\r\n"
             "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -165,7 +165,7 @@ def events(host: Host, client: str) -> Iterator[dict[str, Any] | bytes]:
 
 
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
-    """A saved workflow as the browser would queue it. Fails where widgets or sockets do not fit the nodes."""
+    """A saved workflow as a browser would queue it. Fails if widgets or sockets do not fit the nodes."""
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt: Prompt = {}
     for node in workflow["nodes"]:
@@ -183,7 +183,7 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
 
 
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """`widgets_values` by name: one for each widget in the schema's order, and one for what browsers add to it."""
+    """`widgets_values` by name: one per widget in the schema's order, and one for each widget that browsers add."""
     values, result = list(node["widgets_values"]), {}
     for group in ("required", "optional"):
         for name in info["input_order"].get(group, ()):
@@ -200,5 +200,5 @@ def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
 
 
 def choices(spec: list[Any]) -> list[str]:
-    """What a combo of `object_info` offers."""
+    """The choices of a combo in `object_info`."""
     return spec[0] if isinstance(spec[0], list) else spec[1]["options"]

@@ -1,4 +1,4 @@
-"""A real Forge in a process of its own: where it is, and running a script in it without a checkpoint."""
+"""Run scripts in a real Forge without a checkpoint, in a separate process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from limits import HANGING_SECONDS
 from places import HOST_SCRIPTS
 
 SCRIPT = HOST_SCRIPTS / "in_forge.py"
@@ -31,7 +32,7 @@ def interpreter(folder: Path) -> str | None:
 
 
 def run_in_forge(folder: Path, data: Path, *options: str) -> str:
-    """Run SCRIPT, which says what it does, on a data folder of its own; what it printed."""
+    """Run SCRIPT (described there) with its own data folder; returns its output."""
     command = [interpreter(folder), SCRIPT, *OPTIONS, "--data-dir", data, *options]
     done = subprocess.run(
         list(map(str, command)),
@@ -39,7 +40,7 @@ def run_in_forge(folder: Path, data: Path, *options: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=HANGING_SECONDS,
         env=os.environ | ENVIRONMENT,
         check=False,
     )

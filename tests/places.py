@@ -1,4 +1,4 @@
-"""Where the checkout and the tests' files are, for tests in any folder."""
+"""Paths of the checkout and of test files, for tests in any folder."""
 
 from pathlib import Path
 

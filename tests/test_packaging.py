@@ -1,4 +1,4 @@
-"""What is installed: every folder of the pack, by the list in pyproject.toml."""
+"""Every folder of the pack is in the list of packages in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(onestep_sr.__file__).parent
 
 
 def test_every_folder_of_the_pack_is_installed():
-    """setuptools finds no packages under another name than their folder's, and the checkout may have any name."""
+    """setuptools only finds packages named like their folder, but the checkout can have any name."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent for part in ("nodes", "sr_models") for path in (ROOT / part).rglob("*.py")}
     found = [".".join(["onestep_sr", *folder.relative_to(ROOT).parts]) for folder in folders]

@@ -1,1 +1,1 @@
-"""The Automatic1111 and Forge adapter: an upscaler, a section in Extras and settings, each a call into the core."""
+"""The Automatic1111 and Forge adapter: upscalers, a section in Extras, and settings."""

@@ -19,14 +19,14 @@ SCALES = {"minimum": MIN_SCALE, "maximum": MAX_SCALE, "step": 0.05}
 
 
 class ExtrasSection(ScriptPostprocessing):
-    """Every model, with the settings of a run. TSD-SR is offered only here: it brings a Stable Diffusion 3 of its own,
-    for which the host's model may have to make way."""
+    """All models, with all settings. TSD-SR is only available here, because it loads its own Stable Diffusion 3, and
+    the host's model may have to be unloaded for it."""
 
     name = models.TITLE
     order = 1100  # after the host's own Upscale
 
     def ui(self) -> dict[str, Any]:
-        """The components, by the names of `process`'s arguments."""
+        """The components, named like the arguments of `process`."""
         parts: dict[str, Any] = {}
         with InputAccordion(False, label=self.name, elem_id="extras_onestep_sr") as parts["enable"]:
             with FormRow():
@@ -44,7 +44,7 @@ class ExtrasSection(ScriptPostprocessing):
         return parts
 
     def process_firstpass(self, pp: PostprocessedImage, enable: bool | None = None, scale: float = 1, **_: Any) -> None:
-        """Tell other sections the size to come."""
+        """Tell other sections the size of the result."""
         if enable:
             pp.shared.target_width = round(pp.image.width * scale)
             pp.shared.target_height = round(pp.image.height * scale)
@@ -61,9 +61,9 @@ class ExtrasSection(ScriptPostprocessing):
         color: Any = host.AUTO,
         seed: int = 0,
     ) -> None:
-        """Replace the picture by the enlarged one. Where the user interrupts, it is skipped: nothing is saved.
+        """Replace the picture by the upscaled one. If the user interrupts, it is skipped and nothing is saved.
 
-        The host's `extra-single-image` interface knows its own sections only, and gives None for all of these.
+        The host's `extra-single-image` API only knows the host's own sections, and passes None for all arguments.
         """
         if not enable:
             return
@@ -73,7 +73,7 @@ class ExtrasSection(ScriptPostprocessing):
             shared.state.skipped = True
             return
         pp.image = result
-        # The host leaves out what is None.
+        # The host omits values that are None.
         pp.info |= {
             f"{self.name} model": model,
             f"{self.name} checkpoint": choice.checkpoint and choice.checkpoint.name,
@@ -90,7 +90,7 @@ def _part(kind: type, name: str, label: str, **arguments: Any) -> Any:
 
 
 def _list(name: str, label: str, choices: Callable[[], list[str]], value: str | None = None) -> Any:
-    """A list with a button that looks for new files."""
+    """A dropdown with a refresh button."""
     component = _part(gr.Dropdown, name, label, value=value, choices=choices())
     create_refresh_button(component, lambda: None, lambda: {"choices": choices()}, f"extras_onestep_sr_{name}_refresh")
     return component

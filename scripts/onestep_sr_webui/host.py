@@ -1,4 +1,4 @@
-"""Automatic1111 or Forge as the host: its folders, settings, device, memory, progress and Interrupt."""
+"""Interface to Automatic1111 or Forge: folders, settings, device, memory, progress and Interrupt."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ try:
 except ImportError:
     memory_management = None
 
-MODEL_FOLDER = Path(models_path, "OneStepSR")  # --data-dir and --models-dir move it
+MODEL_FOLDER = Path(models_path, "OneStepSR")  # depends on --data-dir and --models-dir
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 AUTO = "auto"
 
 
-class Interrupted(Exception):  # noqa: N818 (no error)
+class Interrupted(Exception):  # noqa: N818 (not an error)
     """The user pressed Interrupt or Skip."""
 
 
@@ -39,12 +39,12 @@ class Interrupted(Exception):  # noqa: N818 (no error)
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The weights files in a folder and the folders in it."""
+    """The weights files in a folder and its subfolders."""
     return [Path(name) for name in modelloader.load_models(str(folder), ext_filter=list(WEIGHTS_SUFFIXES))]
 
 
 def lora_folder() -> Path:
-    """Where the host's own LoRA files are; the extension that comes with it names it."""
+    """The host's LoRA folder, as set by its built-in Lora extension."""
     return Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(models_path, "Lora"))
 
 
@@ -53,7 +53,7 @@ def checkpoint_names() -> list[str]:
 
 
 def checkpoint_path(name: str | None) -> Path | None:
-    """The file of one of `checkpoint_names`, or None."""
+    """The file for one of `checkpoint_names`, or None."""
     info = sd_models.checkpoint_aliases.get(name)
     return Path(info.filename) if info else None
 
@@ -62,24 +62,24 @@ def checkpoint_path(name: str | None) -> Path | None:
 
 
 def setting(name: str) -> Any:
-    """What the Settings page holds; see settings.py."""
+    """A value from the Settings page; see settings.py."""
     return getattr(shared.opts, f"onestep_sr_{name}")
 
 
 def options(
     scale: float, tile: int, overlap: int, color: ColorMatch | Literal["auto"], seed: int | None = 0
 ) -> UpscaleOptions:
-    """A picture's options as the core takes them. Tile 0 and color `auto` are the model's own; an empty seed is 0."""
+    """Options for the core. Tile 0 and color `auto` mean the model's defaults; an empty seed means 0."""
     return UpscaleOptions(scale, int(tile) or None, int(overlap), None if color == AUTO else color, int(seed or 0))
 
 
 def default_options(scale: float) -> UpscaleOptions:
-    """With what the Settings page holds."""
+    """Options with the values of the Settings page."""
     return options(scale, setting("tile"), setting("overlap"), setting("color"))
 
 
 def budget() -> int | None:
-    """Bytes for an autoencoder's feature maps; None for what is free."""
+    """Memory for an autoencoder's feature maps in bytes; None for all free memory."""
     return int(setting("budget")) * 2**20 or None
 
 
@@ -87,12 +87,12 @@ def budget() -> int | None:
 
 
 def device() -> torch.device:
-    """Where the host runs its upscalers: `--use-cpu` and `--device-id` change it."""
+    """The device of the host's upscalers; depends on `--use-cpu` and `--device-id`."""
     return devices.device_esrgan
 
 
 def compute_dtype() -> torch.dtype:
-    """The Settings page's precision; for `auto` the host's own, on a CPU the core's choice."""
+    """The precision from the Settings page; `auto` means the host's precision, or on a CPU the core's default."""
     if setting("dtype") != AUTO:
         return DTYPES[setting("dtype")]
     return default_dtype(device()) if device().type == "cpu" else devices.dtype
@@ -100,17 +100,17 @@ def compute_dtype() -> torch.dtype:
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Leave the modes that the host is in where it upscales in the middle of its own generation: weights that are
-    loaded in inference mode cannot be used outside it, and autocast would overrule the chosen precision."""
+    """Leave inference mode and autocast, which are active when the host upscales during generation: weights loaded in
+    inference mode cannot be used outside it, and autocast would override the chosen precision."""
     with torch.inference_mode(False), torch.no_grad(), devices.without_autocast():
         yield
 
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """Make `size` bytes free on the device, as far as the host's own model can make way for the time."""
+    """Try to free `size` bytes on the device by unloading the host's own model for the time being."""
     if memory_management is not None:
-        memory_management.free_memory(size, device())  # Forge takes its model back in when it needs it
+        memory_management.free_memory(size, device())  # Forge reloads its model when needed
         yield
         return
     model = sd_models.model_data.sd_model
@@ -134,13 +134,13 @@ def is_interrupted() -> bool:
 
 
 def tile_progress() -> Progress:
-    """A progress callback that feeds the host's bar and live preview; raises Interrupted where the user wants it."""
+    """A progress callback for the host's progress bar and live preview; raises Interrupted if the user interrupts."""
     text = shared.state.textinfo
 
     def update(done: int, total: int, preview: Tensor) -> None:
         state = shared.state
         state.sampling_step, state.sampling_steps = done, total
-        # In Extras the bar itself counts pictures, and is full at the last one's start.
+        # In Extras the bar counts pictures, and is full when the last one starts.
         state.textinfo = text if done == total else " ".join(filter(None, [text, f"tile {done} of {total}"]))
         if shared.opts.live_previews_enable:
             state.assign_current_image(_picture(preview))
@@ -151,7 +151,7 @@ def tile_progress() -> Progress:
 
 
 def warn(text: str) -> None:
-    """Show what the user should know though the run goes on; nothing for an empty text."""
+    """Show a warning to the user; does nothing for an empty text."""
     if text:
         gr.Warning(text)
 

@@ -1,4 +1,4 @@
-"""The Settings page's section."""
+"""The section on the Settings page."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ OVERLAPS = {"minimum": 0, "maximum": 1024, "step": 8}
 
 
 def add_settings() -> None:
-    """Called at the start and not with the page, which a host without one (--nowebui) never makes."""
-    _add("tile", 0, "Tile, in pixels of the result (0: the model's own)", gr.Slider, TILES)
-    _add("overlap", 64, "Overlap of tiles, in pixels of the result (at most half a tile)", gr.Slider, OVERLAPS)
-    _add("color", AUTO, "Match the picture's colours (auto: what suits the model)", gr.Radio, {"choices": COLORS})
-    _add("dtype", AUTO, "Precision (auto: the host's)", gr.Radio, {"choices": [AUTO, *DTYPES]})
+    """Add the settings at startup, because without a UI (--nowebui) the Settings page is never built."""
+    _add("tile", 0, "Tile size, in pixels of the result (0: the model's default)", gr.Slider, TILES)
+    _add("overlap", 64, "Tile overlap, in pixels of the result (at most half a tile)", gr.Slider, OVERLAPS)
+    _add("color", AUTO, "Match the picture's colours (auto: the model's default)", gr.Radio, {"choices": COLORS})
+    _add("dtype", AUTO, "Precision (auto: same as the host)", gr.Radio, {"choices": [AUTO, *DTYPES]})
     _add(
         "budget",
         0,
-        "Memory of an autoencoder's feature maps, in MB (0: what is free)",
+        "Memory for an autoencoder's feature maps, in MB (0: all free memory)",
         gr.Slider,
         {"minimum": 0, "maximum": 16384, "step": 64},
     )

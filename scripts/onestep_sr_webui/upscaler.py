@@ -1,4 +1,4 @@
-"""The models that need no checkpoint, wherever the host lists upscalers."""
+"""Models that need no checkpoint, in the host's lists of upscalers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import host, models
 
 
 class UpscalerOneStepSR(Upscaler):
-    """The host makes one at its start and lists `scalers`."""
+    """The host creates one instance at startup and lists its `scalers`."""
 
     def __init__(self, path: str | None = None):
         self.name = host.MODEL_FOLDER.name
@@ -22,10 +22,10 @@ class UpscalerOneStepSR(Upscaler):
         self.scalers = [UpscalerData(name, str(choice.file), self, 4) for name, choice in choices.items()]
 
     def upscale(self, img: Image.Image, scale: float, selected_model: str | None = None) -> Image.Image:
-        """Exactly `scale` times as large: the host's own way cuts sides down to multiples of 8.
+        """Upscale to exactly `scale` times the size; the host's own method would round sides down to multiples of 8.
 
-        What the models do not do, to shrink and to go beyond 8 times, and what is left when the user interrupts,
-        is Lanczos's, as with the host's other upscalers.
+        Like in the host's other upscalers, Lanczos resizing is used for scales under 1, for what exceeds x8, and for
+        the original picture if the user interrupts.
         """
         size = (round(img.width * scale), round(img.height * scale))
         if scale >= 1:

@@ -1,4 +1,4 @@
-"""Giving a result the colours of the picture it was made from."""
+"""Match the colours of a result to the picture it was made from."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .resize import resize
 ColorMatch = Literal["none", "wavelet", "adain"]
 COLOR_MATCHES: tuple[ColorMatch, ...] = get_args(ColorMatch)
 WAVELET_LEVELS = 5
-WAVELET_REACH = 2**WAVELET_LEVELS - 1  # how far a pixel looks: 1 + 2 + 4 + 8 + 16
+WAVELET_REACH = 2**WAVELET_LEVELS - 1  # the distance over which pixels interact: 1 + 2 + 4 + 8 + 16
 PLANE = (-2, -1)
 
 
 def match(image: Tensor, reference: Tensor, method: ColorMatch) -> Tensor:
-    """`image` with the colours of `reference`, both (B, 3, H, W) about [0, 1]; not clamped.
+    """Return `image` with the colours of `reference`, both (B, 3, H, W) around [0, 1]; not clamped.
 
-    The reference, which may have another size, is the small picture that the image was made from.
+    The reference is the small picture that the image was made from, and may have another size.
     Raises UserError for an unknown method.
     """
     require_known(method)
@@ -40,15 +40,15 @@ def require_known(method: str) -> None:
 
 
 def wavelet(image: Tensor, reference: Tensor) -> Tensor:
-    """The image's five high bands on the reference's low band: image + low(reference - image).
+    """Combine the image's five high bands with the reference's low band: image + low(reference - image).
 
-    The blur is linear, so one pass over the difference does (StableSR, arXiv 2305.07015, section 3.3).
+    The blur is linear, so one pass over the difference is enough (StableSR, arXiv 2305.07015, section 3.3).
     """
     return image + low_band(reference - image)
 
 
 def low_band(image: Tensor, levels: int = WAVELET_LEVELS) -> Tensor:
-    """What is left after `levels` binomial blurs, the k-th with its taps 2^k px apart; borders replicated."""
+    """Apply `levels` binomial blurs, the k-th with taps 2^k px apart; borders are replicated."""
     for level in range(levels):
         image = _blur(_blur(image, 2**level, dim=-1), 2**level, dim=-2)
     return image
@@ -64,22 +64,22 @@ def _blur(image: Tensor, distance: int, dim: int) -> Tensor:
 
 
 def adain(image: Tensor, reference: Tensor) -> Tensor:
-    """The image with each channel's mean and standard deviation made the reference's (arXiv 1703.06868).
+    """Give each channel of the image the reference's mean and standard deviation (arXiv 1703.06868).
 
-    The deviation is sqrt(variance + 1e-5), so that the noise of a flat channel is not blown up.
+    The deviation is sqrt(variance + 1e-5), so that noise in a flat channel is not amplified.
     """
     return adain_with(image, (image.mean(PLANE, keepdim=True), image.var(PLANE, keepdim=True)), reference)
 
 
 def adain_with(image: Tensor, moments: tuple[Tensor, Tensor], reference: Tensor) -> Tensor:
-    """`adain` of a part of a picture, given the whole one's mean and variance, both (B or 1, C, 1, 1)."""
+    """`adain` for part of a picture, given the mean and variance of the whole, both (B or 1, C, 1, 1)."""
     mean, variance = moments
     normal = (image - mean) / _deviation(variance)
     return normal * _deviation(reference.var(PLANE, keepdim=True)) + reference.mean(PLANE, keepdim=True)
 
 
 def moments_of(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and (unbiased) variance of a picture that comes in parts (C, n, W): both (1, C, 1, 1) float32."""
+    """Mean and unbiased variance of a picture given in parts (C, n, W): both (1, C, 1, 1) float32."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for part in parts:
         values = part.double().flatten(1)

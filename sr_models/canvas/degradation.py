@@ -1,7 +1,7 @@
-"""Making LR twins of HR crops: clean resampling, or a random chain of blur, resampling, noise and JPEG.
+"""Create LR counterparts of HR crops: clean resampling, or a random chain of blur, resampling, noise and JPEG.
 
-The chain is Real-ESRGAN's idea (arXiv 2107.10833, section 3), at mild to medium strength: most
-pictures that people enlarge are clean or lightly compressed.
+The chain follows Real-ESRGAN (arXiv 2107.10833, section 3) at mild to medium strength, because most
+pictures that people upscale are clean or lightly compressed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ CHAIN_FILTERS = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resa
 class Degradation:
     """Ranges of the random degradation. Sigmas are in pixels, noise in 8-bit levels, JPEG in Pillow's quality.
 
-    `clean`: share of the LR pictures that are only resampled; a quarter of those get light JPEG.
-    `second`: share of the others that pass a second, milder round.
+    `clean`: share of LR pictures that are only resampled; a quarter of those also get light JPEG compression.
+    `second`: share of the others that go through a second, milder round.
     """
 
     scale: int = 4
@@ -41,7 +41,7 @@ class Degradation:
     light_jpeg_quality: tuple[int, int] = (75, 97)
 
     def __call__(self, hr: Image.Image, rng: Generator) -> Image.Image:
-        """HR (RGB, sides multiples of the scale) -> LR, both 8-bit; all chance comes from `rng`."""
+        """HR (RGB, sides multiples of the scale) -> LR, both 8-bit; all randomness comes from `rng`."""
         size = (hr.width // self.scale, hr.height // self.scale)
         if rng.random() < self.clean:
             lr = hr.resize(size, CLEAN_FILTERS[rng.choice(3, p=(0.6, 0.2, 0.2))])
@@ -71,7 +71,7 @@ def _pick(rng: Generator) -> Image.Resampling:
 
 
 def gaussian_kernel(sigma_x: float, sigma_y: float, angle: float) -> Tensor:
-    """A rotated Gaussian that sums to 1, (k, k), k odd and three standard deviations to each side."""
+    """A rotated Gaussian kernel (k, k) that sums to 1; k is odd and covers three standard deviations on each side."""
     radius = max(1, int(np.ceil(3 * max(sigma_x, sigma_y))))
     y, x = torch.meshgrid(*[torch.arange(-radius, radius + 1, dtype=torch.float32)] * 2, indexing="ij")
     along = (x * np.cos(angle) + y * np.sin(angle)) / sigma_x
@@ -88,7 +88,7 @@ def blur(image: Image.Image, kernel: Tensor) -> Image.Image:
 
 
 def add_noise(image: Image.Image, level: float, rng: Generator) -> Image.Image:
-    """Gaussian noise of `level` 8-bit steps; grey in two cases of five, as film and sensors have."""
+    """Add Gaussian noise of `level` 8-bit steps; grey noise in two of five cases, as from film and sensors."""
     channels = 1 if rng.random() < 0.4 else 3
     pixels = np.asarray(image, dtype=np.float32)
     return _to_image(pixels + level * rng.standard_normal((*pixels.shape[:2], channels), dtype=np.float32))

@@ -1,17 +1,17 @@
-"""Noise that belongs to the canvas: any part of it can be drawn by itself, and is the same whatever the parts."""
+"""Noise for a whole canvas. Any part can be drawn separately and has the same values however it is split."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-BLOCK = 64  # latent rows that one generator draws
-MIX = 0x9E3779B97F4A7C15  # an odd number far from powers of two: blocks of near seeds do not coincide
+BLOCK = 64  # latent rows drawn by one generator
+MIX = 0x9E3779B97F4A7C15  # odd and far from powers of two, so that blocks of nearby seeds differ
 SEEDS = 2**63
 
 
 def noise_rows(channels: int, width: int, top: int, bottom: int, seed: int) -> Tensor:
-    """Rows [top, bottom) of a canvas's normal noise, (channels, bottom - top, width), drawn on the CPU."""
+    """Rows [top, bottom) of a canvas's Gaussian noise, (channels, bottom - top, width), drawn on the CPU."""
     blocks = [_block(channels, width, index, seed) for index in range(top // BLOCK, -(-bottom // BLOCK))]
     first = top // BLOCK * BLOCK
     return torch.cat(blocks, dim=1)[:, top - first : bottom - first]

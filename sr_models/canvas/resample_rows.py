@@ -1,7 +1,7 @@
-"""`resize` for a few rows of the result at a time, from only the rows that they need.
+"""`resize` for a few rows of the result at a time, reading only the source rows that they need.
 
-Bicubic interpolation as torch computes it: a = -0.75 between pixel centres where the picture grows, a = -0.5 over
-a window as wide as the shrinking (antialias) where it shrinks.
+Bicubic interpolation as in torch: a = -0.75 between pixel centres for enlarging; for shrinking, a = -0.5 over a
+window stretched by the shrinking factor (antialias).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def rows_of(picture: Tensor, first: int = 0) -> Rows:
 def resized_rows(rows: Rows, size: tuple[int, int], target: tuple[int, int], top: int, bottom: int) -> Tensor:
     """Rows [top, bottom) of the picture resized from `size` to `target`, both (H, W).
 
-    rows(first, last) gives the source's rows (B, C, last - first, W); few more are asked for than are needed. All
+    rows(first, last) returns the source's rows (B, C, last - first, W); it is asked for few more than are needed. All
     rows at once are exactly `resize`'s.
     """
     if size == target:
@@ -77,7 +77,7 @@ class RowResizer:
 
 
 def _weights(height: int, target: int, top: int, bottom: int, shrinks: bool) -> tuple[Tensor, int]:
-    """What each wanted row takes of each source row, (bottom - top, n), and the first of the n source rows."""
+    """Weight of each source row in each result row, (bottom - top, n), and the index of the first source row."""
     ratio = height / target
     stretch = max(ratio, 1.0) if shrinks else 1.0
     centres = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * ratio - 0.5
@@ -86,9 +86,9 @@ def _weights(height: int, target: int, top: int, bottom: int, shrinks: bool) -> 
     positions = torch.arange(first, last, dtype=torch.float64)
     weights = _cubic((positions[None] - centres[:, None]) / stretch, -0.5 if shrinks else -0.75)
     inside = weights[:, max(0, -first) : max(0, -first) + min(last, height) - max(first, 0)].clone()
-    if shrinks:  # what lies outside does not count
+    if shrinks:  # rows outside the picture have no weight
         return inside / inside.sum(dim=1, keepdim=True), max(first, 0)
-    inside[:, 0] += weights[:, : max(0, -first)].sum(dim=1)  # rows outside repeat the border's
+    inside[:, 0] += weights[:, : max(0, -first)].sum(dim=1)  # rows outside the picture repeat the border row
     inside[:, -1] += weights[:, weights.shape[1] - max(0, last - height) :].sum(dim=1)
     return inside, max(first, 0)
 

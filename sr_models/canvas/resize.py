@@ -1,4 +1,4 @@
-"""Sizes: resampling, padding, and the target of a scale. Pictures are (B, C, H, W)."""
+"""Picture sizes: resampling, padding, and the target size for a scale. Pictures are (B, C, H, W)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def target_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic to (H, W), antialiased where it shrinks; the picture itself where the size is the same."""
+    """Resize to (H, W): bicubic, antialiased when shrinking. Returns the picture itself if the size is the same."""
     if tuple(image.shape[-2:]) == size:
         return image
     shrinks = size[0] < image.shape[-2] or size[1] < image.shape[-1]
@@ -29,7 +29,7 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Right and bottom side up to the next multiple: mirrored, or the last pixels repeated where that is too short."""
+    """Pad right and bottom to the next multiple: mirrored, or repeating the last pixels if the picture is too small."""
     height, width = image.shape[-2:]
     down, right = -height % multiple, -width % multiple
     mirrors = down < height and right < width

@@ -1,7 +1,7 @@
 """Windows on a large canvas, and weights that blend them without seams.
 
-Geometry is a value: a plan is two axes, each a list of window starts. Windows have one size, are spread
-evenly, and share at least the asked overlap. Weights are separable and sum to 1 at every pixel.
+A plan is two axes, each a list of window starts. All windows have the same size, are evenly spaced, and overlap
+by at least the requested amount. Weights are separable and sum to 1 at every pixel.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Axis:
     starts: tuple[int, ...]
 
     def weight(self, index: int) -> Tensor:
-        """Blend weight of a window along the axis, (size,): the rise into it less the rise into the next.
+        """Blend weight of a window along the axis, (size,): the rise into it minus the rise into the next window.
 
-        Each rise goes smoothly from 0 to 1 over what two neighbours share, so the sum telescopes to 1.
+        Each rise goes smoothly from 0 to 1 over the overlap of two neighbours, so the sum telescopes to 1.
         """
         share = self.share_from(index)
         return share - self._rise(index + 1, index) if index + 1 < len(self.starts) else share
@@ -57,7 +57,7 @@ class Tile:
         return self.bottom - self.top, self.right - self.left
 
     def cut(self, canvas: Tensor, factor: int = 1) -> Tensor:
-        """The window's part of a (..., H, W) canvas that is `factor` times as fine as the plan's."""
+        """The window's part of a (..., H, W) canvas with `factor` times the plan's resolution."""
         rows = slice(self.top * factor, self.bottom * factor)
         return canvas[..., rows, self.left * factor : self.right * factor]
 
@@ -83,7 +83,7 @@ class Plan:
 
 
 def plan(height: int, width: int, tile: int, overlap: int) -> Plan:
-    """Windows of `tile` (or the canvas's side where that is smaller), sharing at least `overlap`.
+    """Windows of side `tile` (or the canvas's side if that is smaller) that overlap by at least `overlap`.
 
     Raises UserError unless 0 <= overlap <= tile / 2.
     """
@@ -93,7 +93,7 @@ def plan(height: int, width: int, tile: int, overlap: int) -> Plan:
 
 
 def plan_axis(length: int, tile: int, overlap: int) -> Axis:
-    """The fewest windows that share at least `overlap`, their starts spread evenly over [0, length - size]."""
+    """The fewest windows that overlap by at least `overlap`, with starts evenly spaced over [0, length - size]."""
     if length <= tile:
         return Axis(length, length, (0,))
     last = -(-(length - tile) // (tile - overlap))

@@ -1,4 +1,4 @@
-"""An autoencoder as the codec of an SR model."""
+"""A codec for SR models that uses an autoencoder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from . import seamless
 
 
 class AutoencoderCodec:
-    """An AutoencoderKL or VQ-f4 as a codec, run without seams within the memory that its device has free.
+    """An AutoencoderKL or VQ-f4 as a codec, run seamlessly within the free memory of its device.
 
-    `scaling` is the denoiser's latent over the autoencoder's own. `budget` is what its feature maps may take, in
-    bytes; None asks the device at each use.
+    `scaling` is the ratio of the denoiser's latent to the autoencoder's own. `budget` limits the memory of feature
+    maps, in bytes; None asks the device for its free memory at each use.
     """
 
     is_local = False
@@ -37,7 +37,7 @@ class AutoencoderCodec:
         return self._run(seamless.decode, latent / self.scaling) / 2 + 0.5
 
     def preview(self, latent: Tensor) -> Tensor:
-        """The first three channels, which in VQ-f4 look like a faded picture."""
+        """The first three channels, which in VQ-f4 look like a pale version of the picture."""
         return (latent[:, :3] / 2 + 0.5).clamp(0, 1)
 
     def _run(self, function: Callable[..., Tensor], canvas: Tensor) -> Tensor:

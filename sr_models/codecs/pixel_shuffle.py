@@ -1,4 +1,4 @@
-"""The codec without weights: a pixel-shuffled picture is its own latent."""
+"""A codec without weights: the latent is the pixel-unshuffled picture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class PixelShuffleCodec:
-    """Picture (B, 3, H, W) in [0, 1] <-> latent (B, 3 f^2, H/f, W/f) in [-1, 1], without loss."""
+    """Picture (B, 3, H, W) in [0, 1] <-> latent (B, 3 f^2, H/f, W/f) in [-1, 1], lossless."""
 
     is_local = True
 
@@ -20,7 +20,7 @@ class PixelShuffleCodec:
         return F.pixel_unshuffle(image * 2 - 1, self.factor)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Not clamped: the caller does that last."""
+        """Not clamped; the caller clamps the final result."""
         return F.pixel_shuffle(latent, self.factor).add_(1).div_(2)
 
     def preview(self, latent: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The pictures of a folder."""
+"""List the pictures in a folder."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every picture below `folder`, sorted. Raises UserError where there is none."""
+    """Every picture in `folder` and its subfolders, sorted. Raises UserError if there are none."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}): name a folder that does.")
+        raise UserError(f"{folder} contains no pictures ({', '.join(sorted(SUFFIXES))}): choose a folder that does.")
     return files
 
 
 def stream_pictures(folder: Path) -> Iterator[Path]:
-    """Every picture below the folder, in an order that the names alone decide, a directory at a time."""
+    """Every picture in the folder and its subfolders, ordered by name only, one directory at a time."""
     with os.scandir(folder) as entries:
         names = sorted((entry.name, entry.is_dir()) for entry in entries)
     for name, is_folder in names:

@@ -1,4 +1,4 @@
-"""A picture in memory, as tensors and as Pillow has it."""
+"""A picture in memory, as tensors and as a Pillow image."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MAX_PIXELS = 2**31
 class Picture:
     """A picture in memory.
 
-    pixels: (3, H, W) float32 in [0, 1]; alpha: (1, H, W) likewise, or None; bits: 8 or 16, the source's
-    depth; icc_profile: of the pixels' RGB space, where the file had one.
+    pixels: (3, H, W) float32 in [0, 1]; alpha: (1, H, W), the same, or None; bits: 8 or 16, the source's
+    depth; icc_profile: for the pixels' RGB space, if the file has one.
     """
 
     pixels: Tensor
@@ -28,13 +28,13 @@ class Picture:
 
 
 def from_pillow(image: Image.Image) -> Picture:
-    """A Pillow picture of any mode, with EXIF rotation applied; CMYK goes through its own profile to sRGB."""
+    """Convert a Pillow image of any mode, with EXIF rotation applied; CMYK is converted to sRGB by its own profile."""
     image = ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile")
     if image.mode == "CMYK":
         return Picture(_channels(_from_cmyk(image, profile)))
     if image.mode in ("L", "1", "LA", "LAB", "YCbCr", "I", "F"):
-        profile = None  # a profile of another colour space than the RGB it becomes
+        profile = None  # a profile for another colour space than the RGB it is converted to
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         channels = _channels(image.convert("RGBA"))
         return Picture(channels[:3], channels[3:], icc_profile=profile)
@@ -59,7 +59,7 @@ def _channels(image: Image.Image) -> Tensor:
 
 
 def to_pillow(picture: Picture) -> Image.Image:
-    """RGB, or RGBA where the picture has alpha, in 8 bits."""
+    """8-bit RGB, or RGBA if the picture has alpha."""
     image = Image.fromarray(as_integers(picture, picture.alpha is not None, np.uint8))
     if picture.icc_profile is not None:
         image.info["icc_profile"] = picture.icc_profile

@@ -1,7 +1,7 @@
-"""Writing a picture file from rows that come one band at a time, so that the whole is never in memory.
+"""Write a picture file from rows that arrive one band at a time, so that the whole picture is never in memory.
 
-PNG (W3C Recommendation, third edition) and tiled TIFF, BigTIFF where it has to be, are streamed; JPEG and WebP
-encoders want the whole picture, which is then held once, in 8 bits.
+PNG (W3C Recommendation, third edition) and tiled TIFF (BigTIFF if the size requires it) are streamed. JPEG and WebP
+encoders need the whole picture, which is then held once, in 8 bits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLASSIC_TIFF_LIMIT = 2**32 - 2**25
 
 @dataclass(frozen=True)
 class RowPicture:
-    """A picture by its rows: rows(top, bottom) -> (3 or 4, n, width) in [0, 1], from top to bottom."""
+    """A picture given by its rows: rows(top, bottom) -> (3 or 4, n, width) in [0, 1], called from top to bottom."""
 
     rows: RowsOf
     height: int
@@ -36,7 +36,7 @@ class RowPicture:
     icc_profile: bytes | None = None
 
     def values(self, top: int, bottom: int) -> np.ndarray:
-        """Rows as integers (n, width, channels), rounded."""
+        """Rows as rounded integers (n, width, channels)."""
         kind = np.uint16 if self.bits == 16 else np.uint8
         scaled = (self.rows(top, bottom).clamp(0, 1) * np.iinfo(kind).max).round()
         return np.ascontiguousarray(scaled.permute(1, 2, 0).cpu().numpy().astype(kind))
@@ -47,7 +47,7 @@ class RowPicture:
 
 
 def write_rows(path: Path, suffix: str, picture: RowPicture, quality: int) -> None:
-    """Write PNG, TIFF, JPEG or WebP, by the suffix."""
+    """Write PNG, TIFF, JPEG or WebP, depending on the suffix."""
     if suffix == ".png":
         _write_png(path, picture)
     elif suffix in (".tif", ".tiff"):
@@ -67,7 +67,7 @@ def _write_png(path: Path, picture: RowPicture) -> None:
         above = np.zeros(picture.width * picture.channels * picture.bits // 8, np.uint8)
         for _, values in picture.bands():
             lines = values.astype(values.dtype.newbyteorder(">")).view(np.uint8).reshape(len(values), -1)
-            difference = lines - np.concatenate([above[None], lines[:-1]])  # wraps around, as the filter does
+            difference = lines - np.concatenate([above[None], lines[:-1]])  # wraps around, as the PNG filter does
             filtered = np.pad(difference, ((0, 0), (1, 0)), constant_values=PNG_FILTER_UP)
             _chunk(file, b"IDAT", compressor.compress(filtered.tobytes()))
             above = lines[-1]

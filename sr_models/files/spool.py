@@ -1,6 +1,6 @@
-"""The result of a large picture on its way to the file: rows on disk, which a run that was cut can go on with.
+"""Finished rows of a large picture on disk, so that an interrupted run can resume.
 
-Rows are written and read explicitly: pages of a memory-mapped file would count as the program's memory.
+Rows are written and read explicitly, because pages of a memory-mapped file would count as the program's memory.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class SpoolSize:
 
 
 class Spool:
-    """Rows of a picture (C, H, W) in [0, 1], 16 bits a value, in a hidden file beside the target.
+    """Rows of a picture (C, H, W) in [0, 1], 16 bits per value, in a hidden file next to the target.
 
-    `settings` say what the rows depend on; rows of an earlier run with the same settings are kept, and
+    `settings` are everything that the rows depend on. Rows of an earlier run with the same settings are kept, and
     `finished` counts them. A context manager that closes its files.
     """
 
@@ -55,7 +55,7 @@ class Spool:
         return rows if kept else 0
 
     def append(self, rows: Tensor) -> None:
-        """Write the next rows (C, n, W), and note that they are there."""
+        """Write the next rows (C, n, W) and record them as finished."""
         values = (rows.clamp(0, 1) * DEPTH).round().to(torch.int32).permute(1, 2, 0).numpy().astype(np.uint16)
         self.file.seek(self.finished * self.size.row_bytes)
         remaining = np.ascontiguousarray(values).data.cast("B")
@@ -65,7 +65,7 @@ class Spool:
         self._note()
 
     def _note(self) -> None:
-        """Through a temporary file, so that the record is always whole; the rows it counts are on disk before."""
+        """Update the record, after the rows it counts are on disk; by a temporary file, so that it is never partial."""
         os.fsync(self.file.fileno())
         temporary = self.record.with_suffix(".tmp")
         temporary.write_text(json.dumps({"settings": self.settings, "finished": self.finished}))
@@ -81,7 +81,7 @@ class Spool:
         return torch.from_numpy(values.astype(np.float32)).div_(DEPTH).permute(2, 0, 1)
 
     def discard(self) -> None:
-        """Remove both files: the picture is where it belongs."""
+        """Remove both files, once the picture is written."""
         self.file.close()
         for path in (self.path, self.record):
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A file that appears whole or not at all."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from ..errors import UserError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """write(a temporary path), then the rename: the file appears whole or not at all."""
+    """Call write(temporary path), then rename it to `path`, which is never a partial file.
+
+    Raises UserError if the file cannot be written.
+    """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise UserError(f"{path} cannot be written ({reason}): choose another place or make room.") from error
+        raise UserError(f"{path} cannot be written ({reason}): choose another folder or free some space.") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -1,4 +1,4 @@
-"""Writing picture files: the depth, alpha and colour profile that the format has room for."""
+"""Write picture files, with the depth, alpha and colour profile that the format supports."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ DEEP = (".png", ".tif", ".tiff")
 
 
 def write_picture(path: Path, picture: Picture, quality: int = 95) -> None:
-    """Write PNG, JPEG, WebP or TIFF by the name's ending; the file appears whole or not at all.
+    """Write PNG, JPEG, WebP or TIFF, depending on the file name's extension; the file is never partial.
 
-    16 bits and alpha are kept where the format has them; JPEG gets a white ground. `quality` is JPEG's and
-    WebP's, 1 to 100. Raises UserError for an unknown ending, a size that the format cannot hold, values
-    that are not finite, or a place that cannot be written.
+    16 bits and alpha are kept if the format supports them; JPEG gets a white background. `quality` is for JPEG
+    and WebP, 1 to 100. Raises UserError for an unknown extension, a size that the format does not support, values
+    that are not finite, or a file that cannot be written.
     """
     suffix = path.suffix.lower()
     require_writable(path, *picture.pixels.shape[-2:])
     if not torch.isfinite(picture.pixels).all():
-        raise UserError(f"{path} was not written: the picture holds values that are not finite numbers.")
+        raise UserError(f"{path} was not written: the picture contains values that are not finite numbers.")
     write_whole(path, lambda temporary: _encode(temporary, suffix, picture, quality))
 
 
 def require_writable(path: Path, height: int, width: int) -> None:
-    """Raise UserError where the name's ending is none that can be written, or cannot hold so many pixels."""
+    """Raises UserError if the extension is not supported, or the format does not support pictures of this size."""
     suffix = path.suffix.lower()
     if suffix not in WRITABLE:
-        raise UserError(f"{path} has an ending that cannot be written: choose one of {', '.join(WRITABLE)}.")
+        raise UserError(f"{path} has an extension that is not supported: choose one of {', '.join(WRITABLE)}.")
     if max(height, width) > SIDE_LIMITS.get(suffix, MAX_PIXELS):
-        raise UserError(f"{path} cannot hold {width} x {height} px in {suffix[1:]} format: choose png or tif.")
+        raise UserError(f"{path}: {suffix[1:]} files do not support {width} x {height} px. Choose png or tif.")
 
 
 def _encode(path: Path, suffix: str, picture: Picture, quality: int) -> None:

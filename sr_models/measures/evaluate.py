@@ -1,4 +1,4 @@
-"""Upscalers side by side on a folder of HR pictures."""
+"""Compare upscalers on a folder of HR pictures."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Degrade = Callable[[Image.Image, int], Image.Image]
 class Row:
     """Means over the pictures; `detail` and `seconds` are medians.
 
-    `psnr` in dB over RGB and `ssim`, 8 px of border cut; `niqe` lower is better; `detail`: power above a
-    quarter of Nyquist, relative to HR's.
+    `psnr` (in dB, over RGB) and `ssim` leave out a border of 8 px; for `niqe`, lower is better; `detail` is the
+    power above a quarter of the Nyquist frequency, relative to HR's.
     """
 
     upscaler: str
@@ -62,7 +62,7 @@ def shrink(hr: Image.Image, index: int) -> Image.Image:
 
 
 def mixed(hr: Image.Image, index: int) -> Image.Image:
-    """The training degradation without its clean share; the same for a picture's place in the folder every time."""
+    """The training degradation without its clean share, seeded by the picture's index in the folder."""
     return Degradation(scale=SCALE, clean=0.0)(hr, np.random.default_rng((0, index)))
 
 
@@ -73,10 +73,10 @@ DEGRADATIONS: dict[str, Degrade] = {"bicubic": shrink, "mixed": mixed}
 def evaluate(upscalers: dict[str, Upscaler], folder: Path, degradations: dict[str, Degrade]) -> list[Row]:
     """A row per degradation and upscaler, over all pictures of the folder.
 
-    An upscaler maps (1, 3, h, w) to (1, 3, 4h, 4w), float32 in [0, 1]; the result may lie on any device. A
-    degradation makes the 8-bit LR picture of an 8-bit HR one and its place in the folder. HR is cut to
-    multiples of 4 px. Raises UserError for a folder without pictures, and for a picture that is broken or
-    under 96 px a side.
+    An upscaler maps (1, 3, h, w) to (1, 3, 4h, 4w), float32 in [0, 1]; the result may be on any device. A
+    degradation maps an 8-bit HR picture and its index in the folder to an 8-bit LR picture. HR sides are cropped
+    to multiples of 4 px. Raises UserError for a folder without pictures, and for a picture that is broken or has a
+    side under 96 px.
     """
     model = niqe.NiqeModel.load()
     return [
@@ -93,7 +93,7 @@ def _measure(upscaler: Upscaler, folder: Path, degrade: Degrade, model: niqe.Niq
         begin = time.perf_counter()
         result = upscaler(lr)[0].float().cpu()
         seconds = time.perf_counter() - begin
-        result = (result * 255).round() / 255  # as a file would hold it
+        result = (result * 255).round() / 255  # as in an 8-bit file
         detail = high_frequency_power(result) / max(high_frequency_power(truth), 1e-12)
         yield psnr(result, truth), ssim(result, truth), niqe.score(result, model), detail, seconds
 
@@ -112,11 +112,11 @@ def _row(upscaler: str, degradation: str, measures: list[tuple[float, ...]]) -> 
 
 
 def _open(file: Path) -> Image.Image:
-    """The picture in 8-bit RGB, sides cut to multiples of the scale."""
+    """The picture in 8-bit RGB, sides cropped to multiples of the scale."""
     pixels = read_picture(file).pixels
     height, width = (side // SCALE * SCALE for side in pixels.shape[-2:])
     if min(height, width) < niqe.PATCH:
-        raise UserError(f"{file} has {width} x {height} px: use pictures of at least {niqe.PATCH} px a side.")
+        raise UserError(f"{file} has {width} x {height} px: each side must be at least {niqe.PATCH} px.")
     values = (pixels[:, :height, :width] * 255).round().byte()
     return Image.fromarray(values.permute(1, 2, 0).numpy())
 

@@ -1,4 +1,4 @@
-"""LPIPS: the distance between pictures as a network sees them.
+"""LPIPS: the distance between two pictures in the features of a network.
 
 Pictures are (B, 3, H, W) in [-1, 1].
 """
@@ -16,7 +16,7 @@ from ..checkpoints.weights_file import read_weights
 from ..errors import UserError
 
 ALEXNET_FILES, LINEAR_FILES = ("alexnet*.pth",), ("alex.pth", "LPIPS*alex*.pth")
-# Of each of AlexNet's convolutions: inputs, outputs, kernel, stride, padding, and whether it is pooled before.
+# For each of AlexNet's convolutions: inputs, outputs, kernel, stride, padding, and whether pooling comes before it.
 ALEXNET = (
     (3, 64, 11, 4, 2, False),
     (64, 192, 5, 1, 2, True),
@@ -31,14 +31,14 @@ def feature_distance(
     ours: Iterable[Tensor], theirs: Iterable[Tensor], weights: Iterable[Tensor] | None = None
 ) -> Tensor:
     """LPIPS's distance (arXiv 1801.03924, equation 1): sum over maps of mean over positions of sum over channels of
-    w (u - v)^2, u and v of unit length over channels. Weights (C,) a map; without, 1."""
+    w (u - v)^2, with u and v normalised over channels. `weights` are (C,) for each map, or 1 if not given."""
     pairs = [(F.normalize(u, dim=1, eps=1e-10), F.normalize(v, dim=1, eps=1e-10)) for u, v in zip(ours, theirs)]  # noqa: B905
     scales = [1.0] * len(pairs) if weights is None else [w[None, :, None, None] for w in weights]
     return sum(((w * (u - v) ** 2).sum(dim=1).mean() for w, (u, v) in zip(scales, pairs, strict=True)), torch.zeros(()))
 
 
 class Lpips(nn.Module):
-    """LPIPS v0.1 on AlexNet, the distance that TSD-SR was published with."""
+    """LPIPS v0.1 on AlexNet, the perceptual loss of TSD-SR."""
 
     shift: Tensor
     scale: Tensor
@@ -52,7 +52,10 @@ class Lpips(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Lpips:
-        """From a folder with torchvision's AlexNet and the file `alex.pth` of LPIPS. Raises UserError for others."""
+        """Load torchvision's AlexNet and LPIPS's `alex.pth` from a folder.
+
+        Raises UserError if either is missing or broken.
+        """
         made = cls()
         network, linear = (read_weights(_find(folder, names)).tensors for names in (ALEXNET_FILES, LINEAR_FILES))
         try:
@@ -61,7 +64,7 @@ class Lpips(nn.Module):
                     made.convolutions[index].load_state_dict({k: network[f"{name}.{k}"] for k in ("weight", "bias")})
                     made.weights[index].copy_(linear[f"lin{index}.model.1.weight"].flatten())
         except (KeyError, RuntimeError) as error:
-            raise UserError(f"{folder} holds no weights of LPIPS on AlexNet ({error}): download them again.") from error
+            raise UserError(f"{folder} does not contain LPIPS on AlexNet ({error}): download it again.") from error
         return made.requires_grad_(False).eval()
 
     def features(self, image: Tensor) -> list[Tensor]:
@@ -76,9 +79,9 @@ class Lpips(nn.Module):
 
 
 def find_lpips(folder: Path | None) -> Lpips | None:
-    """LPIPS from the given folder, or from torch's own cache; None where the cache has none.
+    """Load LPIPS from the given folder, or else from torch's cache; None if the cache does not contain it.
 
-    Raises UserError where a folder is given that does not hold it.
+    Raises UserError if the given folder does not contain it.
     """
     if folder is not None:
         return Lpips.load(folder)
@@ -90,7 +93,7 @@ def _find(folder: Path, names: tuple[str, ...]) -> Path:
     found = _search(folder, names)
     if not found:
         raise UserError(
-            f"{folder} holds no {' or '.join(names)}: copy torchvision's AlexNet and LPIPS's alex.pth there."
+            f"{folder} does not contain {' or '.join(names)}: copy torchvision's AlexNet and LPIPS's alex.pth there."
         )
     return found[0]
 

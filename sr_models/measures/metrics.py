@@ -1,4 +1,4 @@
-"""How near a picture is to another one, and how much fine detail it has."""
+"""Similarity of two pictures, and the amount of fine detail in one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def psnr(image: Tensor, reference: Tensor, border: int = 8) -> float:
-    """Peak signal-to-noise ratio in dB over RGB, (3, H, W) in [0, 1], `border` px cut on each side."""
+    """Peak signal-to-noise ratio in dB over RGB, (3, H, W) in [0, 1], without `border` px on each side."""
     inside = (..., slice(border, -border), slice(border, -border)) if border else (...,)
     mse = (image[inside].double() - reference[inside].double()).square().mean()
     return float(-10 * torch.log10(mse.clamp_min(1e-12)))
@@ -22,10 +22,10 @@ def grey(image: Tensor) -> Tensor:
 
 
 def ssim(image: Tensor, reference: Tensor, border: int = 8) -> float:
-    """Structural similarity of the grey pictures, both (3, H, W) in [0, 1], `border` px cut on each side; at most 1.
+    """Structural similarity in grey, both (3, H, W) in [0, 1], without `border` px on each side; at most 1.
 
     Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity",
-    2004: Gaussian window of 11 px, sigma 1.5, only where it fits whole, so sides from 11 + 2 border px.
+    2004: Gaussian window of 11 px, sigma 1.5, at positions inside the picture, so sides from 11 + 2 border px.
     """
     inside = (..., slice(border, -border), slice(border, -border)) if border else (...,)
     x, y = (grey(picture[inside].double())[None, None] for picture in (image, reference))
@@ -41,7 +41,7 @@ def ssim(image: Tensor, reference: Tensor, border: int = 8) -> float:
 
 
 def high_frequency_power(image: Tensor, above: float = 0.25) -> float:
-    """Power of the grey picture at radial frequencies above `above` of Nyquist; (3, H, W), no unit."""
+    """Power of a picture (3, H, W), in grey, at radial frequencies over `above` times the Nyquist frequency."""
     luma = grey(image.double())
     spectrum = torch.fft.fft2(luma - luma.mean(), norm="ortho").abs().square()
     vertical = torch.fft.fftfreq(luma.shape[0], dtype=torch.float64)[:, None]

@@ -1,6 +1,6 @@
-"""MUSIQ (arXiv 2108.05997): how good a picture looks, without a reference, by a transformer over several sizes of it.
+"""MUSIQ (arXiv 2108.05997): perceived quality without a reference, by a transformer over several sizes of a picture.
 
-Its weights are in no package: pyiqa's `musiq_koniq_ckpt-*.pth`, whose names the modules follow.
+The weights are pyiqa's `musiq_koniq_ckpt-*.pth`, which no package contains; module names follow that file.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from ..checkpoints.weights_file import read_weights
 from ..errors import UserError
 
 PATCH, WIDTH, HIDDEN, HEADS, BLOCKS = 32, 384, 1152, 6, 14
-LONGER_SIDES = (224, 384)  # and the picture as it is
-GRID = 10  # every size's patches share a table of 10 x 10 positions
+LONGER_SIDES = (224, 384)  # and the picture's own size
+GRID = 10  # patches of every size share a table of 10 x 10 positions
 STEM = 64
 FILES = "musiq_koniq*.pth"
 
 
 def same_padding(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Zeros around x (B, C, h, w) so that a window gives ceil(side / stride) results; the odd one right and below."""
+    """Zero-pad x (B, C, h, w) for ceil(side / stride) windows per side; an odd pixel goes right and below."""
     height, width = ((-(-side // stride) - 1) * stride + kernel - side for side in x.shape[-2:])
     height, width = max(0, height), max(0, width)
     return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
 class StandardizedConv(nn.Conv2d):
-    """A convolution with weights of mean 0 and deviation 1 (arXiv 1903.10520)."""
+    """A convolution whose weights are standardised to mean 0 and deviation 1 (arXiv 1903.10520)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
         super().__init__(inputs, outputs, kernel, stride, bias=False)
@@ -78,7 +78,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Patches (B, n, WIDTH) with their places in the table and their sizes' numbers (n,) -> the whole's (B, WIDTH)."""
+    """Patches (B, n, WIDTH), with position and size indices (n,) -> the picture's embedding (B, WIDTH)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,23 +107,23 @@ class Musiq(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Musiq:
-        """Raises UserError for a file that holds other weights."""
+        """Raises UserError for a file with other weights."""
         made, tensors = cls(), read_weights(path).tensors
         try:
             made.load_state_dict({key.removeprefix("module."): tensor for key, tensor in tensors.items()})
         except RuntimeError as error:
-            raise UserError(f"{path} holds no weights of MUSIQ: choose pyiqa's {FILES}.") from error
+            raise UserError(f"{path} does not contain the weights of MUSIQ: choose pyiqa's {FILES}.") from error
         return made.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, h, w) in [0, 1] -> scores (B,), from about 0, bad, to about 100, good."""
+        """(B, 3, h, w) in [0, 1] -> scores (B,), from about 0 (bad) to about 100 (good)."""
         sizes = [*(_resized(image, side) for side in LONGER_SIDES), image]
         tokens, places = zip(*(self._tokens(each * 2 - 1) for each in sizes), strict=True)
         numbers = torch.cat([torch.full_like(place, number) for number, place in enumerate(places)])
         return self.head(self.transformer_encoder(torch.cat(tokens, dim=1), torch.cat(places), numbers))[:, 0]
 
     def _tokens(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """A picture's patches as (B, n, WIDTH) and their places in the table."""
+        """A picture's patches as (B, n, WIDTH), and their indices in the position table."""
         patches = same_padding(image, PATCH, PATCH)
         rows, columns = (side // PATCH for side in patches.shape[-2:])
         patches = rearrange(patches, "b c (r p) (q s) -> (b r q) c p s", p=PATCH, s=PATCH)
@@ -135,16 +135,16 @@ class Musiq(nn.Module):
 
 
 def _resized(image: Tensor, longer: int) -> Tensor:
-    """As the published figures are taken: bicubic, and aliased."""
+    """As for the published figures: bicubic without antialiasing."""
     ratio = longer / max(image.shape[-2:])
     height, width = (round(side * ratio) for side in image.shape[-2:])
     return F.interpolate(image, (height, width), mode="bicubic", align_corners=False)
 
 
 def find_musiq(path: Path | None) -> Musiq | None:
-    """MUSIQ from the given file, or from torch's own cache; None where the cache has none.
+    """Load MUSIQ from the given file, or else from torch's cache; None if the cache does not contain it.
 
-    Raises UserError where the file is none, or is broken.
+    Raises UserError if the given file has other weights or is broken.
     """
     if path is not None:
         return Musiq.load(path)

@@ -22,11 +22,11 @@ MASKED = -100.0
 class SwinUNetConfig:
     """Sizes of a Swin U-Net; the defaults are the published x4 network's (118,593,583 parameters).
 
-    `native_size` is the side of the latent grid that the network was made for: a level whose grid is
-    no larger than one attention window there does not shift its windows.
-    `bicubic_skip`: the network predicts what to add to the bicubically enlarged condition, as a
-    pixel-shuffled latent; the value is the factor (0: no such skip).
-    `published_mask`: mask shifted windows as the published weights were trained, see `published_window_mask`.
+    `native_size`: side of the latent grid that the network was designed for; levels whose grid is then no larger
+    than one attention window do not shift their windows.
+    `bicubic_skip`: the network predicts the difference to the bicubically enlarged condition, as a pixel-shuffled
+    latent; the value is the factor (0: no skip).
+    `published_mask`: mask shifted windows as in training of the published weights, see `published_window_mask`.
     """
 
     latent_channels: int = 3
@@ -58,7 +58,7 @@ def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """32 groups, statistics in float32: safe in half precision, and faster there on CPUs."""
+    """32 groups, statistics in float32: safe in half precision, and faster in it on CPUs."""
 
     def __init__(self, channels: int):
         super().__init__(GROUPS, channels)
@@ -70,7 +70,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class TimedBlocks(nn.ModuleList):
-    """Layers in a row; the residual blocks among them get the time embedding."""
+    """A sequence of layers; residual blocks also get the time embedding."""
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         for layer in self:
@@ -88,7 +88,7 @@ class ResidualBlock(nn.Module):
         self.out_layers = nn.Sequential(
             GroupNorm(out_channels),
             nn.SiLU(),
-            nn.Identity(),  # the published layout counts a dropout here
+            nn.Identity(),  # dropout in the published layout
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
         same = in_channels == out_channels
@@ -120,8 +120,8 @@ class Upsample(nn.Module):
 
 
 def relative_position_index(window: int) -> Tensor:
-    """For each pair of pixels of a window, the row of the bias table: (window^2, window^2)."""
-    pixels = torch.arange(window, device="cpu")  # real even where the network is built on the meta device
+    """Row of the bias table for each pair of pixels in a window: (window^2, window^2)."""
+    pixels = torch.arange(window, device="cpu")  # not on the meta device, even if the network is
     rows, columns = torch.meshgrid(pixels, pixels, indexing="ij")
     down = rows.flatten()[:, None] - rows.flatten()[None, :] + window - 1
     right = columns.flatten()[:, None] - columns.flatten()[None, :] + window - 1
@@ -129,7 +129,7 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shifted_window_mask(height: int, width: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
-    """Additive mask that keeps pixels brought together by the cyclic shift apart: (windows, window^2, window^2)."""
+    """Additive mask that separates pixels brought together by the cyclic shift: (windows, window^2, window^2)."""
 
     def region(length: int) -> Tensor:
         index = torch.arange(length, device=device)
@@ -146,8 +146,8 @@ def published_window_mask(
 ) -> Tensor:
     """The mask that ResShift's and SinSR's weights were trained with, shaped like `shifted_window_mask`'s.
 
-    Only in the bottom row of windows, and there only across the left and right part; elsewhere pixels
-    brought together by the shift do see each other.
+    It only separates the left and right parts of windows in the bottom row; elsewhere, pixels brought together by
+    the shift attend to each other.
     """
     right = (torch.arange(window, device=device) >= window - shift).repeat(window)
     mask = torch.zeros(height // window, width // window, window**2, window**2, device=device)
@@ -171,7 +171,7 @@ class WindowAttention(nn.Module):
         """x: (B, windows, pixels, channels); mask: (windows, pixels, pixels) or None."""
         query, key, value = rearrange(self.qkv(x), "b n p (t h c) -> t b n h p c", t=3, h=self.heads)
         bias = rearrange(self.relative_position_bias_table[self.relative_position_index], "p q h -> h p q")
-        # Spelt out: with a learned bias torch's fused attention takes this path too, with more copies.
+        # Explicit, because torch's fused attention does the same for a learned bias, with more copies.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         scores += bias.to(scores.dtype)
         if mask is not None:
@@ -203,11 +203,11 @@ class SwinBlock(nn.Module):
         self.mlp = PointwiseMLP(channels, config.mlp_ratio)
         self.window_mask = published_window_mask if config.published_mask else shifted_window_mask
         native = self.window_mask(grid, grid, self.window, shift, torch.device("cpu")) if shift else None
-        self.register_buffer("attn_mask", native)  # in the published files, too
+        self.register_buffer("attn_mask", native)  # a buffer, because the published files contain it
         self.last_mask: tuple[tuple[int, int], Tensor] | None = None
 
     def _mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
-        """The stored mask at the native size, else the last one made, since tiles share one size."""
+        """The stored mask at the native size, else the last one created, as tiles share one size."""
         if self.attn_mask is None or len(self.attn_mask) * self.window**2 == height * width == height**2:
             return self.attn_mask
         if self.last_mask is None or self.last_mask[0] != (height, width) or self.last_mask[1].device != device:
@@ -238,7 +238,7 @@ class PointwiseProjection(nn.Module):
 
 
 class SwinLayer(nn.Module):
-    """Swin blocks at their own width between two 1x1 convolutions; every second one shifts its windows."""
+    """Swin blocks between two 1x1 convolutions that change the width; every second block shifts its windows."""
 
     def __init__(self, channels: int, config: SwinUNetConfig, grid: int):
         super().__init__()
@@ -255,7 +255,7 @@ class SwinLayer(nn.Module):
 
 
 class SwinUNet(nn.Module):
-    """Predicts the clean latent from a noisy one, the LR picture on the same grid, and the timestep."""
+    """Predicts the clean latent from a noisy latent, the LR picture on the same grid, and the timestep."""
 
     def __init__(self, config: SwinUNetConfig | None = None):
         super().__init__()
@@ -317,7 +317,7 @@ class SwinUNet(nn.Module):
         x, time = self._enter(latent, condition, timestep)
         maps = []
         for index, block in enumerate(self.input_blocks):
-            if index and index % (self.config.blocks_per_level + 1) == 0:  # it shrinks the map
+            if index and index % (self.config.blocks_per_level + 1) == 0:  # a downsampling block
                 maps.append(x)
             x = block(x, time)
         return [*maps, x, self.middle_block(x, time)]
@@ -350,7 +350,7 @@ class SwinUNet(nn.Module):
         return prediction
 
     def _head(self, x: Tensor) -> Tensor:
-        """The last layer in float32: half precision there shows as bands in smooth skies."""
+        """The last layer in float32; in half precision it causes visible banding in smooth skies."""
         norm, activation, convolution = self.out
         assert isinstance(convolution, nn.Conv2d)  # noqa: S101 (for the type checker)
         with torch.autocast(x.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""The VQ-f4 autoencoder of latent diffusion that ResShift, SinSR and TAD-SR work in.
+"""The VQ-f4 autoencoder of latent diffusion, used by ResShift, SinSR and TAD-SR.
 
 Module names follow `autoencoder_vq_f4.pth`. Source: latent diffusion (arXiv 2112.10752).
 """
@@ -26,7 +26,7 @@ class VQConfig:
 
     @property
     def factor(self) -> int:
-        """Picture side over latent side."""
+        """Ratio of picture side to latent side."""
         return 2 ** (len(self.multipliers) - 1)
 
 
@@ -49,7 +49,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """One head over all positions."""
+    """Single-head attention over all positions."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -82,7 +82,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, then its change of size if it has one."""
+    """The residual blocks of one resolution, then its resampling if it has one."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int):
         super().__init__()
@@ -155,9 +155,9 @@ class Decoder(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Each latent pixel -> the nearest code of the book."""
+    """Maps each latent pixel to the nearest code."""
 
-    CHUNK = 16_384  # pixels compared with all codes at once: 512 MB of distances at 8192 codes
+    CHUNK = 16_384  # pixels compared with all codes at once: 512 MB of distances for 8192 codes
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -183,9 +183,9 @@ class VQAutoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Continuous: quantising belongs to `decode`."""
+        """Not quantised; `decode` does that."""
         return self.quant_conv(self.encoder(image))
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Snap every latent pixel to the nearest code, then decode; not clamped."""
+        """Quantise every latent pixel to the nearest code, then decode; not clamped."""
         return self.decoder(self.post_quant_conv(self.quantize(latent)))

@@ -1,4 +1,4 @@
-"""What a run needs to go on where it stopped: written so that a crash at any moment leaves a whole one."""
+"""Save and resume training. A crash at any moment leaves a complete checkpoint."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ class Best:
 
 
 def resume(accelerator: Accelerator, folder: Path, settings: dict) -> tuple[int, Best | None]:
-    """Load the checkpoint, if there is one; returns the step to go on from. Raises UserError for another run's."""
+    """Load the checkpoint if there is one. Returns the step to resume from, and the best result so far.
+
+    Raises UserError if the checkpoint was saved with other settings.
+    """
     kept = folder.with_name("checkpoint.old")
-    # A crash came between the two renames of `save_checkpoint`.
+    # After a crash between the two renames of `save_checkpoint`.
     if accelerator.is_main_process and not folder.exists() and kept.exists():
         kept.rename(folder)
     accelerator.wait_for_everyone()
@@ -38,13 +41,15 @@ def resume(accelerator: Accelerator, folder: Path, settings: dict) -> tuple[int,
         return 0, None
     saved = json.loads((folder / "run.json").read_text())
     if saved["settings"] != _as_json(settings):
-        raise UserError(f"{folder} was made with other settings: use the same ones to go on, or another output folder.")
+        raise UserError(
+            f"{folder} was saved with other settings: use the same ones to resume, or another output folder."
+        )
     accelerator.load_state(str(folder))
     return saved["step"], Best(**saved["best"]) if saved["best"] else None
 
 
 def save_checkpoint(accelerator: Accelerator, output: Path, settings: dict, step: int, best: Best | None) -> None:
-    """Write beside the old checkpoint, then put it in its place: one of the two is always whole."""
+    """Write a new checkpoint, then replace the old one: one of the two is always complete."""
     folder, fresh, old = (output / name for name in ("checkpoint", "checkpoint.new", "checkpoint.old"))
     accelerator.save_state(str(fresh))
     accelerator.wait_for_everyone()
@@ -58,10 +63,10 @@ def save_checkpoint(accelerator: Accelerator, output: Path, settings: dict, step
     accelerator.wait_for_everyone()
 
 
-def keep_what_learns(accelerator: Accelerator, prepared: nn.Module) -> None:
-    """Checkpoints hold what changes: a base of gigabytes that never does is read from its own files.
+def save_only_trainable(accelerator: Accelerator, prepared: nn.Module) -> None:
+    """Save only trainable weights in checkpoints; frozen ones are read from the base's own files.
 
-    Names are the module's own, however many processes there are.
+    Names are those of the unwrapped module, so the number of processes can change.
     """
     module = accelerator.unwrap_model(prepared)
     frozen = {name for name, weight in module.named_parameters(remove_duplicate=False) if not weight.requires_grad}
@@ -76,16 +81,16 @@ def keep_what_learns(accelerator: Accelerator, prepared: nn.Module) -> None:
         models.clear()
         found = module.load_state_dict(load_file(Path(folder) / LEARNED_FILE), strict=False)
         if found.unexpected_keys or set(found.missing_keys) != frozen:
-            raise UserError(f"{folder} is of another network: choose another output folder.")
+            raise UserError(f"{folder} belongs to another network: choose another output folder.")
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
 
 
 def fingerprint(weights: Iterable[Tensor]) -> str:
-    """A hash of the first 16 values of each, as they are stored: another file or precision gives another one.
+    """A hash of the first 16 stored values of each weight; it differs for other weights and other precisions.
 
-    Weights on the meta device have no values and are left out.
+    Weights on the meta device have no values and are skipped.
     """
     digest = hashlib.sha256()
     for weight in (each for each in weights if not each.is_meta):
@@ -95,5 +100,5 @@ def fingerprint(weights: Iterable[Tensor]) -> str:
 
 
 def _as_json(settings: dict) -> dict:
-    """As it reads after a file: tuples as lists."""
+    """The settings as JSON returns them, for example with lists for tuples."""
     return json.loads(json.dumps(settings))

@@ -1,4 +1,4 @@
-"""Training pairs from any folder of pictures."""
+"""Training pairs from a folder of pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..files.listing import list_images
 
 
 class CropPairs(Dataset[dict[str, Tensor]]):
-    """Pair number i, without end, is a pure function of (seed, i): resuming needs nothing but the next number.
+    """An endless dataset: pair i is a pure function of (seed, i), so resuming needs only the next index.
 
     Each item: `hr` (3, crop, crop) and `lr` (3, crop/scale, crop/scale), uint8.
     """
@@ -35,7 +35,7 @@ class CropPairs(Dataset[dict[str, Tensor]]):
         return {"hr": to_tensor(hr), "lr": to_tensor(lr)}
 
     def settings(self) -> dict[str, Any]:
-        """What a run must keep to be gone on with."""
+        """Settings that must match to resume a run."""
         return {"crop": self.crop, "seed": self.seed, "degradation": asdict(self.degradation)}
 
     def _open(self, rng: Generator) -> Image.Image:
@@ -43,12 +43,12 @@ class CropPairs(Dataset[dict[str, Tensor]]):
         try:
             return Image.open(file).convert("RGB")
         except OSError as error:
-            raise UserError(f"{file} cannot be read as a picture ({error}): repair or remove it.") from error
+            raise UserError(f"{file} cannot be read as a picture ({error}): replace or remove it.") from error
 
 
 @dataclass(frozen=True)
 class Window:
-    """A square of a picture, in px, and how it is flipped and turned."""
+    """A square region of a picture in px, and whether to flip and rotate it."""
 
     left: int
     top: int
@@ -57,7 +57,7 @@ class Window:
     turned: bool
 
     def cut(self, image: Image.Image, shrunk: int = 1) -> Image.Image:
-        """Out of the picture, or of one that shows the same `shrunk` times smaller."""
+        """Crop the region from the picture, or from a copy that is `shrunk` times smaller."""
         left, top, side = self.left // shrunk, self.top // shrunk, self.side // shrunk
         image = image.crop((left, top, left + side, top + side))
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else image
@@ -65,19 +65,19 @@ class Window:
 
 
 def random_window(image: Image.Image, side: int, rng: Generator, unit: int = 1) -> Window:
-    """A random square of `side` px inside the picture, at multiples of `unit` px."""
+    """A random square of `side` px inside the picture, positioned at multiples of `unit` px."""
     left, top = (unit * int(rng.integers((length - side) // unit + 1)) for length in image.size)
     return Window(left, top, side, flipped=rng.random() < 0.5, turned=rng.random() < 0.5)
 
 
 def random_crop(image: Image.Image, size: int, rng: Generator) -> Image.Image:
-    """A square of `size` px at a random place, flipped and turned at random; small pictures are enlarged first."""
+    """A randomly placed, flipped and rotated square of `size` px; small pictures are enlarged first."""
     image = enlarged_to(image, size)
     return random_window(image, size, rng).cut(image)
 
 
 def enlarged_to(image: Image.Image, size: int) -> Image.Image:
-    """The picture, or where its shorter side is under `size` px, bicubically enlarged to that."""
+    """Enlarge the picture bicubically if its shorter side is under `size` px."""
     short = min(image.size)
     if short >= size:
         return image

@@ -1,7 +1,7 @@
-"""The random numbers of a training step, a generator for every sample.
+"""Random numbers of a training step, with one generator per sample.
 
-How samples are spread over batches, processes and machines changes none of them: two processes see what one with
-twice the batch sees, and a run that goes on sees what one that never stopped would have.
+They do not depend on how samples are distributed over batches, processes and machines: two processes get the same
+numbers as one process with twice the batch, and a resumed run the same as one that never stopped.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Generator, Tensor
 
 
 class Draws:
-    """Draws for the samples with these numbers; each call advances every sample's generator.
+    """Random numbers for the samples with these indices; each call advances every sample's generator.
 
-    Results lie on `device`; the numbers are the same on every kind.
+    Results are on `device`; their values do not depend on it.
     """
 
     def __init__(self, seed: int, samples: Sequence[int], device: torch.device | str = "cpu"):
@@ -28,7 +28,7 @@ class Draws:
         return self._stack(lambda generator: torch.randn(shape, generator=generator))
 
     def integers(self, low: int, high: int) -> Tensor:
-        """Uniform in low .. high - 1, (B,)."""
+        """Uniform integers in low .. high - 1, (B,)."""
         return self._stack(lambda generator: torch.randint(low, high, (), generator=generator))
 
     def _stack(self, draw: Callable[[Generator], Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training loop: one for every objective, one process or several."""
+"""The training loop, for every objective and for one or several processes."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from torch.utils.data import DataLoader, Dataset
 from ..core.devices import default_dtype
 from ..errors import UserError
 from ..files.whole import write_whole
-from .checkpoint import Best, keep_what_learns, resume, save_checkpoint
+from .checkpoint import Best, resume, save_checkpoint, save_only_trainable
 from .draws import Draws
 from .objective import Objective
-from .validation import HIGHER_IS_BETTER, JUDGES, Judge, better, find_judges, validate
+from .validation import HIGHER_IS_BETTER, NETWORK_METRICS, Metric, better, find_metrics, validate
 
 PRECISIONS = ("no", "bf16", "fp16")
 WRAPPERS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}  # accelerate launch sets them
 
 
 def fastest_precision() -> str:
-    """Of PRECISIONS, for what will be trained on: halves only where there are units for them, as emulated ones take
-    many times as long as float32."""
+    """The fastest of PRECISIONS on the training device: half precision only if the hardware supports it, because
+    emulation is many times slower than float32."""
     if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
     return "bf16" if default_dtype(torch.device("cpu")) == torch.bfloat16 else "no"
 
 
 class Samples(Protocol):
-    """Samples by number, without end: the same ones each time they are asked for."""
+    """An endless sequence of samples: the same index always gives the same sample."""
 
     def __getitem__(self, number: int) -> dict[str, Tensor]: ...
 
     def settings(self) -> dict[str, Any]:
-        """What a run must keep to be gone on with."""
+        """Settings that must match to resume a run."""
         ...
 
 
@@ -52,8 +52,8 @@ class Samples(Protocol):
 class TrainConfig:
     """How long, how fast and where. `batch` counts samples per process and backward pass.
 
-    `best` is the validation score by which the best result is kept: psnr, ssim, niqe, lpips or musiq. `lpips` and
-    `musiq` are as `validation.find_judges` takes them. `run_file` is the text of the run.toml that reproduces the run.
+    `best` is the validation score that selects the best result: psnr, ssim, niqe, lpips or musiq. `lpips` and `musiq`
+    are passed to `validation.find_metrics`. `run_file` is the text of the run.toml that reproduces the run.
     """
 
     output: Path
@@ -76,20 +76,20 @@ class TrainConfig:
 
 
 def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
-    """Train, or go on from `config.output/checkpoint` if it is there; returns the final result's path.
+    """Train, or resume from `config.output/checkpoint` if it exists; returns the final result's path.
 
-    Sample number i of `samples`, and its random numbers, are functions of (seed, i) alone. So a run that is
-    stopped and started again gives the same weights as one that is not, and several processes the same as one
-    with a larger batch. The last result lies in `config.output`, the best one in its folder `best`.
-    Raises UserError for a checkpoint of another run's settings, and for a loss that is not finite.
+    Sample i of `samples` and its random numbers depend only on (seed, i). So a run that is stopped and resumed gives
+    the same weights as one that is not, and several processes the same as one with a larger batch. The last result
+    is in `config.output`, the best one in its folder `best`.
+    Raises UserError for a checkpoint with other settings, and for a loss that is not finite.
     """
     accelerator = _accelerator(config)
-    needs_judges = config.validation is not None or config.best in JUDGES
-    judges = find_judges(config.lpips, config.musiq) if needs_judges else {}
-    if config.best in JUDGES and config.best not in judges:
+    needs_metrics = config.validation is not None or config.best in NETWORK_METRICS
+    metrics = find_metrics(config.lpips, config.musiq) if needs_metrics else {}
+    if config.best in NETWORK_METRICS and config.best not in metrics:
         raise UserError(
-            f"{config.best.upper()} cannot decide the best result, as its weights are not here: give them "
-            f"(--{config.best})."
+            f"The best result cannot be selected by {config.best.upper()} because its weights were not found: pass "
+            f"them with --{config.best}."
         )
     config.output.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("log")
@@ -98,11 +98,11 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     learned = nn.ParameterList(objective.averaged())
     average = AveragedModel(learned, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-    leave_out_what_is_frozen(objective)
+    exclude_frozen_from_ddp(objective)
     prepared, optimizer = accelerator.prepare(objective, optimizer)
     average.to(accelerator.device)
     accelerator.register_for_checkpointing(average, scheduler)
-    keep_what_learns(accelerator, prepared)
+    save_only_trainable(accelerator, prepared)
 
     settings = run_settings(config, objective, samples, accelerator.num_processes)
     step, best = resume(accelerator, config.output / "checkpoint", settings)
@@ -124,21 +124,21 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
                 progress.update(task, note=" ".join(f"{k} {v:.4g}" for k, v in means.items() if "/" not in k))
             if step % config.save_every == 0 or step == config.steps:
                 with averaged(learned, average):
-                    best = keep_results(accelerator, config, objective, judges, step, best)
+                    best = keep_results(accelerator, config, objective, metrics, step, best)
                 save_checkpoint(accelerator, config.output, settings, step, best)
     accelerator.end_training()
     with averaged(learned, average):
         return objective.save(config.output) if accelerator.is_main_process else config.output
 
 
-def leave_out_what_is_frozen(objective: Any) -> None:
-    """Of what data parallelism compares and sends around at the start: every process read it from the same files."""
+def exclude_frozen_from_ddp(objective: Any) -> None:
+    """No comparing and broadcasting of frozen weights at the start: all processes read the same files."""
     frozen = [name for name, weight in objective.named_parameters() if not weight.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, frozen)
 
 
 def _mean(accelerator: Accelerator, value: Tensor) -> float:
-    """Over the processes."""
+    """The mean over all processes."""
     reduced: Any = accelerator.reduce(value, "mean")
     return float(reduced)
 
@@ -147,14 +147,14 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     if config.precision not in PRECISIONS:
         raise UserError(f"Precision {config.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
     if config.best not in HIGHER_IS_BETTER:
-        raise UserError(f"Score {config.best!r} is unknown: choose one of {', '.join(HIGHER_IS_BETTER)}.")
+        raise UserError(f"Metric {config.best!r} is unknown: choose one of {', '.join(HIGHER_IS_BETTER)}.")
     for flag, name in WRAPPERS.items():
         if parse_flag_from_env(flag):
             raise UserError(
-                f"accelerate is set up for {name}, which would spread what learns: choose several plain processes in "
-                "accelerate config."
+                f"accelerate is configured for {name}, which would shard the trainable weights: choose plain "
+                "multi-process training in accelerate config."
             )
-    # Broadcasting buffers at every step would send frozen tables around; those that learn are equal anyway.
+    # No broadcast of buffers at every step: they are frozen tables, or equal in all processes anyway.
     return Accelerator(
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulate,
@@ -168,7 +168,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 def training_step(
     accelerator: Accelerator, prepared: Any, optimizer: Any, batches: Iterator, config: TrainConfig, step: int
 ) -> dict[str, Tensor]:
-    """One update from `accumulate` batches: their mean losses, and each group's gradient norm before clipping."""
+    """One update from `accumulate` batches. Returns mean losses, and each group's gradient norm before clipping."""
     values: dict[str, Tensor] = {}
     for _ in range(config.accumulate):
         batch = {name: tensor.to(accelerator.device) for name, tensor in next(batches).items()}
@@ -178,7 +178,7 @@ def training_step(
                 losses = prepared(batch, draws, step)
             accelerator.backward(losses["loss"])
             if not torch.isfinite(losses["loss"]):
-                raise UserError(f"The loss of step {step} is not a finite number: lower the learning rate or use bf16.")
+                raise UserError(f"The loss of step {step} is not finite: use a lower learning rate or bf16.")
             if accelerator.sync_gradients:
                 accelerator.unscale_gradients()
                 for group in optimizer.param_groups:
@@ -195,13 +195,13 @@ def keep_results(
     accelerator: Accelerator,
     config: TrainConfig,
     objective: Objective,
-    judges: dict[str, Judge],
+    metrics: dict[str, Metric],
     step: int,
     best: Best | None,
 ) -> Best | None:
-    """Validate and write the result, and once more where it is the best one so far.
+    """Validate and write the result, also to `best` if it is the best one so far.
 
-    Every process validates, as the base may be spread over them; the first one writes.
+    Every process validates, because the base may be sharded; the main process writes.
     """
     if accelerator.is_main_process:
         objective.save(config.output)
@@ -212,7 +212,7 @@ def keep_results(
         with accelerator.autocast():
             return objective.restore(lr.to(accelerator.device), config.seed)
 
-    scores, strip = validate(restore, config.validation, judges)
+    scores, strip = validate(restore, config.validation, metrics)
     if not accelerator.is_main_process:
         return best
     accelerator.log({f"validation/{name}": score for name, score in scores.items()}, step)
@@ -226,7 +226,7 @@ def keep_results(
 
 @contextmanager
 def averaged(learned: nn.ParameterList, average: AveragedModel) -> Iterator[None]:
-    """The averaged weights in place of the learned ones."""
+    """Temporarily replace the learned weights by the averaged ones."""
     kept = [weight.detach().clone() for weight in learned]
     _copy(list(average.module.parameters()), learned)
     try:
@@ -242,7 +242,7 @@ def _copy(source: list, target: nn.ParameterList) -> None:
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """A linear warm-up, then half a cosine down to a twentieth."""
+    """Linear warm-up, then half a cosine down to 0.05."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
@@ -252,7 +252,7 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 def sample_batches(
     config: TrainConfig, samples: Samples, accelerator: Accelerator, step: int
 ) -> Iterator[dict[str, Tensor]]:
-    """This process's batches from the given step on, each with its samples' `number`."""
+    """This process's batches, starting at the given step, each with its samples' `number`."""
     numbers = list_numbers(config, accelerator.process_index, accelerator.num_processes, step)
     loader = DataLoader(
         Numbered(samples), config.batch, sampler=numbers, num_workers=config.workers, worker_init_fn=_one_thread
@@ -261,14 +261,14 @@ def sample_batches(
 
 
 def list_numbers(config: TrainConfig, process: int, processes: int, step: int) -> Iterator[int]:
-    """The numbers of the samples of one process: every step takes the next ones, split into equal batches."""
+    """Sample indices of one process: each step takes the next ones, split evenly between processes."""
     for part in range(step * config.accumulate, config.steps * config.accumulate):
         first = (part * processes + process) * config.batch
         yield from range(first, first + config.batch)
 
 
 class Numbered(Dataset[dict[str, Tensor]]):
-    """Samples that carry their number."""
+    """Samples with their index as `number`."""
 
     def __init__(self, samples: Samples):
         self.samples = samples
@@ -282,7 +282,7 @@ def _one_thread(worker: int) -> None:
 
 
 def run_settings(config: TrainConfig, objective: Objective, samples: Samples, processes: int) -> dict:
-    """What must not change between two parts of one run. How a step's samples are spread may."""
+    """Settings that must match to resume a run. How a step's samples are distributed may change."""
     fixed = ("steps", "warmup", "ema", "clip", "seed", "precision")
     settings = {name: value for name, value in asdict(config).items() if name in fixed}
     settings |= {"objective": objective.settings(), "samples": samples.settings()}

@@ -1,4 +1,4 @@
-"""What the training loop asks of what it trains."""
+"""The interface between the training loop and an objective."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Losses = dict[str, Tensor]
 
 
 class ParameterGroup(TypedDict):
-    """Weights with a learning rate of their own; the gradients of a group are clipped together."""
+    """Weights with their own learning rate; gradients are clipped per group."""
 
     name: str
     params: list[nn.Parameter]
@@ -21,16 +21,16 @@ class ParameterGroup(TypedDict):
 
 
 class Objective(Protocol):
-    """What the loop trains: a module whose forward pass gives the losses of a batch, and what belongs to it."""
+    """A module whose forward pass returns the losses of a batch, and what the loop needs to train it."""
 
     def __call__(self, batch: dict[str, Tensor], draws: Draws, step: int) -> Losses: ...
 
     def groups(self) -> list[ParameterGroup]:
-        """Everything that learns."""
+        """All trainable weights."""
         ...
 
     def averaged(self) -> list[nn.Parameter]:
-        """What is averaged over time, for the result: the discriminator and the like are not."""
+        """Weights of the result, which are averaged over time (EMA); not those of a discriminator and the like."""
         ...
 
     def restore(self, lr: Tensor, seed: int) -> Tensor:
@@ -38,9 +38,9 @@ class Objective(Protocol):
         ...
 
     def save(self, folder: Path) -> Path:
-        """Write the result as users load it; returns what to give to them."""
+        """Write the result in the format that users load; returns its path."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """What a run must keep to be gone on with."""
+        """Settings that must match to resume a run."""
         ...

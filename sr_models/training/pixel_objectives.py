@@ -1,6 +1,6 @@
-"""What one training step computes: modules from a batch to named losses, `loss` being the one to minimise.
+"""Objectives of the bundled kind: modules that map a batch to named losses, of which `loss` is minimised.
 
-Trainable is what requires a gradient. All chance comes from the draws, so that a step can be repeated.
+Trainable weights are those that require a gradient. All randomness comes from the draws, so steps are reproducible.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _start(lr: Tensor, codec: PixelShuffleCodec) -> tuple[Tensor, Tensor]:
 
 
 class PixelObjective(nn.Module):
-    """What teacher and student of the bundled model's kind share: a network that works in pixel-shuffle space."""
+    """The common part of teacher and student objectives: a network in pixel-shuffle space."""
 
     def __init__(self, network: SwinUNet, description: bundled.Description, learning_rate: float):
         super().__init__()
@@ -83,10 +83,10 @@ class PixelObjective(nn.Module):
 
 
 class TeacherObjective(PixelObjective):
-    """ResShift's own: mean (f(x_t, t) - z_h)^2, t uniform.
+    """ResShift's loss: mean (f(x_t, t) - z_h)^2, t uniform.
 
-    Where the description says one evaluation, t is always the last: the network learns the mean of what could
-    be, the smooth answer that distillation is measured against.
+    With one evaluation in the description, t is always the last timestep: the network learns the mean of all
+    possible results, a smooth baseline for distillation.
     """
 
     def losses(self, batch: Batch, draws: Draws) -> Losses:
@@ -98,7 +98,7 @@ class TeacherObjective(PixelObjective):
 
 @dataclass(frozen=True)
 class StudentWeights:
-    """Weights of the losses (TAD-SR: 1, 1, 0.02; for faces 0.1 and 0.2 in place of the last two)."""
+    """Weights of the losses (TAD-SR: 1, 1, 0.02; for faces 1, 0.1, 0.2)."""
 
     regression: float = 1.0
     score: float = 1.0
@@ -106,10 +106,10 @@ class StudentWeights:
 
 
 class StudentObjective(PixelObjective):
-    """TAD-SR's: L_reg + w_score L_hsd + w_adversarial L_G for the student, L_D for the discriminator.
+    """TAD-SR's losses: L_reg + w_score L_hsd + w_adversarial L_G for the student, L_D for the discriminator.
 
-    One backward pass serves both: in L_G the discriminator's weights are constants, in L_D the student's
-    result is. `score_timesteps`: the score difference is taken at t uniform in 0 .. that - 1.
+    One backward pass is enough for both: the discriminator's weights are constant in L_G, the student's result in
+    L_D. The score difference uses t uniform in 0 .. `score_timesteps` - 1.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class StudentObjective(PixelObjective):
     ):
         super().__init__(network, description, learning_rate)
         self.weights, self.teacher = weights, teacher.requires_grad_(False)
-        self.taught_by = fingerprint(teacher.parameters())
+        self.teacher_fingerprint = fingerprint(teacher.parameters())
         widths = [teacher.config.channels * m for m in teacher.config.multipliers]
         self.discriminator = tad.TimeAwareDiscriminator([*widths, widths[-1]])
         self.score_timesteps = score_timesteps
@@ -132,10 +132,10 @@ class StudentObjective(PixelObjective):
     def losses(self, batch: Batch, draws: Draws) -> Losses:
         noise = draws.normal(*batch.y.shape[1:])
         with torch.no_grad():
-            z_t = sample(self.teacher, self.schedule, batch.y, batch.condition, noise)
+            z_teacher = sample(self.teacher, self.schedule, batch.y, batch.condition, noise)
         z_s = one_step(self.network, self.schedule, batch.y, batch.condition, noise)
-        regression = tad.regression_loss(z_s, z_t)
-        score = self._score_loss(z_s, z_t, batch, draws)
+        regression = tad.regression_loss(z_s, z_teacher)
+        score = self._score_loss(z_s, z_teacher, batch, draws)
         adversarial, discriminator = self._adversarial_losses(z_s, batch, draws)
         weights = self.weights
         student = weights.regression * regression + weights.score * score + weights.adversarial * adversarial
@@ -147,9 +147,9 @@ class StudentObjective(PixelObjective):
             "discriminator": discriminator,
         }
 
-    def _score_loss(self, z_s: Tensor, z_t: Tensor, batch: Batch, draws: Draws) -> Tensor:
+    def _score_loss(self, z_s: Tensor, z_teacher: Tensor, batch: Batch, draws: Draws) -> Tensor:
         t, noise = draws.integers(0, self.score_timesteps), draws.normal(*batch.y.shape[1:])
-        gradient = tad.score_difference(self.teacher, self.schedule, z_s, z_t, batch.y, batch.condition, t, noise)
+        gradient = tad.score_difference(self.teacher, self.schedule, z_s, z_teacher, batch.y, batch.condition, t, noise)
         return tad.high_frequency_score_loss(z_s, gradient)
 
     def _adversarial_losses(self, z_s: Tensor, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -162,8 +162,8 @@ class StudentObjective(PixelObjective):
         fake = features(z_s)
         with torch.no_grad():
             real = features(batch.z_h)
-        return tad.players_losses(self.discriminator, real, fake, t, self.schedule.steps)
+        return tad.adversarial_losses(self.discriminator, real, fake, t, self.schedule.steps)
 
     def settings(self) -> dict[str, Any]:
         weights = {"weights": asdict(self.weights), "score_timesteps": self.score_timesteps}
-        return super().settings() | weights | {"teacher": self.taught_by}
+        return super().settings() | weights | {"teacher": self.teacher_fingerprint}

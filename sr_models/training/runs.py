@@ -1,4 +1,4 @@
-"""The bundled model's training runs: which networks, which schedule, from which start."""
+"""Training runs for models of the bundled kind: their network, schedule and initial weights."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ NETWORK = SwinUNetConfig(
     native_size=32,
     bicubic_skip=4,
 )
-# A pixel-shuffled picture differs from its enlarged LR by about 0.1: kappa 0.5 already drowns that.
+# A pixel-shuffled picture differs from its enlarged LR by about 0.1, which a kappa of 0.5 already covers with noise.
 SCHEDULE = ResShiftSchedule(steps=4, kappa=0.5, power=0.3, min_noise=0.2)
 
 
 @dataclass(frozen=True)
 class Crops:
-    """What such a run trains on: random crops of `crop` px from a folder of pictures."""
+    """The training data: random crops of `crop` px from a folder of pictures."""
 
     folder: Path
     crop: int = 128
     degradation: Degradation = field(default_factory=Degradation)
 
     def pairs(self, seed: int) -> CropPairs:
-        """Raises UserError for a folder that is none, and for a crop that does not suit the network."""
+        """Raises UserError if the folder does not exist or the crop does not fit the network."""
         unit = NETWORK.multiple * NETWORK.bicubic_skip
         if self.crop % unit or self.crop < unit:
-            raise UserError(f"Crop {self.crop} does not suit the network: choose a multiple of {unit}.")
+            raise UserError(f"Crop {self.crop} does not fit the network: choose a multiple of {unit}.")
         if not self.folder.is_dir():
-            raise UserError(f"{self.folder} is no folder: name one with training pictures.")
+            raise UserError(f"{self.folder} is not a folder. Choose a folder that contains training pictures.")
         return CropPairs(self.folder, self.crop, self.degradation, seed)
 
 
 def train_teacher(config: TrainConfig, crops: Crops, learning_rate: float, init: Path | None, regression: bool) -> Path:
-    """Train a teacher, or the one-step regression control; `init` is a model to start from."""
+    """Train a teacher, or a one-step regression model as a baseline; `init` is a model to start from."""
     pairs = crops.pairs(config.seed)
     torch.manual_seed(config.seed)
     network = SwinUNet(NETWORK) if init is None else _read(init)[0]
@@ -62,7 +62,7 @@ def train_teacher(config: TrainConfig, crops: Crops, learning_rate: float, init:
 def train_student(
     config: TrainConfig, crops: Crops, learning_rate: float, teacher: Path, weights: StudentWeights
 ) -> Path:
-    """Distil a teacher that `train_teacher` made; the student starts as its copy."""
+    """Distil a teacher from `train_teacher`; the student starts as a copy of it."""
     pairs = crops.pairs(config.seed)
     torch.manual_seed(config.seed)
     network, taught = _read(teacher)
@@ -72,9 +72,9 @@ def train_student(
 
 
 def mix(student: Path, teacher: Path, share: float, output: Path) -> Path:
-    """Write the model whose weights are share * student + (1 - share) * teacher: less of both gain and risk.
+    """Write a model with the weights share * student + (1 - share) * teacher, for a milder effect than the student's.
 
-    A student starts as its teacher's copy, so the line between them holds good models (network
+    A student starts as a copy of its teacher, so models between the two work well (network
     interpolation, ESRGAN, arXiv 1809.00219, section 3.4). Raises UserError unless 0 <= share <= 1.
     """
     if not 0 <= share <= 1:
@@ -91,7 +91,7 @@ def mix(student: Path, teacher: Path, share: float, output: Path) -> Path:
 def _read(path: Path) -> tuple[SwinUNet, bundled.Description]:
     file = read_weights(path)
     if bundled.METADATA_KEY not in file.metadata:
-        raise UserError(f"{file.name} was not made by `onestep-sr train`: choose a model.safetensors that was.")
+        raise UserError(f"{file.name} was not created by `onestep-sr train`: choose a model.safetensors that was.")
     description = bundled.describe(file)
     network = bundled.build(description)
     fill(network, file, "One-Step SR", torch.float32)

@@ -2,7 +2,7 @@
 
 Shapes: latents (B, c, h, w); `condition` (B, 3, h, w), the LR picture in [-1, 1] on the latent grid;
 timesteps (B,) integers. `y` is the latent of the bicubically enlarged LR, `z_s` the student's result,
-`z_t` the teacher's, `z_h` the HR's.
+`z_teacher` the teacher's, `z_h` the HR latent.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ..core.schedule import ResShiftSchedule
 from ..core.step import Network, predict
 
 
-def regression_loss(z_s: Tensor, z_t: Tensor) -> Tensor:
-    """mean (z_s - z_t)^2: the student's result against the teacher's from the same start."""
-    return F.mse_loss(z_s, z_t)
+def regression_loss(z_s: Tensor, z_teacher: Tensor) -> Tensor:
+    """mean (z_s - z_teacher)^2: the student's result against the teacher's from the same start."""
+    return F.mse_loss(z_s, z_teacher)
 
 
 @torch.no_grad()
@@ -25,24 +25,24 @@ def score_difference(
     teacher: Network,
     schedule: ResShiftSchedule,
     z_s: Tensor,
-    z_t: Tensor,
+    z_teacher: Tensor,
     y: Tensor,
     condition: Tensor,
     t: Tensor,
     noise: Tensor,
 ) -> Tensor:
-    """g = e(z_s) - e(z_t), the difference of the noise that the teacher sees in both at timestep t.
+    """g = e(z_s) - e(z_teacher), the difference of the noise that the teacher predicts for both at timestep t.
 
     e(z) = [x(z) - (1 - eta_t) x_0(z) - eta_t y] / (kappa sqrt(eta_t)), with x(z) = noised(z, y, t, noise)
-    and x_0(z) the teacher's prediction from it. The same noise in both cancels its own variance; plain
-    score distillation would have `noise` in place of e(z_t), which adds the teacher's own bias.
+    and x_0(z) the teacher's prediction from it. Using the same noise for both cancels its variance; plain
+    score distillation has `noise` instead of e(z_teacher), which adds the teacher's own bias.
     """
 
-    def seen_noise(z: Tensor) -> Tensor:
+    def predicted_noise(z: Tensor) -> Tensor:
         x_t = schedule.noised(z, y, t, noise)
         return schedule.noise_of(x_t, predict(teacher, schedule, x_t, condition, t), y, t)
 
-    return seen_noise(z_s) - seen_noise(z_t)
+    return predicted_noise(z_s) - predicted_noise(z_teacher)
 
 
 def high_frequency_score_loss(z_s: Tensor, gradient: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 class DiscriminatorHead(nn.Module):
-    """One map of the frozen encoder -> a logit per position, conditioned on the timestep."""
+    """Maps one feature map of the frozen encoder to a logit per position, conditioned on the timestep."""
 
     def __init__(self, channels: int, time_channels: int):
         super().__init__()
@@ -86,8 +86,8 @@ class DiscriminatorHead(nn.Module):
 class TimeAwareDiscriminator(nn.Module):
     """Heads on the frozen teacher's encoder: one at the end of each level and one after the middle.
 
-    Maps of more than `widest` channels are mixed down to that first, or the heads on a transformer would be larger
-    than the student.
+    Maps with more than `widest` channels are first projected to that many; otherwise the heads on a transformer would
+    be larger than the student.
     """
 
     def __init__(self, channels: list[int], time_channels: int = 128, widest: int = 640):
@@ -105,15 +105,15 @@ class TimeAwareDiscriminator(nn.Module):
         return torch.cat([head(narrow(f).contiguous(), time) for head, narrow, f in maps], dim=1)
 
 
-def players_losses(
+def adversarial_losses(
     discriminator: TimeAwareDiscriminator, real: list[Tensor], fake: list[Tensor], t: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """L_G with the discriminator's weights held constant, and L_D with the student's result held constant.
+    """L_G with the discriminator's weights constant, and L_D with the student's result constant.
 
     `real` and `fake` are the encoder's maps of noised HR and student latents at timesteps t (B,) of `steps`.
     """
     constants = {name: weight.detach() for name, weight in discriminator.named_parameters()}
-    judged = torch.func.functional_call(discriminator, constants, (fake, t, steps))
+    logits_student = torch.func.functional_call(discriminator, constants, (fake, t, steps))
     logits_fake = discriminator([f.detach() for f in fake], t, steps)
     logits_real = discriminator(real, t, steps)
-    return generator_loss(judged), discriminator_loss(logits_real, logits_fake)
+    return generator_loss(logits_student), discriminator_loss(logits_real, logits_fake)

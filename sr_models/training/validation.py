@@ -1,4 +1,4 @@
-"""How good the present weights are, on a few pictures with a known answer."""
+"""Validate the current weights on a few pictures whose HR version is known."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..measures.metrics import high_frequency_power, psnr, ssim
 from ..measures.musiq import find_musiq
 from .data import enlarged_to
 
-Judge = Callable[[Tensor, Tensor], Tensor]  # result and HR, both (1, 3, H, W) in [0, 1], to a score
+Metric = Callable[[Tensor, Tensor], Tensor]  # result and HR, both (1, 3, H, W) in [0, 1], to a score
 Restore = Callable[[Tensor], Tensor]  # LR (1, 3, h, w) to SR (1, 3, 4h, 4w), both in [0, 1]
 
 PICTURES, STRIPS = 6, 3
 SCALE = 4
 LARGEST, MULTIPLE = 256, 128
-JUDGES = ("lpips", "musiq")  # have weights that are in no package
+NETWORK_METRICS = ("lpips", "musiq")  # need weights that no package contains
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "niqe": False, "lpips": False, "musiq": True}
 
 
@@ -33,22 +33,22 @@ def better(name: str, score: float, than: float) -> bool:
     return score > than if HIGHER_IS_BETTER[name] else score < than
 
 
-def find_judges(lpips: Path | None, musiq: Path | None) -> dict[str, Judge]:
-    """LPIPS and MUSIQ, each where its weights are, as `find_lpips` and `find_musiq` take them."""
-    judges: dict[str, Judge] = {}
+def find_metrics(lpips: Path | None, musiq: Path | None) -> dict[str, Metric]:
+    """LPIPS and MUSIQ, each if its weights are found; arguments as for `find_lpips` and `find_musiq`."""
+    metrics: dict[str, Metric] = {}
     if (distance := find_lpips(lpips)) is not None:
-        judges["lpips"] = lambda result, hr: distance(result * 2 - 1, hr * 2 - 1)
-    if (beauty := find_musiq(musiq)) is not None:
-        judges["musiq"] = lambda result, hr: beauty(result)
-    return judges
+        metrics["lpips"] = lambda result, hr: distance(result * 2 - 1, hr * 2 - 1)
+    if (quality := find_musiq(musiq)) is not None:
+        metrics["musiq"] = lambda result, hr: quality(result)
+    return metrics
 
 
-def validate(restore: Restore, folder: Path, judges: dict[str, Judge]) -> tuple[dict[str, float], Tensor]:
-    """Scores over the folder's first pictures, their top left corners of 128 or 256 px a side, shrunk bicubically to a
-    quarter; and a strip of enlarged LR | result | HR, (3, H, W) in [0, 1].
+def validate(restore: Restore, folder: Path, metrics: dict[str, Metric]) -> tuple[dict[str, float], Tensor]:
+    """Mean scores, and strips of enlarged LR | result | HR, (3, H, W) in [0, 1].
 
-    PSNR in dB, SSIM and MUSIQ higher is better, NIQE and LPIPS lower; `detail` is the median of the power of fine
-    structure relative to HR's. Judges work on the CPU. Raises UserError for a folder without pictures.
+    Uses the top left corners, 128 or 256 px a side, of the folder's first pictures, shrunk bicubically to a quarter.
+    For PSNR (in dB), SSIM and MUSIQ, higher is better; for NIQE and LPIPS, lower. `detail` is the median power of
+    fine structure relative to HR's. Metrics run on the CPU. Raises UserError for a folder without pictures.
     """
     model, rows, strips = niqe.NiqeModel.load(), [], []
     for file in list_images(folder)[:PICTURES]:
@@ -56,16 +56,16 @@ def validate(restore: Restore, folder: Path, judges: dict[str, Judge]) -> tuple[
         lr_image = hr_image.resize([side // SCALE for side in hr_image.size], Image.Resampling.BICUBIC)
         hr, lr = (_to_tensor(image) for image in (hr_image, lr_image))
         result = restore(lr).float().cpu()
-        rows.append(_scores(result, hr, model, judges))
+        rows.append(_scores(result, hr, model, metrics))
         strips.append(torch.cat([resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(0, 1), result, hr], dim=-1)[0])
     scores = {name: fmean(row[name] for row in rows) for name in rows[0]}
     return scores | {"detail": median(row["detail"] for row in rows)}, _stacked(strips[:STRIPS])
 
 
-def _scores(result: Tensor, hr: Tensor, model: niqe.NiqeModel, judges: dict[str, Judge]) -> dict[str, float]:
+def _scores(result: Tensor, hr: Tensor, model: niqe.NiqeModel, metrics: dict[str, Metric]) -> dict[str, float]:
     detail = high_frequency_power(result[0]) / max(high_frequency_power(hr[0]), 1e-12)
     scores = {"psnr": psnr(result[0], hr[0]), "ssim": ssim(result[0], hr[0]), "niqe": niqe.score(result[0], model)}
-    return scores | {name: float(judge(result, hr)) for name, judge in judges.items()} | {"detail": detail}
+    return scores | {name: float(metric(result, hr)) for name, metric in metrics.items()} | {"detail": detail}
 
 
 def _corner(file: Path) -> Image.Image:

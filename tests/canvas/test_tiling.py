@@ -1,4 +1,4 @@
-"""Windows cover the canvas, share what was asked, and blend without seams."""
+"""Windows cover the canvas, overlap as requested, and blend without seams."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_weights_are_not_negative_and_sum_to_one(asked):
 @LONG
 @given(windows())
 def test_no_weight_jumps_at_a_window_border(asked):
-    """The steepest place of a smoothstep over n px is 1.5 / n, also where a window begins or ends."""
+    """The maximum slope of a smoothstep over n px is 1.5 / n, also at the borders of windows."""
     length, tile, overlap = asked
     weights = laid_out(plan_axis(length, tile, overlap))
     jumps = weights.diff(dim=1).abs()

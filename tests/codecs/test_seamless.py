@@ -214,7 +214,7 @@ def test_a_pass_in_bands_of_any_height_equals_the_layer(height, width, rows, kin
         target = maps.CanvasMap(result, store.device, store.dtype)
         source = maps.CanvasMap(picture, store.device, store.dtype)
         heights = []
-        run = passes.Run([stage], store, heights.append)
+        run = passes.BandedForward([stage], store, heights.append)
         run._new = lambda _: target
         run(source, target)
     assert max(heights) <= max(rows, 2 if kind == "up" else 1)
@@ -224,7 +224,7 @@ def test_a_pass_in_bands_of_any_height_equals_the_layer(height, width, rows, kin
 @pytest.mark.parametrize("offset", [0, 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_statistics_of_bands_are_those_of_the_map(dtype, offset):
-    """Also where the mean is many deviations from zero, and with the formula of devices other than CPU and CUDA."""
+    """Also if the mean is many deviations from zero, and with the formula for devices other than CPU and CUDA."""
     torch.manual_seed(0)
     group_norm = stirred(nn.GroupNorm(4, 16))
     whole = (torch.randn(1, 16, 37, 50) + offset * torch.randn(1, 16, 1, 1)).to(dtype)
@@ -262,7 +262,7 @@ def test_attention_over_keys_in_blocks_equals_attention_over_all(heads):
     torch.manual_seed(0)
     store = maps.Store(torch.device("cpu"), torch.float32, 40_000, 40_000)
     conv = nn.Conv2d(8, 8, 3, padding=1)
-    run = passes.Run([passes.Stage(layers.Convolution(conv), 15, 11)], store, lambda _: None)
+    run = passes.BandedForward([passes.Stage(layers.Convolution(conv), 15, 11)], store, lambda _: None)
     query, key, value = (torch.randn(1, 8, 15, 11) * 3 for _ in range(3))
     spilled = []
     for content in (key, value):
@@ -338,7 +338,7 @@ print(json.dumps(peaks))
 """
 
 
-# What is freed goes back to the system at once, so that what is resident is what is held.
+# Freed memory is returned to the system immediately, so resident memory is allocated memory.
 NOTHING_KEPT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 
 
@@ -360,7 +360,7 @@ def test_a_budget_without_room_for_one_row_is_refused_with_what_is_needed():
         seamless.decode(autoencoder, latent, budget=2 * MEGABYTE)
     needed = int(str(caught.value).split("at least ")[1].split(" MB")[0])
     assert str(caught.value) == (
-        f"A memory budget of 2 MB is too small for the VAE at this picture's width: it needs at least {needed} MB."
+        f"A memory budget of 2 MB is too small for the VAE at this picture's width: use at least {needed} MB."
     )
     seamless.decode(autoencoder, latent[:, :, :3], budget=needed * MEGABYTE)
 
@@ -378,8 +378,8 @@ def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch):
 @pytest.mark.parametrize(
     ("canvas", "message"),
     [
-        (torch.zeros(1, 16, 8, 8), "The VAE takes 4 channels, but what it got has the shape (1, 16, 8, 8)"),
-        (torch.zeros(4, 8, 8), "The VAE takes 4 channels, but what it got has the shape (4, 8, 8)"),
+        (torch.zeros(1, 16, 8, 8), "The VAE expects 4 channels, but the input has the shape (1, 16, 8, 8)"),
+        (torch.zeros(4, 8, 8), "The VAE expects 4 channels, but the input has the shape (4, 8, 8)"),
     ],
 )
 def test_a_latent_that_does_not_fit_is_refused(canvas, message):
@@ -389,7 +389,7 @@ def test_a_latent_that_does_not_fit_is_refused(canvas, message):
 
 
 def test_a_picture_smaller_than_a_latent_pixel_is_refused():
-    with pytest.raises(UserError, match=r"^A picture of 9x3 pixels is too small for the VAE: enlarge it\.$"):
+    with pytest.raises(UserError, match=r"^A picture of 9x3 pixels is too small for the VAE: enlarge it first\.$"):
         seamless.encode(stable_diffusion(), torch.zeros(1, 3, 3, 9), budget=ROOMY)
 
 
@@ -435,8 +435,8 @@ def test_other_autoencoders_are_refused_in_a_sentence(make):
     with pytest.raises(UserError) as caught:
         seamless.decode(autoencoder, torch.zeros(1, 4, 8, 8), budget=ROOMY)
     assert str(caught.value) == (
-        f"{type(autoencoder).__name__} cannot be run seamlessly, only the AutoencoderKL of Stable Diffusion 1.5, SDXL, "
-        "SD3 and Flux and VQ-f4 can: use stock tiling for it."
+        f"{type(autoencoder).__name__} does not support seamless processing. Supported are VQ-f4 and the AutoencoderKL "
+        "of Stable Diffusion 1.5, SDXL, SD3 and Flux: use stock tiling instead."
     )
 
 

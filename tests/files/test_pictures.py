@@ -1,9 +1,11 @@
-"""Reading and writing picture files, against numpy arrays of known values."""
+"""Reading and writing picture files, compared with numpy arrays."""
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -79,33 +81,58 @@ def test_16_bits_survive_reading_and_writing(tmp_path: Path, suffix: str, channe
         assert torch.equal(again.alpha, picture.alpha)
 
 
+# How each orientation is stored, from an upright array (EXIF 2.3, tag 0x0112).
+STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+UPRIGHT = STORED | {6: STORED[8], 8: STORED[6]}  # the inverses; all others are their own inverse
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("deep", [False, True])
-def test_exif_rotation_is_undone(tmp_path: Path, orientation: int, deep: bool) -> None:
-    # How each stored orientation is made from an upright array (EXIF 2.3, tag 0x0112), in numpy.
-    stored = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.swapaxes(0, 1),
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-        8: lambda a: np.rot90(a, -1),
-    }[orientation](VALUES)
-    path = tmp_path / "a.tif"
-    if deep:
-        tag = (274, "H", 1, orientation, True)
-        deep_values = np.ascontiguousarray(stored).astype(np.uint16) * 257
-        tifffile.imwrite(path, deep_values, photometric="rgb", extratags=[tag])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_exif_rotation_of_8_bits_is_undone(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path, exif = tmp_path / f"a{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](VALUES))
+    lossless = {"lossless": True} if suffix == ".webp" else {}
+    Image.fromarray(stored).save(path, exif=exif, **lossless)
+    expected = VALUES
+    if suffix == ".jpg":  # lossy; Pillow does not apply the rotation by itself
+        expected = UPRIGHT[orientation](np.asarray(Image.open(path)))
+        assert np.abs(expected.astype(int) - VALUES).mean() < 8
+    assert np.array_equal(as_array(read_picture(path).pixels), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_exif_rotation_of_16_bits_is_undone(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path = tmp_path / f"a{suffix}"
+    stored = np.ascontiguousarray(STORED[orientation](VALUES)).astype(np.uint16) * 257
+    if suffix == ".tif":
+        tifffile.imwrite(path, stored, photometric="rgb", extratags=[(0x0112, "H", 1, orientation, True)])
     else:
         exif = Image.Exif()
         exif[0x0112] = orientation
-        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
-    assert np.array_equal(as_array(read_picture(path).pixels), VALUES)
+        path.write_bytes(with_exif(imagecodecs.png_encode(stored), exif.tobytes().removeprefix(b"Exif\0\0")))
+    picture = read_picture(path)
+    assert picture.bits == 16
+    assert np.array_equal(as_array(picture.pixels, 65535), VALUES.astype(int) * 257)
 
 
-def test_cmyk_is_read_as_the_colours_it_stands_for(tmp_path: Path) -> None:
+def with_exif(png: bytes, exif: bytes) -> bytes:
+    """The PNG file with an eXIf chunk after its header, which takes the first 33 bytes."""
+    checksum = zlib.crc32(b"eXIf" + exif)
+    return png[:33] + struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", checksum) + png[33:]
+
+
+def test_cmyk_is_converted_to_rgb(tmp_path: Path) -> None:
     cmyk = np.zeros((16, 16, 4), np.uint8)
     cmyk[:, 8:] = (0, 255, 255, 0)
     Image.frombytes("CMYK", (16, 16), cmyk.tobytes()).save(tmp_path / "a.tif")
@@ -114,7 +141,7 @@ def test_cmyk_is_read_as_the_colours_it_stands_for(tmp_path: Path) -> None:
     assert values[4, 12].tolist() == [255, 0, 0]
 
 
-def test_alpha_is_written_or_laid_on_white(tmp_path: Path) -> None:
+def test_alpha_is_written_or_blended_with_white(tmp_path: Path) -> None:
     alpha = torch.linspace(0, 1, 16).expand(1, 16, 16)
     picture = Picture(torch.zeros(3, 16, 16), alpha)
     write_picture(tmp_path / "a.png", picture)
@@ -124,7 +151,7 @@ def test_alpha_is_written_or_laid_on_white(tmp_path: Path) -> None:
     assert np.abs(ramp - (255 - np.arange(16) * 17)).max() <= 3
 
 
-def test_colour_profile_goes_along(tmp_path: Path) -> None:
+def test_colour_profile_is_kept(tmp_path: Path) -> None:
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -143,7 +170,7 @@ def test_colour_profile_goes_along(tmp_path: Path) -> None:
         ("cut.jpg", (PHOTO.parent / "bicycle.jpg").read_bytes()[:2500]),
     ],
 )
-def test_broken_files_are_named_in_one_sentence(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_broken_files_are_reported_in_one_sentence(tmp_path: Path, name: str, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -182,20 +209,20 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
         ("gone/a.png", Picture(torch.zeros(3, 8, 8)), "gone"),
     ],
 )
-def test_what_cannot_be_written_is_said(tmp_path: Path, name: str, picture: Picture, named: str) -> None:
+def test_files_that_cannot_be_written_are_reported(tmp_path: Path, name: str, picture: Picture, named: str) -> None:
     with pytest.raises(UserError, match=named):
         write_picture(tmp_path / name, picture)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_values_are_rounded_not_cut(tmp_path: Path) -> None:
+def test_values_are_rounded_not_truncated(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png", Picture(torch.full((3, 8, 8), 127.6 / 255)))
     assert np.asarray(Image.open(tmp_path / "a.png"))[0, 0, 0] == 128
     assert os.listdir(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_pillow_pictures_come_back_as_they_were(mode: str) -> None:
+def test_pillow_pictures_survive_a_round_trip(mode: str) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, len(mode)), dtype=np.uint8))
     image.info["icc_profile"] = b"profile"
     result = to_pillow(from_pillow(image))

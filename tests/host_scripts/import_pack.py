@@ -1,8 +1,8 @@
 """Runs inside ComfyUI's own interpreter, from its folder: what loading and using the pack does to the host.
 
-python import_pack.py FOLDER_OF_ONESTEP_SR BASE_FOLDER -> JSON: files opened and connections made by the import
-(Python's own modules aside), and the host's functions, classes and attributes that are not what they were, after
-the import and after a run.
+python import_pack.py FOLDER_OF_ONESTEP_SR BASE_FOLDER -> JSON: files opened, connections made and other packages'
+modules loaded by the import (Python's own aside), and the host's functions, classes and attributes that are not what
+they were, after the import and after a run.
 """
 
 from __future__ import annotations
@@ -71,11 +71,12 @@ loop = asyncio.new_event_loop()
 server.PromptServer(loop)
 sys.addaudithook(watch)
 loop.run_until_complete(nodes.init_builtin_extra_nodes())
-before = parts()
+before, modules = parts(), set(sys.modules)
 watching = True
 loaded = loop.run_until_complete(nodes.load_custom_node(package))
 watching = False
 after_import = changed(before)
+imported = {name.split(".")[0] for name in set(sys.modules) - modules if not name.startswith(package)}
 
 upscale_image = nodes.NODE_CLASS_MAPPINGS["OneStepSRUpscaleImage"]
 load_model = nodes.NODE_CLASS_MAPPINGS["OneStepSRLoadModel"]
@@ -90,6 +91,7 @@ print(
             "shape": list(result.shape),
             "opened": opened,
             "connected": connected,
+            "imported": sorted(imported - sys.stdlib_module_names),
             "after_import": after_import,
             "after_run": changed(before),
         }

@@ -12,6 +12,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from comfyui_host import HOW_TO_GET_ONE, Host, installed_hosts, start, stop
+from limits import HANGING_SECONDS
 from PIL import Image
 from places import PHOTOS, ROOT
 
@@ -22,7 +23,7 @@ HOSTS = installed_hosts()
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, NAMES)), None)
 HOW_TO_GET_A_BROWSER = "no browser: install Chromium, or name one with CHROMIUM_PATH"
-WAIT = 60_000  # milliseconds
+WAIT = HANGING_SECONDS * 1000
 OURS = "/extensions/onestep_sr/"
 LANGUAGES_OF_THE_PAGE = ("zh", "ja", "fr", "es")  # it has no German yet
 

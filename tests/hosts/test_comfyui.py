@@ -30,6 +30,7 @@ from comfyui_host import (
     stop,
     to_prompt,
 )
+from limits import HANGING_SECONDS
 from node_texts import LANGUAGES, node_texts, texts_of
 from PIL import Image
 from places import HOST_SCRIPTS, PHOTOS, ROOT
@@ -71,7 +72,7 @@ def expected(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command line makes of the pictures."""
     folder = tmp_path_factory.mktemp("expected")
     command = [sys.executable, "-m", "onestep_sr", "upscale", str(pictures), "-o", str(folder)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300, env=os.environ | ONE_THREAD)
+    subprocess.run(command, check=True, capture_output=True, timeout=HANGING_SECONDS, env=os.environ | ONE_THREAD)
     return folder
 
 
@@ -151,12 +152,12 @@ def test_a_workflow_file_is_sound(path: Path) -> None:
 
 
 @pytest.mark.host
-def test_the_pack_loads_quickly_and_silently(host: Host) -> None:
+def test_the_pack_loads_silently(host: Host) -> None:
     assert "IMPORT FAILED" not in host.log
-    mentions = [line for line in host.log.splitlines() if re.search("one-?step", line, re.IGNORECASE)]
+    log = re.sub(r"(\x1b\[\d+m)?\[INFO\](\x1b\[\d+m)? *", "", host.log)  # newer hosts write levels
+    mentions = [line.strip() for line in log.splitlines() if re.search("one-?step", line, re.IGNORECASE)]
     assert mentions[0].startswith("Adding extra search path") and len(mentions) == 2, mentions
-    seconds = re.fullmatch(r" *([\d.]+) seconds: .*/custom_nodes/onestep_sr", mentions[1])
-    assert seconds and float(seconds[1]) <= 0.3
+    assert re.fullmatch(r"[\d.]+ seconds: .*/custom_nodes/onestep_sr", mentions[1])
 
 
 @pytest.mark.host
@@ -169,6 +170,7 @@ def test_the_host_stays_as_it_was(folder: Path | None, tmp_path: Path) -> None:
     seen = json.loads(shown.stdout.splitlines()[-1])
     assert seen["loaded"] and seen["shape"] == [1, 96, 128, 3]
     assert seen["opened"] == [str(ROOT / "pyproject.toml")]  # by the host, which looks for a web folder in it
+    assert seen["imported"] == []  # what takes time to import, the host has already
     assert seen["connected"] == seen["after_import"] == seen["after_run"] == []
 
 

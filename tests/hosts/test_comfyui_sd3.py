@@ -16,6 +16,7 @@ import pytest
 import small_sd3
 import torch
 from comfyui_host import HOW_TO_GET_ONE, Host, Prompt, events, installed_hosts, interpreter, start, stop
+from limits import HANGING_SECONDS
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
@@ -85,7 +86,12 @@ def comfyui_results(folder, small, sd35, image, tmp_path_factory) -> dict:
     torch.save(image, base / "image.pt")
     arguments = [base, small.root, sd35.root, base / "image.pt", base / "result.pt"]
     run = subprocess.run(
-        [interpreter(folder), SCRIPT, *arguments], check=False, cwd=folder, capture_output=True, text=True, timeout=300
+        [interpreter(folder), SCRIPT, *arguments],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=HANGING_SECONDS,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     return torch.load(base / "result.pt")
@@ -275,7 +281,7 @@ def from_the_command_line(small, transparent, tmp_path_factory) -> Path:
         "384",
     ]
     command += ["--base", small.folder, "--lora", small.lora, "--embeddings", small.embeddings, "--dtype", "fp32"]
-    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=HANGING_SECONDS)
     return result
 
 

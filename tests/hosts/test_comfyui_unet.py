@@ -10,6 +10,7 @@ import pytest
 import small_unet
 import torch
 from comfyui_host import HOW_TO_GET_ONE, installed_hosts, interpreter
+from limits import HANGING_SECONDS
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.unet import load_unet
@@ -64,7 +65,7 @@ def all_results(folder: Path, cases: Path, tmp_path_factory: pytest.TempPathFact
     base = tmp_path_factory.mktemp("floats")
     (base / "onestep_sr").symlink_to(ROOT, target_is_directory=True)
     arguments = [interpreter(folder), SCRIPT, base, cases, base / "results.pt"]
-    run = subprocess.run(arguments, check=False, cwd=folder, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(arguments, check=False, cwd=folder, capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert run.returncode == 0, run.stderr[-3000:]
     made = torch.load(cases)
     found = torch.load(base / "results.pt")

@@ -149,7 +149,7 @@ def test_failures_are_one_sentence_and_leave_no_picture(model, job, tmp_path):
     [outcome] = run_jobs(model, [job], replace(BANDED, compare=True))
     assert outcome.status == "failed" and "leave out --compare" in outcome.reason
     [outcome] = run_jobs(model, [replace(job, target=tmp_path / "out.gif")], BANDED)
-    assert "ending that cannot be written" in outcome.reason
+    assert "extension that is not supported" in outcome.reason
     (tmp_path / "folder.png.part").mkdir()
     (tmp_path / ".folder.png.part").mkdir()
     [outcome] = run_jobs(model, [replace(job, target=tmp_path / "folder.png")], BANDED)

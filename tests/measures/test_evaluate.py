@@ -1,4 +1,4 @@
-"""The table of upscalers."""
+"""The evaluation table."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from places import ROOT
 from torch import Tensor
 
 PHOTOS = (ROOT / "demo" / "photo.png", ROOT / "tests" / "photos" / "houses.png")
+VALIDATION = ROOT.parent / "shared" / "data" / "val"
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -44,7 +45,7 @@ def perfect(hr: Image.Image) -> evaluate.Upscaler:
     return lambda lr: to_tensor(hr)[None]
 
 
-def test_a_perfect_upscaler_gets_perfect_marks(folder: Path) -> None:
+def test_a_perfect_upscaler_gets_perfect_scores(folder: Path) -> None:
     hr = opened(folder / "a.png")
     (row,) = evaluate.evaluate({"perfect": perfect(hr)}, folder, {"bicubic": evaluate.shrink})
     expected = (120.0, 1.0, niqe.score(to_tensor(hr), niqe.NiqeModel.load()), 1.0)
@@ -63,7 +64,7 @@ def test_rows_cover_every_pair(folder: Path) -> None:
     assert [replace(row, seconds=0) for row in again] == [replace(row, seconds=0) for row in rows]
 
 
-def test_the_mixed_degradation_depends_on_the_place_alone() -> None:
+def test_the_mixed_degradation_depends_on_the_index_only() -> None:
     hr = opened(PHOTOS[1])
     first, again, next_one = (np.asarray(evaluate.mixed(hr, index)) for index in (0, 0, 1))
     assert first.shape == (32, 32, 3)
@@ -86,7 +87,7 @@ def test_flat_pictures_can_be_evaluated(tmp_path: Path) -> None:
 
 
 def test_pictures_that_cannot_be_evaluated_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="contains no pictures"):
         evaluate.evaluate(evaluate.BASELINES, tmp_path, evaluate.DEGRADATIONS)
     Image.new("RGB", (99, 95)).save(tmp_path / "small.png")
     with pytest.raises(UserError, match=r"small\.png has 96 x 92 px"):

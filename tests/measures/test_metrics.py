@@ -1,19 +1,35 @@
-"""PSNR, SSIM and fine detail against formulas worked by hand in numpy."""
+"""Quality metrics, compared with the formulas in numpy, and on real photographs."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from onestep_sr.sr_models.measures.metrics import high_frequency_power, psnr, ssim
+from PIL import Image
+from places import ROOT
 from torch import Tensor
+
+PHOTOS = (ROOT / "demo" / "photo.png", ROOT / "tests" / "photos" / "houses.png")
+VALIDATION = ROOT.parent / "shared" / "data" / "val"
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def opened(path: Path) -> Image.Image:
+    """RGB, sides cut to multiples of 4."""
+    image = Image.open(path).convert("RGB")
+    return image.crop((0, 0, image.width // 4 * 4, image.height // 4 * 4))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 # PSNR
@@ -43,7 +59,7 @@ def test_the_border_does_not_count(measure) -> None:
 
 
 def ssim_by_hand(x: np.ndarray, y: np.ndarray) -> float:
-    """Equation 13 of Wang et al. at each whole window, with central moments, where ours takes raw ones."""
+    """Equation 13 of Wang et al. for each whole window, with central moments instead of raw ones."""
     distance = np.hypot(*np.mgrid[-5:6, -5:6])
     weight = np.exp(-(distance**2) / (2 * 1.5**2))
     weight /= weight.sum()

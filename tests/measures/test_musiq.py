@@ -103,5 +103,5 @@ def test_the_published_files_names_are_read_and_others_refused(model, tmp_path: 
     found = musiq.find_musiq(None)
     assert found is not None and torch.equal(found(noise(1, 3, 40, 40)), model(noise(1, 3, 40, 40)))
     torch.save({"head.weight": torch.zeros(1, 384)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="holds no weights of MUSIQ"):
+    with pytest.raises(UserError, match="does not contain the weights of MUSIQ"):
         musiq.find_musiq(tmp_path / "other.pth")

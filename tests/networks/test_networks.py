@@ -276,7 +276,7 @@ class ReferenceUNet:
         return self.linear("time_embed.2", self.silu(hidden))
 
     def encoder(self, latent, condition, time):
-        """What each input block gives, then what the middle gives."""
+        """The output of each input block, then of the middle block."""
         maps = [torch.cat([latent, condition], 1).double()]
         for index in range(1 + max(int(key.split(".")[1]) for key in self.weights if key.startswith("input_blocks"))):
             maps.append(self.block(f"input_blocks.{index}", maps[-1], time))
@@ -293,7 +293,7 @@ class ReferenceUNet:
 @pytest.mark.parametrize("config", [SMALL, replace(SMALL, published_mask=True)], ids=["own mask", "published mask"])
 @pytest.mark.parametrize("size", [(8, 8), (8, 16)])
 def test_the_network_is_the_published_one(size, config):
-    """Also at the native size (8, 8), where the stored masks serve, and at another, where they are made anew."""
+    """At the native size (8, 8), with the stored masks, and at another size, with new ones."""
     network = randomised(SwinUNet(config))
     latent, condition, t = normal(2, 3, *size), normal(2, 3, *size, seed=1), torch.tensor([0, 14])
     expected = ReferenceUNet(network.state_dict(), config)(latent, condition, t)
@@ -303,7 +303,7 @@ def test_the_network_is_the_published_one(size, config):
     assert (result - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_shifted_masks_are_only_where_the_native_grid_is_larger_than_a_window():
+def test_shifted_masks_exist_only_if_the_native_grid_is_larger_than_a_window():
     masked = {name for name, _ in SwinUNet(SMALL).named_buffers() if name.endswith("attn_mask")}
     assert masked == {"input_blocks.1.1.blocks.1.attn_mask", "output_blocks.3.1.blocks.1.attn_mask"}
 

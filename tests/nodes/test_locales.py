@@ -1,4 +1,4 @@
-"""Every node's texts in every language: nothing missing, nothing stale, and what must not be translated is not."""
+"""Every node's texts in every language: none is missing or outdated, and fixed names are not translated."""
 
 from __future__ import annotations
 

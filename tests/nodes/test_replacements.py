@@ -32,7 +32,7 @@ def node_ids() -> set[str]:
     return {value for value in constants if isinstance(value, str) and value.startswith("OneStepSR")}
 
 
-def test_old_ids_are_gone_and_new_ones_are_there(replacements: types.ModuleType) -> None:
+def test_old_ids_do_not_exist_and_new_ones_do(replacements: types.ModuleType) -> None:
     assert "OneStepSRModel" in node_ids()
     for entry in replacements.RENAMED:
         assert entry.new in node_ids() and entry.old not in node_ids()

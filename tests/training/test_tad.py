@@ -47,7 +47,7 @@ def test_score_difference_equals_its_formula_and_its_loss_has_gradient_g_over_n(
 
 
 @pytest.mark.parametrize("adversarial", [0.0, 1.0])
-def test_each_player_learns_from_its_own_loss_only(adversarial: float) -> None:
+def test_student_and_auxiliary_learn_from_their_own_losses_only(adversarial: float) -> None:
     objective = student_objective(StudentWeights(0, 0, adversarial))
     for head in objective.discriminator.heads:
         torch.nn.init.normal_(head.mix.weight, std=0.1)

@@ -54,7 +54,7 @@ def test_thirty_steps_lower_the_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
-def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_resumed_run_gives_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     def objective(rate: float = 1e-3) -> Objective:
         torch.manual_seed(3)
         return TeacherObjective(network(), TEACHER, rate) if kind == "teacher" else student_objective(StudentWeights())
@@ -97,16 +97,16 @@ def test_accumulation_gives_the_losses_and_weights_of_a_larger_batch(tmp_path: P
     assert large == pytest.approx(small, rel=1e-5)
 
 
-def test_validation_asks_the_judges_whose_weights_are_here(tmp_path: Path, monkeypatch) -> None:
+def test_validation_uses_the_metrics_whose_weights_are_found(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert validation.find_judges(None, None) == {}
+    assert validation.find_metrics(None, None) == {}
     torch.save(Musiq().state_dict(), tmp_path / "musiq_koniq_ckpt-0.pth")
     lpips = Lpips().requires_grad_(False)
     for weight in lpips.weights:
         torch.nn.init.ones_(weight)
     monkeypatch.setattr(validation, "find_lpips", lambda folder: lpips)
-    objective, judges = TeacherObjective(network(), TEACHER, 1e-3), validation.find_judges(None, None)
-    scores, strip = validation.validate(lambda lr: objective.restore(lr, 0), PHOTOS, judges)
+    objective, metrics = TeacherObjective(network(), TEACHER, 1e-3), validation.find_metrics(None, None)
+    scores, strip = validation.validate(lambda lr: objective.restore(lr, 0), PHOTOS, metrics)
     assert set(scores) == {"psnr", "ssim", "niqe", "lpips", "musiq", "detail"} and scores["lpips"] > 0
     assert strip.shape[-1] % 3 == 0
     better = validation.better
@@ -115,7 +115,7 @@ def test_validation_asks_the_judges_whose_weights_are_here(tmp_path: Path, monke
 
 
 def test_the_best_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By NIQE, where lower is better; over a stop."""
+    """By NIQE, for which lower is better, and across an interruption."""
     found = iter([5.0, 4.0, 4.5, 4.2])
     strip = torch.zeros(3, 8, 8)
     monkeypatch.setattr(loop, "validate", lambda *arguments: ({"niqe": next(found)}, strip))
@@ -155,10 +155,10 @@ def test_unknown_settings_end_in_one_sentence(changes: dict, words: str, tmp_pat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU decides there")
-@pytest.mark.parametrize(("has_units", "precision"), [(True, "bf16"), (False, "no")])
-def test_halves_are_chosen_only_where_there_are_units_for_them(has_units, precision, monkeypatch) -> None:
-    """And before the options are written down, so that a run goes on elsewhere in what it had."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_units)
+@pytest.mark.parametrize(("is_supported", "precision"), [(True, "bf16"), (False, "no")])
+def test_half_precision_is_chosen_only_if_the_hardware_supports_it(is_supported, precision, monkeypatch) -> None:
+    """It is chosen before the options are saved, so a run that is resumed elsewhere keeps its precision."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: is_supported)
     for asked, expected in (("auto", precision), ("fp16", "fp16")):
         training = TrainingOptions(output=Path("run"), precision=asked)
         started = training.config_of(Teacher(PhotoOptions(Path("photos")), training=training))

@@ -1,4 +1,4 @@
-// "Compare Images (One-Step SR)": two pictures in one frame and a slider between them.
+// "Compare Images (One-Step SR)": shows two images in one frame with a slider between them.
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 
@@ -24,7 +24,7 @@ function element(kind, parent, properties) {
   return parent.appendChild(Object.assign(document.createElement(kind), properties))
 }
 
-/** The frame, and `show(before, after)` for lists of the host's saved images. */
+/** Returns the frame, and `show({ before, after })` for lists of images saved by the host. */
 function comparison() {
   const frame = document.createElement("div")
   frame.className = "onestep-sr-compare"
@@ -77,7 +77,7 @@ app.registerExtension({
       return onExecuted?.call(this, output, ...args)
     }
   },
-  // A workflow that is opened again in the same session still has its pictures.
+  // A workflow that is reopened in the same session still has its images.
   loadedGraphNode(node) {
     const output = node.comfyClass === NODE ? app.nodeOutputs?.[node.id] : null
     if (output?.before?.length && output.after?.length) node.onestepCompare(output)

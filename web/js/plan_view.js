@@ -1,11 +1,11 @@
-// Under "Upscale Image (One-Step SR)": the result's size, tiles, memory and time, before the run.
-// The server reckons them; this file only finds out what is connected and shows the answer.
+// Shows the estimated size, tiles, memory and time under "Upscale Image (One-Step SR)", before the run.
+// The server computes the estimate; this file only finds the connected nodes and shows the answer.
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 
 const NODE = "OneStepSRUpscaleImage"
 const MODELS = ["OneStepSRLoadModel", "OneStepSRModel"]
-const SECONDS_BETWEEN_LOOKS = 0.5
+const UPDATE_SECONDS = 0.5
 
 function source(node, name) {
   const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1
@@ -32,7 +32,7 @@ function question(node) {
   return { node: model.type, model: values(model), width: size[0], height: size[1], upscale_by, tile, overlap }
 }
 
-async function look(node) {
+async function update(node) {
   const plan = node.onestepPlan
   const asked = JSON.stringify(question(node))
   if (asked === plan.asked) return
@@ -69,7 +69,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
     addView(node)
-    const timer = setInterval(() => look(node), SECONDS_BETWEEN_LOOKS * 1000)
+    const timer = setInterval(() => update(node), UPDATE_SECONDS * 1000)
     const { onRemoved, onExecuted } = node
     node.onRemoved = function (...args) {
       clearInterval(timer)
@@ -77,7 +77,7 @@ app.registerExtension({
     }
     node.onExecuted = function (output, ...args) {
       node.onestepLastSize = output?.image_size
-      node.onestepPlan.asked = "" // the time is better known now
+      node.onestepPlan.asked = "" // ask again, because a run improves the estimated time
       return onExecuted?.call(this, output, ...args)
     }
   },

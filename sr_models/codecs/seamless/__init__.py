@@ -1,8 +1,8 @@
-"""Encode and decode of an AutoencoderKL or VQ-f4 of any picture size within a memory budget, without seams.
+"""Encode and decode pictures of any size with an AutoencoderKL or VQ-f4, seamlessly and within a memory budget.
 
-The result is that of the untiled call up to rounding, by construction: every layer runs over the whole picture, in
-bands of rows, before the next one begins. Modules are called as they are, so that what a host does to their weights
-(patches, casts, offloading) holds here too.
+The result equals the untiled one up to rounding, by construction: every layer runs over the whole picture, in bands
+of rows, before the next layer starts. Modules are called unchanged, so a host's changes to their weights (patches,
+casts, offloading) keep working.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from .layers import Convolution, Layer, channels, decoder_layers, encoder_layers
 from .maps import CanvasMap
-from .passes import Progress, Run, make_store, stages
+from .passes import BandedForward, Progress, make_store, stages
 
 __all__ = ["decode", "encode", "supports"]
 
@@ -40,16 +40,16 @@ def encode(
 ) -> Tensor:
     """Picture (B, 3, H, W) in [-1, 1] -> the posterior's mode (B, c, H/f, W/f), unscaled; VQ: before quantising.
 
-    budget: bytes on `device` for feature maps and the work on them; the weights, the input and the result come on
-        top. What does not fit waits in host memory, or in a temporary file where `device` is the CPU.
-    device, dtype: where and in which precision to compute, which the modules must be ready for; default: those of
-        the first weight.
-    progress: called with (done, total) after each band; what it raises ends the run and frees its memory.
-    Returns the image's precision, on its device. Raises UserError for an autoencoder of another kind (see
+    budget: bytes on `device` for feature maps and work on them; weights, input and result are not included. What
+        does not fit is kept in host memory, or in a temporary file if `device` is the CPU.
+    device, dtype: where and in which precision to compute, which the modules must be prepared for; defaults to those
+        of the first weight.
+    progress: called with (done, total) after each band; an exception that it raises ends the run and frees its memory.
+    Returns a tensor with the image's dtype and device. Raises UserError for an unsupported autoencoder (see
     `supports`), a picture that does not fit it, or a budget that is too small.
     """
     latent_channels = _input_channels(decoder_layers(autoencoder))
-    # Twice as many channels are the mean, which is the mode, and the logarithm of the variance.
+    # The encoder returns twice as many channels: the mean (which is the mode), then the log variance.
     return _run(autoencoder, encoder_layers(autoencoder), image, latent_channels, budget, device, dtype, progress)
 
 
@@ -64,7 +64,7 @@ def decode(
 ) -> Tensor:
     """Latent (B, c, h, w), unscaled -> picture (B, 3, h f, w f), about [-1, 1], not clamped; VQ quantises first.
 
-    Everything else is as for `encode`.
+    All other arguments are the same as for `encode`.
     """
     layers = decoder_layers(autoencoder)
     return _run(autoencoder, layers, latent, _output_channels(layers), budget, device, dtype, progress)
@@ -81,7 +81,7 @@ def _run(
     dtype: torch.dtype | None,
     progress: Progress | None,
 ) -> Tensor:
-    """Picture by picture: statistics are a picture's own, and a batch takes no more memory than one."""
+    """One picture at a time: each has its own statistics, and a batch needs no more memory than one picture."""
     weight = next(autoencoder.parameters())
     device, dtype = torch.device(device or weight.device), dtype or weight.dtype
     _require_fit(layers, canvas)
@@ -90,7 +90,7 @@ def _run(
     advance = _counter(canvas.shape[0] * sum(stage.rows_of_work for stage in plan), progress)
     for picture, target in zip(canvas.split(1), result.split(1), strict=True):
         with closing(make_store(plan, device, dtype, budget)) as store:
-            Run(plan, store, advance)(CanvasMap(picture, device, dtype), CanvasMap(target, device, dtype))
+            BandedForward(plan, store, advance)(CanvasMap(picture, device, dtype), CanvasMap(target, device, dtype))
     return result
 
 
@@ -98,12 +98,12 @@ def _require_fit(layers: list[Layer], canvas: Tensor) -> None:
     expected = _input_channels(layers)
     if canvas.ndim != 4 or canvas.shape[1] != expected:
         raise UserError(
-            f"The VAE takes {expected} channels, but what it got has the shape {tuple(canvas.shape)}: connect the VAE "
+            f"The VAE expects {expected} channels, but the input has the shape {tuple(canvas.shape)}: connect the VAE "
             "that belongs to it."
         )
     if min(stages(layers, *canvas.shape[2:])[-1].output) < 1:
         size = f"{canvas.shape[3]}x{canvas.shape[2]}"
-        raise UserError(f"A picture of {size} pixels is too small for the VAE: enlarge it.")
+        raise UserError(f"A picture of {size} pixels is too small for the VAE: enlarge it first.")
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:

@@ -1,7 +1,7 @@
-"""An autoencoder as a flat list of layers, found in its modules by their names.
+"""Describe an autoencoder as a flat list of layers, found in its modules by name.
 
 Two naming schemes exist: latent diffusion's (ComfyUI's autoencoders, `networks/vq_autoencoder.py`) and diffusers'.
-Nothing of a host is imported, and a module that is wrapped (PEFT's `base_layer`) counts as what it wraps.
+Nothing is imported from a host, and a wrapped module (PEFT's `base_layer`) is treated as the module that it wraps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from ...errors import UserError
 from ...networks.vq_autoencoder import Quantizer
 
-# A module with another value in one of these computes something else than the layers below.
+# With any other value of these attributes, a module does not compute what the layers below describe.
 EXPECTED = {
     "tanh_out": False,
     "output_scale_factor": 1,
@@ -32,7 +32,7 @@ ACTIVATIONS = ("swish", "nonlinearity", "conv_act")
 
 @dataclass(frozen=True)
 class Convolution:
-    """3x3 or 1x1, on GroupNorm and SiLU of its input where there is a norm."""
+    """3x3 or 1x1, after GroupNorm and SiLU of its input if there is a norm."""
 
     conv: nn.Module
     norm: nn.Module | None = None
@@ -40,7 +40,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x)))))); no shortcut is the identity."""
+    """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x)))))); None as shortcut means the identity."""
 
     norm1: nn.Module
     conv1: nn.Module
@@ -63,14 +63,14 @@ class Attention:
 
 @dataclass(frozen=True)
 class Upsample:
-    """Every pixel four times, then a 3x3 convolution."""
+    """Nearest-neighbour x2, then a 3x3 convolution."""
 
     conv: nn.Module
 
 
 @dataclass(frozen=True)
 class Downsample:
-    """A row and a column of zeros after the last ones, then a 3x3 convolution of stride 2."""
+    """Pad a row and a column of zeros at the end, then a 3x3 convolution of stride 2."""
 
     conv: nn.Module
 
@@ -87,7 +87,7 @@ Layer = Convolution | ResidualBlock | Attention | Upsample | Downsample | Quanti
 
 
 def encoder_layers(autoencoder: nn.Module) -> list[Layer]:
-    """From the picture to the posterior's moments, or to the latent of an autoencoder without them.
+    """From the picture to the posterior's moments, or to the latent if the autoencoder has no posterior.
 
     Raises UserError for a network that these layers cannot describe.
     """
@@ -100,12 +100,12 @@ def decoder_layers(autoencoder: nn.Module) -> list[Layer]:
 
 
 def unwrapped(module: nn.Module) -> Any:
-    """The layer itself, which knows its channels, where an adapter is wrapped around it."""
+    """The layer inside an adapter's wrapper, which has the channel counts."""
     return getattr(module, "base_layer", module)
 
 
 def channels(module: nn.Module) -> tuple[int, int]:
-    """Of a convolution or linear layer: (in, out)."""
+    """Input and output channels of a convolution or linear layer."""
     plain = unwrapped(module)
     if isinstance(plain, nn.Linear):
         return plain.in_features, plain.out_features
@@ -113,7 +113,7 @@ def channels(module: nn.Module) -> tuple[int, int]:
 
 
 class _UnknownError(Exception):
-    """Something that the layers above do not describe."""
+    """A module that the layers above cannot describe."""
 
 
 def _checked(autoencoder: nn.Module, part: str, describe: Callable[[Any], Iterator[Layer]]) -> list[Layer]:
@@ -127,13 +127,13 @@ def _checked(autoencoder: nn.Module, part: str, describe: Callable[[Any], Iterat
 
 def _refuse(autoencoder: nn.Module) -> NoReturn:
     raise UserError(
-        f"{type(autoencoder).__name__} cannot be run seamlessly, only the AutoencoderKL of Stable Diffusion 1.5, SDXL, "
-        "SD3 and Flux and VQ-f4 can: use stock tiling for it."
+        f"{type(autoencoder).__name__} does not support seamless processing. Supported are VQ-f4 and the AutoencoderKL "
+        "of Stable Diffusion 1.5, SDXL, SD3 and Flux: use stock tiling instead."
     )
 
 
 def _require_complete(network: nn.Module, layers: list[Layer]) -> None:
-    """Every parameter of the network is in a layer, and no module has an option that the layers do not know."""
+    """Check that every parameter is in a layer, and that no module has an option that layers do not support."""
     used = {id(parameter) for layer in layers for module in _modules(layer) for parameter in module.parameters()}
     _require(all(id(parameter) in used for parameter in network.parameters()))
     for module in network.modules():
@@ -197,7 +197,7 @@ def _middle_and_out(network: Any, levels: Any) -> Iterator[Layer]:
 
 
 def _alternating(blocks: Any, attentions_before: Any) -> Iterator[Layer]:
-    """Residual blocks, each after the attention at its place in the list if one is there."""
+    """Residual blocks, each preceded by the attention at its index, if any."""
     for block, attention in zip(blocks, attentions_before, strict=True):
         if attention is not None:
             yield _attention(attention)
@@ -205,7 +205,7 @@ def _alternating(blocks: Any, attentions_before: Any) -> Iterator[Layer]:
 
 
 def _level(level: Any) -> Iterator[Layer]:
-    """The blocks of one resolution, attention after each if there is any, then the change of size if there is one."""
+    """The blocks of one resolution, each followed by its attention if any, then the resampling if any."""
     blocks = level.resnets if hasattr(level, "resnets") else level.block
     attentions = list(getattr(level, "attentions", getattr(level, "attn", ()))) or [None] * len(blocks)
     for block, attention in zip(blocks, attentions, strict=True):

@@ -1,7 +1,7 @@
 """Feature maps of a whole picture, read and written in bands of rows, within a budget of memory.
 
-A map is on the compute device while the budget has room for it, else in host memory; where the compute device is
-the CPU itself, in a temporary file.
+A map is on the compute device if the budget has room for it, otherwise in host memory, or in a temporary file if
+the compute device is the CPU.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ...errors import UserError
 
 
 class FeatureMap(Protocol):
-    """What layers read and write. A band is (1, C, rows, W), read on the compute device in the run's precision."""
+    """What layers read and write. Bands are (1, C, rows, W) on the compute device, in the precision of the work."""
 
     height: int
     width: int
-    resident: int  # bytes of the budget that it takes
+    resident: int  # bytes of the budget in use
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """The rows [top, bottom). It may be a view of the map: not to be changed."""
+        """The rows [top, bottom), possibly a view of the map, which must not be modified."""
         ...
 
     def write(self, top: int, band: Tensor) -> None:
-        """Put the band at the rows [top, top + its rows)."""
+        """Store the band at rows [top, top + its rows)."""
         ...
 
 
 class CanvasMap:
-    """A picture or latent (1, C, H, W) of the caller, wherever it is: what is read first, or written last.
+    """The caller's picture or latent (1, C, H, W) on any device: the first map read, or the last one written.
 
-    Of a band with more channels, the first C are written.
+    If a band has more than C channels, the first C are written.
     """
 
     resident = 0
@@ -57,8 +57,8 @@ class CanvasMap:
 
 
 class MemoryMap:
-    """On the compute device, or in host memory (pinned for CUDA). Pixels are stored channels last, so that a band
-    of rows is one piece of memory and convolutions take it as it is."""
+    """On the compute device, or in host memory (pinned for CUDA). Pixels are stored channels last, so that a band of
+    rows is contiguous in memory and needs no conversion for convolutions."""
 
     def __init__(self, height: int, width: int, channels: int, dtype: torch.dtype, device: torch.device, here: bool):
         self.height, self.width, self.device = height, width, device
@@ -66,7 +66,7 @@ class MemoryMap:
         pin = not here and device.type == "cuda"
         self.pixels = torch.empty(1, height, width, channels, dtype=dtype, device=at, pin_memory=pin)
         self.resident = self.pixels.nbytes if here else 0
-        self.asynchronous = pin  # elsewhere what is read after a write need not wait for it
+        self.asynchronous = pin  # elsewhere, a read might not wait for the write before it
 
     def read(self, top: int, bottom: int) -> Tensor:
         return for_device(
@@ -78,9 +78,9 @@ class MemoryMap:
 
 
 class FileMap:
-    """In a temporary file that has no name, so that it goes away with the process, whatever ends it.
+    """In an unnamed temporary file, which disappears with the process however that ends.
 
-    Bands are read and written explicitly: pages of a memory-mapped file would count as resident memory.
+    Bands are read and written explicitly, because pages of a memory-mapped file would count as resident memory.
     """
 
     resident = 0
@@ -105,7 +105,7 @@ class FileMap:
             ) from error
 
     def _transfer(self, method: str, top: int, pixels: Tensor) -> None:
-        """Calls move at most 2 GB at once, so again until nothing is left."""
+        """Repeat until everything is transferred: one call moves at most 2 GB."""
         left = pixels.view(-1).view(torch.uint8).numpy().data
         self.file.seek(top * self.row_bytes)
         while left:
@@ -113,29 +113,29 @@ class FileMap:
 
 
 class Heap:
-    """The C library's heap on Linux: it keeps freed blocks, and bands of changing size would make it grow.
+    """The C library's heap on Linux. It keeps freed blocks, so bands of changing size would make it grow.
 
-    Gives them back to the system when the process holds more than its budget.
+    Returns freed blocks to the system when the process uses more than its budget.
     """
 
-    STEP = 32 * 2**20  # growth that is worth another try, should others in the process be what grows
+    STEP = 32 * 2**20  # growth before the next attempt, in case other parts of the process are growing
 
     def __init__(self, budget: int):
         self.trim = _malloc_trim()
         self.limit = self.next_limit = _resident_bytes() + budget
 
     def make_room(self, size: int) -> None:
-        """Before `size` bytes are allocated."""
+        """Call before allocating `size` bytes."""
         if self.trim is not None and _resident_bytes() + size > self.next_limit:
             self.trim(0)
             self.next_limit = max(self.limit, _resident_bytes() + size + self.STEP)
 
 
 class Store:
-    """Makes maps, and knows how much of the budget is left for the work on a band."""
+    """Creates maps, and tracks how much of the budget is left for the work on a band."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, budget: int, reserve: int):
-        """budget: bytes on `device` for maps and work; reserve: how much of it maps leave to the work."""
+        """budget: bytes on `device` for maps and work; reserve: the part of it kept free for work."""
         self.device, self.dtype, self.budget, self.reserve = device, dtype, budget, reserve
         self.maps: list[MemoryMap | FileMap] = []
         self.heap = Heap(budget)
@@ -155,7 +155,7 @@ class Store:
         return made
 
     def release(self, feature_map: FeatureMap) -> None:
-        """Give back the memory of a map; one that this store did not make is left alone."""
+        """Free a map's memory; a map that this store did not create is ignored."""
         for index, known in enumerate(self.maps):
             if known is feature_map:
                 _close(self.maps.pop(index))
@@ -177,7 +177,7 @@ def _resident_bytes() -> int:
 
 
 def for_device(band: Tensor) -> Tensor:
-    """Metal has computed wrong convolutions of bands that are channels last."""
+    """Metal has computed wrong results for convolutions of channels-last bands."""
     return band.contiguous() if band.device.type == "mps" else band
 
 

@@ -1,4 +1,4 @@
-"""GroupNorm of a whole map that is seen in bands."""
+"""GroupNorm of a whole map that is processed in bands."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from .layers import unwrapped
 
-EXACT_IN_ONE_STEP = ("cpu", "cuda")  # batch_norm there takes half-precision bands with float32 statistics
+EXACT_IN_ONE_STEP = ("cpu", "cuda")  # batch_norm supports half-precision bands with float32 statistics there
 PIXELS_OF_A_SUM = 16_384
 
 
 class WholeNorm:
-    """A GroupNorm whose statistics are `measure`d band by band, and which is applied when all bands were.
+    """A GroupNorm whose statistics are collected band by band with `measure`, and applied once all bands are measured.
 
     Without a module it does nothing, for maps that the next layer does not normalise.
     """
@@ -26,10 +26,10 @@ class WholeNorm:
         self.parameters: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def measure(self, band: Tensor) -> None:
-        """Note the statistics of a band (1, C, rows, W) of the map."""
+        """Record the statistics of a band (1, C, rows, W) of the map."""
         if self.norm is None:
             return
-        # The short sums of a CPU are in plain float32, and drift when they are long.
+        # CPUs sum in plain float32, which loses precision in long sums.
         rows = max(1, PIXELS_OF_A_SUM // band.shape[3]) if band.device.type == "cpu" else band.shape[2]
         for part in band.split(rows, dim=2):
             self.measured.append((part.shape[2] * part.shape[3], *group_moments(part, unwrapped(self.norm).num_groups)))
@@ -47,10 +47,10 @@ class WholeNorm:
         return function(band, mean, variance, weight, bias, eps=unwrapped(self.norm).eps)
 
     def _statistics(self, band: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance per channel, (C,) float32: those of the bands, combined in float64."""
+        """Mean and variance per channel, (C,) float32: statistics of the bands, combined in float64."""
         counts, *moments = zip(*self.measured, strict=True)
         share = torch.tensor(counts, dtype=torch.float64)[:, None] / sum(counts)
-        # Not on the device: Metal has no float64.
+        # On the CPU, because Metal has no float64.
         means, variances = (torch.stack(moment).cpu().double() for moment in moments)
         mean = (share * means).sum(0)
         variance = (share * (variances + (means - mean).square())).sum(0)
@@ -63,7 +63,7 @@ def group_moments(band: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of each group of a band (1, C, rows, W): float32 (groups,), whatever its precision."""
     if band.device.type != "cpu":
         return precise_moments(band, groups)
-    # Ten times as fast there as var_mean. The float32 weights make it return float32 moments.
+    # Ten times faster than var_mean on a CPU. With float32 weights it returns float32 moments.
     one, zero = torch.ones(band.shape[1]), torch.zeros(band.shape[1])
     pixels = band.shape[2] * band.shape[3]
     _, mean, inverse_deviation = torch.native_group_norm(band, one, zero, 1, band.shape[1], pixels, groups, 0.0)
@@ -94,20 +94,20 @@ def affine(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _changes_weights(norm: Any) -> bool:
-    """Whether a call uses other weights than those that lie in the module: cast, patched or fetched by its host."""
+    """Whether a call uses other weights than the module's own, because its host casts, patches or loads them."""
     casts = getattr(norm, "comfy_cast_weights", False)
     patches = getattr(norm, "weight_function", ()) or getattr(norm, "bias_function", ())
     return bool(casts or patches or (norm.weight is not None and norm.weight.is_meta))
 
 
 def _probed(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Read weight and bias off the module's answer to a row of pixels 1, -1 and six times 0 in every channel.
+    """Derive weight and bias from the module's output for a row of pixels 1, -1 and six times 0 in every channel.
 
-    Their mean is 0 and their variance 1/4, so that the answers are bias + 2 weight, bias - 2 weight and the bias.
+    Their mean is 0 and their variance 1/4, so the outputs are bias + 2 weight, bias - 2 weight and bias.
     """
-    # ComfyUI casts the weights to the precision of what comes in, so that nothing is lost in float32.
+    # ComfyUI casts weights to the input's precision, so float32 loses nothing.
     dtype = torch.float32 if getattr(norm, "comfy_cast_weights", None) is not None else like.dtype
     pixels = torch.tensor([1.0, -1.0, 0, 0, 0, 0, 0, 0], dtype=dtype, device=like.device)
-    answer = norm(pixels.expand(1, like.shape[1], 1, -1).contiguous())[0, :, 0].float()
-    weight = (answer[:, 0] - answer[:, 1]) / 2 * (1 / 4 + unwrapped(norm).eps) ** 0.5
-    return weight, answer[:, 2].clone()
+    output = norm(pixels.expand(1, like.shape[1], 1, -1).contiguous())[0, :, 0].float()
+    weight = (output[:, 0] - output[:, 1]) / 2 * (1 / 4 + unwrapped(norm).eps) ** 0.5
+    return weight, output[:, 2].clone()

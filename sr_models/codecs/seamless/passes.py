@@ -1,8 +1,8 @@
-"""Runs a list of layers over maps, band by band.
+"""Run a list of layers over maps, band by band.
 
-A convolution sees a band with one more row above and below it where the map has them, so that its own zero padding
-falls on the true border only; the rows that it computes from such padding elsewhere are cut off. Statistics of a
-GroupNorm are measured while the map before it is written.
+A convolution gets a band with one extra row above and below where the map has them, so its zero padding only affects
+the map's true border; rows computed from padding elsewhere are cropped. Statistics of a GroupNorm are measured while
+its input map is written.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from .norm import WholeNorm
 
 Progress = Callable[[int, int], object]
 
-COMFORTABLE_ROWS = 16  # the two rows of the halo cost an eighth more then
-# Blocks of memory up to 32 MB are kept by the allocator of a CPU; larger ones come with new pages every time, which
-# makes what is done pixel by pixel several times as slow. A band is at most six such blocks.
+COMFORTABLE_ROWS = 16  # the two halo rows then cost an extra eighth
+# CPU allocators reuse blocks of memory up to 32 MB. Larger blocks get new pages every time, which makes elementwise
+# operations several times slower. A band is at most six such blocks.
 FAST_BAND_ON_CPU = 6 * 20 * 2**20
-SCORE_BYTES = 12  # of a query and a key, where attention is not fused: the score, its exponential, and a copy
-TEMPORARY_WIDTHS = 16  # of the largest of a convolution's rows, in attention that holds float32 blocks
+SCORE_BYTES = 12  # per query and key if attention is not fused: the score, its exponential, and a copy
+TEMPORARY_WIDTHS = 16  # row widths of temporary float32 blocks in attention
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A layer and the size of the map that it reads."""
+    """A layer and the size of its input map."""
 
     layer: Layer
     height: int
@@ -49,7 +49,7 @@ class Stage:
 
     @property
     def output(self) -> tuple[int, int]:
-        """Height and width of the map that it writes."""
+        """Height and width of the output map."""
         if isinstance(self.layer, Upsample):
             return 2 * self.height, 2 * self.width
         if isinstance(self.layer, Downsample):
@@ -58,15 +58,15 @@ class Stage:
 
     @property
     def rows_of_work(self) -> int:
-        """Rows that are written from the first band to the last."""
+        """Total number of rows written in all bands."""
         passes = 2 if isinstance(self.layer, ResidualBlock | Attention) else 1
         return passes * self.output[0]
 
     @property
     def elements_per_row(self) -> int:
-        """The most numbers that the work on one row of a band (of the output's) holds at once, in any pass.
+        """The largest number of elements alive at once for one output row of a band, in any pass.
 
-        Three of what comes in (as read, normalised, as the convolution's kernel wants it), three of what goes out.
+        Three times the input (as read, normalised, in the convolution kernel's layout), three times the output.
         """
         match self.layer:
             case Convolution(conv):
@@ -84,7 +84,7 @@ class Stage:
                 return 4 * codes * self.width
 
     def bytes_for(self, rows: int, dtype: torch.dtype) -> int:
-        """What the work on a band of so many rows takes; two more for the halo."""
+        """Memory for the work on a band of this many rows, plus two for the halo."""
         return (min(rows, self.output[0]) + 2) * self.elements_per_row * dtype.itemsize
 
 
@@ -97,27 +97,27 @@ def stages(layers: list[Layer], height: int, width: int) -> list[Stage]:
 
 
 def make_store(plan: list[Stage], device: torch.device, dtype: torch.dtype, budget: int) -> Store:
-    """Raises UserError where the budget has no room for a band of two rows with everything else out of the way."""
+    """Raises UserError if the budget is too small for a band of two rows, even with all maps elsewhere."""
     needed = max(stage.bytes_for(2, dtype) for stage in plan)
     if needed > budget:
         raise UserError(
-            f"A memory budget of {budget // 2**20} MB is too small for the VAE at this picture's width: it needs at "
+            f"A memory budget of {budget // 2**20} MB is too small for the VAE at this picture's width: use at "
             f"least {megabytes(needed)} MB."
         )
     return Store(device, dtype, budget, max(stage.bytes_for(COMFORTABLE_ROWS, dtype) for stage in plan))
 
 
-class Run:
-    """One picture's way through the layers."""
+class BandedForward:
+    """One picture's forward pass through the layers, band by band."""
 
     def __init__(self, plan: list[Stage], store: Store, advance: Callable[[int], object]):
-        """advance: told how many rows of work were done, after each band."""
+        """advance: called after each band with the number of rows of work done."""
         self.plan, self.store, self.advance = plan, store, advance
         self.stage = plan[0]
-        self.norm = self.next_norm = WholeNorm(None)  # of the map that the present layer reads, and that it writes
+        self.norm = self.next_norm = WholeNorm(None)  # of the current layer's input and output maps
 
     def __call__(self, source: FeatureMap, result: FeatureMap) -> None:
-        """Read the rows of `source`; the last layer, which is a convolution, writes those of `result`."""
+        """Read from `source`; the last layer, a convolution, writes to `result`."""
         for stage, following in zip(self.plan, [*self.plan[1:], None], strict=True):
             self.stage, self.norm = stage, self.next_norm
             self.next_norm = WholeNorm(None if following is None else _norm_of(following.layer))
@@ -172,7 +172,7 @@ class Run:
             self._write(target, top, convolved(conv, source, top, bottom, norm), next_norm)
 
     def _residual_block(self, block: ResidualBlock, source: FeatureMap) -> FeatureMap:
-        """The result takes the place of `source` where it has as many channels."""
+        """The result overwrites `source` if it has the same number of channels."""
         width_in, width = channels(block.conv1)
         norm = WholeNorm(block.norm2)
         hidden = self._new(width)
@@ -190,7 +190,7 @@ class Run:
         for top, bottom in self._bands(target.height, step=2):
             above, below = min(1, top), min(1, target.height - bottom)
             small = source.read(top // 2 - above, bottom // 2 + below)
-            # Of a halo row that was doubled, the convolution needs one.
+            # A halo row becomes two rows, of which the convolution needs one.
             large = doubled(small)[:, :, above : 2 * small.shape[2] - below]
             self._write(target, top, without_halo(conv(large), above, below), self.next_norm)
 
@@ -200,7 +200,7 @@ class Run:
             self._write(target, top, conv(padded(band)), self.next_norm)
 
     def _attention(self, layer: Attention, source: FeatureMap) -> FeatureMap:
-        """Every position asks all others; the answer is added in place."""
+        """Attention from every position to all positions; the result is added in place."""
         keys, values = (self._new(channels(module)[1]) for module in (layer.key, layer.value))
         for top, bottom in self._bands(source.height):
             band = self.norm.apply(source.read(top, bottom))
@@ -210,46 +210,46 @@ class Run:
         for top, bottom in self._bands(source.height):
             band = source.read(top, bottom)
             query = positions(pointwise(layer.query, self.norm.apply(band)), layer.heads)
-            answer = attend(query, keys, values, layer.heads)
-            answer = answer.transpose(1, 2).reshape(1, *band.shape[2:], -1).permute(0, 3, 1, 2)
-            self._write(source, top, pointwise(layer.out, answer).add(band), self.next_norm)
+            attended = attend(query, keys, values, layer.heads)
+            attended = attended.transpose(1, 2).reshape(1, *band.shape[2:], -1).permute(0, 3, 1, 2)
+            self._write(source, top, pointwise(layer.out, attended).add(band), self.next_norm)
         self.store.release(keys)
         self.store.release(values)
         return source
 
     def _attend_whole(self, query: Tensor, keys: FeatureMap, values: FeatureMap, heads: int) -> Tensor:
-        """As many queries at once as have room should the device hold all their scores."""
+        """As many queries at once as fit in memory if the device stores all their scores."""
         key, value = (positions(m.read(0, m.height), heads) for m in (keys, values))
         at_once = max(1, self.store.workspace // 4 // (SCORE_BYTES * heads * key.shape[2]))
         parts = (F.scaled_dot_product_attention(part, key, value) for part in query.split(at_once, dim=2))
         return torch.cat(list(parts), dim=2)
 
     def _attend_in_blocks(self, query: Tensor, keys: FeatureMap, values: FeatureMap, heads: int) -> Tensor:
-        """Softmax over keys that come in blocks: sums are kept relative to the largest score so far (float32)."""
-        asked = query.float() * query.shape[-1] ** -0.5
-        largest = torch.full_like(asked[..., :1], -torch.inf)
-        total, answer = torch.zeros_like(largest), torch.zeros_like(asked)
+        """Softmax over blocks of keys: sums are relative to the largest score so far (float32)."""
+        scaled = query.float() * query.shape[-1] ** -0.5
+        largest = torch.full_like(scaled[..., :1], -torch.inf)
+        total, weighted = torch.zeros_like(largest), torch.zeros_like(scaled)
         row = SCORE_BYTES * heads * query.shape[2] * keys.width
         for top, bottom in even_bands(keys.height, max(1, self.store.workspace // 4 // row)):
             key, value = (positions(m.read(top, bottom), heads).float() for m in (keys, values))
-            scores = asked @ key.transpose(-1, -2)
+            scores = scaled @ key.transpose(-1, -2)
             before, largest = largest, torch.maximum(largest, scores.amax(-1, keepdim=True))
             scores = scores.sub_(largest).exp_()
             shrunk = (before - largest).exp_()
             total = total * shrunk + scores.sum(-1, keepdim=True)
-            answer = answer.mul_(shrunk).add_(scores @ value)
-        return (answer / total).to(query.dtype)
+            weighted = weighted.mul_(shrunk).add_(scores @ value)
+        return (weighted / total).to(query.dtype)
 
 
 def _norm_of(layer: Layer) -> nn.Module | None:
-    """What the layer normalises its input with."""
+    """The norm that the layer applies to its input."""
     return layer.norm1 if isinstance(layer, ResidualBlock) else getattr(layer, "norm", None)
 
 
 def even_bands(height: int, rows: int, step: int = 1) -> Iterator[tuple[int, int]]:
-    """[top, bottom) of the fewest bands of at most `rows` (but at least one step) that cover [0, height).
+    """[top, bottom) of the fewest bands that cover [0, height) with at most `rows` rows each, and at least one step.
 
-    Bands begin at multiples of `step`, and all but the last have the same number of rows.
+    Bands start at multiples of `step`; all but the last have the same number of rows.
     """
     steps = -(-height // step)
     bands = -(-steps // max(1, rows // step))
@@ -270,7 +270,7 @@ def without_halo(band: Tensor, above: int, below: int) -> Tensor:
 
 
 def doubled(band: Tensor) -> Tensor:
-    """Every pixel four times: (1, C, h, w) -> (1, C, 2h, 2w). interpolate(mode="nearest") that knows all precisions."""
+    """Nearest-neighbour x2: (1, C, h, w) -> (1, C, 2h, 2w), like interpolate(mode="nearest"), in any precision."""
     pixels = band.permute(0, 2, 3, 1)
     _, height, width, depth = pixels.shape
     pixels = pixels[:, :, None, :, None].expand(1, height, 2, width, 2, depth)
@@ -278,7 +278,7 @@ def doubled(band: Tensor) -> Tensor:
 
 
 def padded(band: Tensor) -> Tensor:
-    """With a row of zeros below, which only the map's last band uses, and a column on the right."""
+    """Pad a row of zeros below, which only the map's last band uses, and a column on the right."""
     return F.pad(band.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion models that can be trained: what differs between them, and how they are opened."""
+"""Stable Diffusion models that can be trained: their differences, and how to open them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SD3_SHIFT = 3.0
 
 @dataclass(frozen=True)
 class Condition:
-    """Encoded prompts: `prompt` (B, tokens, width), and `pooled` (B, width) where the model has one, else (B, 0)."""
+    """Encoded prompts: `prompt` (B, tokens, width), and `pooled` (B, width), or (B, 0) if the model has none."""
 
     prompt: Tensor
     pooled: Tensor
 
     def expand(self, count: int) -> Condition:
-        """One prompt for a whole batch."""
+        """Repeat one prompt for a whole batch."""
         return Condition(self.prompt.expand(count, -1, -1), self.pooled.expand(count, -1))
 
     def to(self, like: Tensor) -> Condition:
@@ -45,15 +45,15 @@ Call = Callable[[Any, Tensor, Tensor, Condition], Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """What a kind of Stable Diffusion needs.
+    """The properties of a Stable Diffusion architecture.
 
     Attributes:
-        folder: of the network in a diffusers folder; also the name of the LoRA's file.
-        prefix, vae_prefix: before the names in the LoRA's files. TSD-SR publishes both under `transformer.`.
-        student, auxiliary: what the adapters change, ends of diffusers' module names.
-        blocks: what the network is a row of, most of its weights in all.
+        folder: the network's folder in a diffusers folder; also the name of the LoRA file.
+        prefix, vae_prefix: prefixes of names in LoRA files. TSD-SR publishes both with `transformer.`.
+        student, auxiliary: modules that get adapters, as suffixes of diffusers' names.
+        blocks: the network's main blocks, which contain most of its weights.
         call: network, z_t, timesteps (B,) and condition -> the network's output.
-        taps: the network's modules whose outputs a discriminator looks at, and each one's channels.
+        taps: modules whose outputs the discriminator uses, each with its channels.
         feature: such an output, and the latent's size (h, w) -> a map (B, C, h', w').
     """
 
@@ -73,18 +73,18 @@ def _call_transformer(network: Any, z_t: Tensor, timesteps: Tensor, condition: C
 
 
 def _transformer_taps(network: Any) -> list[tuple[nn.Module, int]]:
-    """The ends of the transformer's quarters."""
+    """The last block of each quarter of the transformer."""
     blocks = network.transformer_blocks
     return [(blocks[i], network.inner_dim) for i in sorted({max(0, len(blocks) * k // 4 - 1) for k in (1, 2, 3, 4)})]
 
 
 def _transformer_feature(output: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
-    """A block gives the prompt's tokens and the picture's, a token for 2 x 2 of the latent."""
+    """A block returns the prompt's tokens and the picture's, with one token per 2 x 2 latent pixels."""
     return output[1].transpose(1, 2).unflatten(2, (size[0] // 2, size[1] // 2))
 
 
 def _unet_taps(network: Any) -> list[tuple[nn.Module, int]]:
-    """The encoder's levels and the middle."""
+    """The encoder's levels and the middle block."""
     widths = network.config.block_out_channels
     return [*zip(network.down_blocks, widths, strict=True), (network.mid_block, widths[-1])]
 
@@ -144,7 +144,7 @@ def open_base(path: Path, dtype: torch.dtype) -> Base:
     if is_unet(path):
         return Base(UNET, *open_unet(path, dtype))
     transformer, vae = open_networks(path, dtype)
-    # A table from the shapes alone, as large as a tenth of the LoRA: no checkpoint needs it.
+    # Depends on shapes only, and is a tenth of the LoRA's size: leave it out of checkpoints.
     transformer.pos_embed.register_buffer("pos_embed", transformer.pos_embed.pos_embed, persistent=False)
     return Base(TRANSFORMER, transformer, vae, flow_matching(_shift(path)))
 
@@ -159,7 +159,7 @@ def _shift(path: Path) -> float:
 
 
 class _Widened(nn.Module):
-    """A stored weight in the precision of the computation."""
+    """Converts a stored weight to the compute precision."""
 
     def __init__(self, dtype: torch.dtype):
         super().__init__()
@@ -170,9 +170,9 @@ class _Widened(nn.Module):
 
 
 def store_in_fp8(network: nn.Module) -> None:
-    """Keep a frozen network's linear layers in fp8 (e4m3), and compute with them in their own precision.
+    """Store a frozen network's linear layers in fp8 (e4m3), and compute in their original precision.
 
-    Half the memory of bf16, to 3 bits after the point. To be called before adapters are added.
+    Half the memory of bf16, with 3 bits of mantissa. Call it before adapters are added.
     """
     for module in [each for each in network.modules() if isinstance(each, nn.Linear)]:
         widened = _Widened(module.weight.dtype)

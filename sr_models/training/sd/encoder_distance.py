@@ -1,4 +1,4 @@
-"""The distance between pictures as a base's own VAE encoder sees them."""
+"""The distance between pictures in the features of a base's own VAE encoder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .lora import active, checkpointed
 
 
 def encoder_distance(vae: Any, ours: Tensor, theirs: Tensor) -> Tensor:
-    """`feature_distance` of what the VAE's encoder, without adapters, sees at the end of each level; their mean, so
-    0 for equal pictures and about 2 for unrelated ones."""
+    """`feature_distance` of the VAE encoder's maps (without adapters) at the end of each level, averaged over levels:
+    0 for equal pictures, about 2 for unrelated ones."""
     with active(vae):
         distance = feature_distance(_encoder_features(vae, ours), _encoder_features(vae, theirs))
     return distance / len(vae.encoder.down_blocks)

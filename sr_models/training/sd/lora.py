@@ -1,4 +1,4 @@
-"""Several models on one set of frozen weights: peft's low-rank adapters, of which one or none is active."""
+"""Several models on one set of frozen weights, by peft's low-rank adapters, of which one or none is active."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ...files.whole import write_whole
 
 
 def add_adapter(network: nn.Module, name: str, rank: int, modules: list[str] | str) -> None:
-    """A new adapter that changes nothing yet: A is Gaussian, B zero; alpha = rank, so its scale is 1.
+    """Add an adapter that has no effect yet: A is Gaussian, B is zero; alpha = rank, so its scale is 1.
 
-    `modules` as peft takes them: ends of names, or a regular expression for whole names. The adapter is in float32
-    whatever the base's precision. peft freezes those that were added before it.
+    `modules` as in peft: suffixes of names, or a regular expression for full names. The adapter is in float32,
+    independent of the base's precision. peft freezes adapters that were added before.
     """
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=modules)
-    with warnings.catch_warnings():  # peft warns of more than one adapter
+    with warnings.catch_warnings():  # peft warns about a second adapter
         warnings.simplefilter("ignore", UserWarning)
         network.add_adapter(config, adapter_name=name)  # pyright: ignore[reportCallIssue] (diffusers' mixin)
     for parameter in adapter_parameters(network, name).values():
@@ -36,15 +36,15 @@ def add_adapter(network: nn.Module, name: str, rank: int, modules: list[str] | s
 
 
 def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """An adapter's weights by their names in the network."""
+    """An adapter's weights, by name in the network."""
     return {key: weight for key, weight in network.named_parameters() if f".{name}." in key and ".lora_" in key}
 
 
 def load_adapter(network: nn.Module, name: str, update: Update, modules: list[str] | str, source: str) -> None:
-    """Add an adapter that holds an update. Raises UserError where they do not fit; `source` names the file."""
+    """Add an adapter with the given update. Raises UserError if it does not fit; `source` names the file."""
     ranks = {layer.rank for layer in update.values()}
     if len(ranks) != 1:
-        raise UserError(f"{source} has modules of ranks {sorted(ranks)}: training goes on from one rank only.")
+        raise UserError(f"{source} has ranks {sorted(ranks)}: training can only start from a LoRA with one rank.")
     add_adapter(network, name, ranks.pop(), modules)
     expected = get_peft_model_state_dict(network, adapter_name=name)
     tensors: dict[str, Tensor] = {}
@@ -53,20 +53,20 @@ def load_adapter(network: nn.Module, name: str, update: Update, modules: list[st
     unfit = sorted(expected.keys() ^ tensors.keys())
     unfit += sorted(key for key in expected.keys() & tensors.keys() if expected[key].shape != tensors[key].shape)
     if unfit:
-        raise UserError(f"{source} does not fit the base ({shortened(unfit)}): choose a LoRA that was made for it.")
+        raise UserError(f"{source} does not fit the base ({shortened(unfit)}): choose a LoRA that was trained on it.")
     set_peft_model_state_dict(network, {key: t.float() for key, t in tensors.items()}, adapter_name=name)
 
 
 def save_adapter(path: Path, network: nn.Module, name: str, prefix: str) -> None:
-    """Write an adapter's halves in half precision, as `<prefix><module>.lora_A|lora_B.weight`."""
+    """Write an adapter in half precision, as `<prefix><module>.lora_A|lora_B.weight`."""
     state = get_peft_model_state_dict(network, adapter_name=name)
-    halves = {prefix + key: tensor.detach().to("cpu", torch.float16).contiguous() for key, tensor in state.items()}
-    write_whole(path, lambda temporary: save_file(halves, temporary))
+    tensors = {prefix + key: tensor.detach().to("cpu", torch.float16).contiguous() for key, tensor in state.items()}
+    write_whole(path, lambda temporary: save_file(tensors, temporary))
 
 
 @contextmanager
 def active(network: nn.Module, *names: str) -> Iterator[None]:
-    """Run the network with this adapter, or none. Which weights learn stays as it is."""
+    """Activate these adapters, or none, for the time being, without changing which weights are trainable."""
     layers = _layers(network)
     before = active_names(network)
     _activate(layers, names)
@@ -85,7 +85,7 @@ def _layers(network: nn.Module) -> list[BaseTunerLayer]:
 
 
 def _activate(layers: list[BaseTunerLayer], names: tuple[str, ...]) -> None:
-    """peft's switch also freezes what it switches off, which a model trained beside must not be."""
+    """Switch adapters. peft would also freeze the ones switched off, which may be trained at the same time."""
     for layer in layers:
         learns = [(weight, weight.requires_grad) for weight in layer.parameters()]  # pyright: ignore[reportAttributeAccessIssue]
         layer.set_adapter(list(names))
@@ -94,9 +94,9 @@ def _activate(layers: list[BaseTunerLayer], names: tuple[str, ...]) -> None:
 
 
 def checkpointed(module: nn.Module, *arguments: object) -> Tensor:
-    """Gradient checkpointing for a network with adapters: the second forward pass runs with those of the first.
+    """Gradient checkpointing for a network with adapters: recomputation uses the adapters of the first forward pass.
 
-    By then another adapter is active, and torch's own checkpointing would take gradients of the wrong model.
+    By then another adapter may be active, and plain checkpointing would compute gradients of the wrong model.
     """
     names = active_names(module)
     contexts = lambda: (nullcontext(), active(module, *names))  # noqa: E731

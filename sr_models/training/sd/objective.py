@@ -1,4 +1,4 @@
-"""What the objectives on Stable Diffusion share: a one-step student on a base, its prompts and its validation."""
+"""The common part of objectives on Stable Diffusion: a one-step student on a base, its prompts and its validation."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ SCALE = 4
 
 
 class StableDiffusionObjective(nn.Module):
-    """A batch holds `lr` (B, 3, h, w) and `hr` (B, 3, 4h, 4w), uint8, HR latents `z_h` (B, c, h/2, w/2), and each
-    picture's own prompt (`prompt`, `pooled`) for the teacher; the student always has the one of `default`."""
+    """Base class. A batch contains `lr` (B, 3, h, w) and `hr` (B, 3, 4h, 4w), uint8, HR latents `z_h`
+    (B, c, h/2, w/2), and each picture's prompt (`prompt`, `pooled`) for the teacher; the student always gets the
+    `default` prompt."""
 
     def __init__(self, base: SharedBase, default: Condition, null: Condition):
         super().__init__()
@@ -28,7 +29,7 @@ class StableDiffusionObjective(nn.Module):
             self.register_buffer(f"{name}_pooled", condition.pooled.float(), persistent=False)
 
     def prompt(self, name: str, count: int) -> Condition:
-        """The `default` or the `null` one, for a batch."""
+        """The `default` or the `null` prompt, repeated for a batch."""
         return Condition(getattr(self, f"{name}_prompt"), getattr(self, f"{name}_pooled")).expand(count)
 
     def student(self, lr: Tensor, noise: Tensor | None) -> Tensor:
@@ -39,7 +40,7 @@ class StableDiffusionObjective(nn.Module):
     def auxiliary_loss(
         self, z_s: Tensor, condition: Condition, draws: Draws, last_index: int = tsd.LAST_INDEX
     ) -> Tensor:
-        """What the auxiliary learns from: the student's results, noised anywhere that it will be asked about."""
+        """The auxiliary's loss on the student's results, noised to all levels at which it is used."""
         index = draws.integers(tsd.FIRST_INDEX, last_index + 1)
         noise, weight = draws.normal(*z_s.shape[1:]), tsd.logit_normal(draws.normal())
         z_t = tsd.noised(z_s, noise, tsd.at(self.base.process.path, index))
@@ -58,5 +59,5 @@ class StableDiffusionObjective(nn.Module):
 
 
 def enlarged(lr: Tensor) -> Tensor:
-    """(B, 3, h, w) in [0, 1] -> bicubically x4 in [-1, 1], as the denoiser meets it after training."""
+    """(B, 3, h, w) in [0, 1] -> bicubically x4 in [-1, 1], as the denoiser gets it at inference."""
     return resize(lr, (lr.shape[-2] * SCALE, lr.shape[-1] * SCALE)).clamp(0, 1) * 2 - 1

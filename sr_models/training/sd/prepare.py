@@ -1,7 +1,7 @@
-"""From a folder of pictures to shards: crops, degraded twins, HR latents and prompts, each made once.
+"""Turn a folder of pictures into shards of crops, LR counterparts, HR latents and prompts.
 
-Crops are streamed: neither they nor their list is ever in memory. Crop number i of the stream, and so every shard,
-is a function of the settings alone, which is why a run that was stopped goes on at its first missing shard.
+Crops are streamed: neither all crops nor a list of them are ever in memory. Every crop of the stream, and so every
+shard, depends on the settings alone, so an interrupted run can resume at its first missing shard.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ UNIT = 64  # 8 of the VAE, 2 of the transformer's patches, 4 of the scale
 
 @dataclass(frozen=True)
 class Partners:
-    """Folders of pictures under the same names as the HR ones: `lr` of a quarter of their size, in place of degraded
-    twins, and `targets` of the same size, a multi-step teacher's results."""
+    """Folders of pictures with the same names as the HR ones: `lr`, a quarter of their size, to be used instead of
+    degraded counterparts, and `targets`, of the same size: results of a multi-step teacher."""
 
     lr: Path | None = None
     targets: Path | None = None
@@ -43,7 +43,7 @@ class Partners:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What becomes of each picture: `crops` squares of `crop` px. A shard holds up to `shard` of them."""
+    """Each picture gives `crops` squares of `crop` px. A shard contains up to `shard` of them."""
 
     crop: int = 512
     crops: int = 4
@@ -55,8 +55,8 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class Encoders:
-    """What turns pictures and texts into what the network knows: (n, 3, H, W) in [-1, 1] -> HR latents, scaled; and
-    a text -> its condition of one row. None for the texts stands for captions left aside."""
+    """Encode pictures and texts for the network: (n, 3, H, W) in [-1, 1] -> HR latents, scaled; and a text -> its
+    condition with one row. `text` is None if captions are not used."""
 
     latents: Callable[[Tensor], Tensor]
     text: Callable[[str], Condition] | None
@@ -71,10 +71,10 @@ def stream_crops(folder: Path, crops: int) -> Iterator[Crop]:
 
 
 class CropShards(IterableDataset[dict[str, Any]]):
-    """The raw content of the shards that are not `done`, in order: of W workers, each makes every W-th.
+    """The raw content of the shards that are not `done`, in order; each of W workers creates every W-th.
 
-    An item: `index`, `hr`, `lr` and perhaps `target` as lists of pictures, `captions` a text or None for each, and
-    `left_out`, the files that could not be used.
+    An item contains `index`; `hr`, `lr` and optionally `target`, lists of pictures; `captions`, a text or None for
+    each; and `skipped`, the files that could not be used.
     """
 
     def __init__(self, folder: Path, config: PrepareConfig, done: set[int]):
@@ -89,13 +89,13 @@ class CropShards(IterableDataset[dict[str, Any]]):
             yield {"index": index, **self._make(index, crops)}
 
     def _make(self, index: int, crops: list[Crop]) -> dict[str, Any]:
-        made: dict[str, list] = {"hr": [], "lr": [], "target": [], "captions": [], "left_out": []}
+        made: dict[str, list] = {"hr": [], "lr": [], "target": [], "captions": [], "skipped": []}
         for place, (file, _) in enumerate(crops):
             rng = np.random.default_rng((self.config.seed, index * self.config.shard + place))
             try:
                 pictures = self._pictures(file, rng)
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-                made["left_out"].append(file)
+                made["skipped"].append(file)
                 continue
             for name, picture in pictures.items():
                 made[name].append(to_tensor(picture))
@@ -103,12 +103,12 @@ class CropShards(IterableDataset[dict[str, Any]]):
         return made
 
     def _pictures(self, file: Path, rng: np.random.Generator) -> dict[str, Image.Image]:
-        """A crop by its kinds. Raises OSError or ValueError where a picture is missing, broken or of another size."""
+        """A crop's HR, LR and target. Raises OSError or ValueError if a picture is missing, broken or of wrong size."""
         config, partners = self.config, self.config.partners
         hr = Image.open(file).convert("RGB")
         others = {"lr": (partners.lr, SCALE), "target": (partners.targets, 1)}
         opened = {
-            name: (_open_partner(folder / file.relative_to(self.folder), hr, shrunk), shrunk)
+            name: (_open_counterpart(folder / file.relative_to(self.folder), hr, shrunk), shrunk)
             for name, (folder, shrunk) in others.items()
             if folder is not None
         }
@@ -118,14 +118,14 @@ class CropShards(IterableDataset[dict[str, Any]]):
         return cut if "lr" in cut else {**cut, "lr": config.degradation(cut["hr"], rng)}
 
 
-def _open_partner(file: Path, hr: Image.Image, shrunk: int) -> Image.Image:
-    """The picture of that name, whatever its ending."""
+def _open_counterpart(file: Path, hr: Image.Image, shrunk: int) -> Image.Image:
+    """Open the picture with that name and any extension."""
     found = next((path for path in sorted(file.parent.glob(f"{file.stem}.*")) if path.suffix.lower() in SUFFIXES), None)
     if found is None:
         raise FileNotFoundError(file)
     image = Image.open(found).convert("RGB")
     if image.size != (hr.width // shrunk, hr.height // shrunk):
-        raise ValueError(f"{found} has another size")
+        raise ValueError(f"{found} has another size than its HR picture")
     return image
 
 
@@ -136,7 +136,7 @@ def _grouped(stream: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
 
 
 def caption_of(picture: Path) -> str | None:
-    """The text beside a picture, `photo.txt` for `photo.jpg`; None where there is none or it is empty."""
+    """The text next to a picture, `photo.txt` for `photo.jpg`; None if it does not exist or is empty."""
     file = picture.with_suffix(".txt")
     text = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
     return text or None
@@ -153,12 +153,12 @@ def prepare(
     workers: int = 1,
     report: Report = lambda crops: None,
 ) -> list[Path]:
-    """Make the shards that are missing; returns the pictures that were left out: broken ones, and those without a
-    partner of the right size.
+    """Create the missing shards. Returns the pictures that were skipped: broken ones, and those without a counterpart
+    of the right size.
 
-    `prompts` are the default and the null one; `base` names the model, as its latents suit no other; `report` is
-    called with each shard's crops. Raises UserError for a folder without pictures, a crop that does not suit,
-    and an output folder that was made with other settings.
+    `prompts` are the default and the null prompt; `base` names the model, because latents depend on it; `report` is
+    called with each shard's number of crops. Raises UserError for a folder without pictures, a crop that does not fit
+    the model, and an output folder that was prepared with other settings.
     """
     check(folder, config)
     output.mkdir(parents=True, exist_ok=True)
@@ -168,15 +168,15 @@ def prepare(
     report(len(done) * config.shard)
     missing = CropShards(folder, config, done)
     loader = DataLoader(missing, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
-    left_out: dict[Path, None] = {}
+    skipped: dict[Path, None] = {}
     for content in loader:
-        left_out |= dict.fromkeys(content["left_out"])
+        skipped |= dict.fromkeys(content["skipped"])
         if content["hr"]:
             write_tensors(shard_path(output, content["index"], len(content["hr"])), _encode(content, encoders))
-        report(len(content["captions"]) + len(content["left_out"]))
+        report(len(content["captions"]) + len(content["skipped"]))
     if not list_shards(output):
-        raise UserError(f"{folder} holds no picture that can be used: name another folder.")
-    return list(left_out)
+        raise UserError(f"{folder} contains no usable pictures: choose another folder.")
+    return list(skipped)
 
 
 def count_pictures(folder: Path) -> int:
@@ -203,18 +203,18 @@ def _latents(pictures: Tensor, encoders: Encoders) -> Tensor:
     parts = [encoders.latents(part.float() / 127.5 - 1).cpu() for part in pictures.split(ENCODED_AT_ONCE)]
     latents = torch.cat(parts).half()
     if not torch.isfinite(latents).all():
-        raise UserError("The VAE gave values that are not finite: prepare with --precision bf16 or no.")
+        raise UserError("The VAE returned values that are not finite: prepare with --precision bf16 or no.")
     return latents
 
 
 def check(folder: Path, config: PrepareConfig) -> None:
-    """Raises UserError for a folder without pictures, and for a crop that does not suit."""
+    """Raises UserError for a folder without pictures, and for a crop that does not fit the model."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: name one with training pictures.")
+        raise UserError(f"{folder} is not a folder. Choose a folder that contains training pictures.")
     if next(stream_pictures(folder), None) is None:
-        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}): name a folder that does.")
+        raise UserError(f"{folder} contains no pictures ({', '.join(sorted(SUFFIXES))}): choose a folder that does.")
     if config.crop < UNIT or config.crop % UNIT:
-        raise UserError(f"Crop {config.crop} does not suit Stable Diffusion: choose a multiple of {UNIT}.")
+        raise UserError(f"Crop {config.crop} does not fit Stable Diffusion: choose a multiple of {UNIT}.")
 
 
 def _keep_settings(output: Path, settings: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Training runs on Stable Diffusion: from paths to prepared data, and from prepared data to a LoRA."""
+"""Training runs on Stable Diffusion: prepare data from pictures, and train a LoRA on prepared data."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ Text = Callable[[str], Condition]
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Where encoded prompts come from: files as TSD-SR publishes them, or the base's own text encoders.
+    """Where encoded prompts come from: files in TSD-SR's published format, or the base's own text encoders.
 
-    `captions`: also encode the texts beside the pictures, for which text encoders are needed.
+    `captions`: also encode the texts next to the pictures, which needs text encoders.
     """
 
     embeddings: Path | None = None
@@ -54,7 +54,7 @@ def prepare_data(
     workers: int,
     report: preparing.Report,
 ) -> list[Path]:
-    """Make training data for a base; returns the pictures that were left out. See `prepare.prepare`."""
+    """Create training data for a base. Returns the pictures that were skipped; see `prepare.prepare`."""
     opened = open_base(base, dtype)
     needs_text = source.captions or source.embeddings is None or source.null_embeddings is None
     text = open_text_encoders(base, opened, device, dtype) if needs_text else None
@@ -74,7 +74,7 @@ def prepare_data(
 
 
 def _condition(file: Path | None, text: Text | None, words: str) -> Condition:
-    """From a file, or by the text encoders, one of which is there."""
+    """Read a file, or else use the text encoders."""
     if file is None:
         assert text is not None  # noqa: S101 (for the type checker)
         return text(words)
@@ -86,9 +86,9 @@ def _as_condition(embeddings: PromptEmbeddings) -> Condition:
 
 
 def open_text_encoders(path: Path, base: Base, device: torch.device, dtype: torch.dtype) -> Text:
-    """The base's own text encoders, as a function from a text to its condition.
+    """Open the base's own text encoders, as a function from a text to its condition.
 
-    Raises UserError where they are missing.
+    Raises UserError if they are missing.
     """
     prompts = unet_prompts if base.family is UNET else sd3_prompts
     encode = prompts.open_text_encoders(path, device=device, dtype=dtype)
@@ -97,8 +97,8 @@ def open_text_encoders(path: Path, base: Base, device: torch.device, dtype: torc
 
 @dataclass(frozen=True)
 class SDRun:
-    """What a run trains on: the base, the prepared data, and the files it starts from, if any; and what saves memory:
-    computing twice, keeping the base's linear layers in fp8, and spreading the base over the processes."""
+    """What to train on: the base, the prepared data, the LoRA to start from and the teacher's LoRA, if any. The last
+    three save memory: recompute activations, store the base's linear layers in fp8, shard the base over processes."""
 
     base: Path
     data: Path
@@ -111,14 +111,16 @@ class SDRun:
 
 
 def train_tsd(config: TrainConfig, run: SDRun, method: TSDConfig, lpips: Lpips | None) -> Path:
-    """Train a one-step student by TSD-SR; returns the folder with its LoRA files. Raises UserError as `train` does,
-    and for data that was prepared for another kind of base."""
+    """Train a one-step student by TSD-SR. Returns the folder with its LoRA files.
+
+    Raises UserError like `train`, and for data that was prepared for another kind of base.
+    """
     samples, base = _opened(config, run)
     return train(config, TSDObjective(base, *read_prompts(run.data), method, lpips), samples)
 
 
 def train_tad(config: TrainConfig, run: SDRun, method: TADConfig) -> Path:
-    """Train a one-step student by time-aware distillation, as `train_tsd`."""
+    """Train a one-step student by time-aware distillation; otherwise like `train_tsd`."""
     samples, base = _opened(config, run)
     return train(config, TADObjective(base, *read_prompts(run.data), method), samples)
 
@@ -144,7 +146,6 @@ def _require_match(sample: dict[str, Tensor], base: Base, run: SDRun) -> None:
     expected, found = (base.vae.config.latent_channels, width), (len(sample["z_h"]), sample["prompt"].shape[-1])
     if expected != found:
         raise UserError(
-            f"{run.data} was prepared for another base than {run.base.name} (latents of {found[0]} channels and "
-            f"prompts of width {found[1]}, where {expected[0]} and {expected[1]} are needed): run onestep-sr prepare "
-            "for it."
+            f"{run.data} was not prepared for {run.base.name}: it has latents of {found[0]} channels and prompts of "
+            f"width {found[1]}, but the base needs {expected[0]} and {expected[1]}. Run onestep-sr prepare for it."
         )

@@ -1,7 +1,7 @@
-"""A frozen base spread over the processes (FSDP, arXiv 2304.11277).
+"""Shard a frozen base over several processes (FSDP, arXiv 2304.11277).
 
-Each process keeps its part of every weight, and gathers a block's whole weights while that block runs. Adapters stay
-whole in every process, so that gradients, averages and checkpoints are what they are without.
+Each process stores a part of every weight, and gathers a block's full weights while that block runs. Adapters are not
+sharded, so gradients, averages and checkpoints are the same as without sharding.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ...errors import UserError
 
 
 def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
-    """Spread the weights of `network` that do not learn, block by block, and move it to the process's device.
+    """Shard the frozen weights of `network` block by block, and move it to the process's device.
 
-    Raises UserError where there is one process only.
+    Raises UserError if there is only one process.
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if state.num_processes == 1:
-        raise UserError("One process has nobody to share the base with: start several with accelerate launch.")
+        raise UserError("Sharing the base needs at least two processes: start them with accelerate launch.")
     assert state.device is not None  # noqa: S101 (for the type checker)
     mesh = init_device_mesh(state.device.type, (state.num_processes,))
     learning = {weight for weight in network.parameters() if weight.requires_grad}

@@ -1,13 +1,13 @@
-"""Prepared training data: safetensors files of crops, their LR twins, HR latents and encoded prompts.
+"""Prepared training data: safetensors files of crops, their LR counterparts, HR latents and encoded prompts.
 
-A folder of shards holds `prepare.json` (what they were made with), `prompts.safetensors` (the default and the null
-prompt), and `shard-000012-0064.safetensors` and the like, whose name ends in how many crops it holds:
+A folder of shards contains `prepare.json` (the settings), `prompts.safetensors` (the default and the null prompt), and
+files such as `shard-000012-0064.safetensors`, whose name ends with the number of crops:
 
-- `hr` (n, 3, crop, crop) and `lr` (n, 3, crop/4, crop/4), uint8; `z_h` (n, c, crop/8, crop/8), float16; perhaps
-  `z_t`, the same for a teacher's results;
-- `caption` (n,): the row of `prompt` and `pooled` that is the crop's own prompt, or -1 for the default one.
+- `hr` (n, 3, crop, crop) and `lr` (n, 3, crop/4, crop/4), uint8; `z_h` (n, c, crop/8, crop/8), float16; optionally
+  `z_t`, the same for a multi-step teacher's results;
+- `caption` (n,): the row of the crop's prompt in `prompt` and `pooled`, or -1 for the default prompt.
 
-Rows are read straight from the mapped file, so that a set of any size takes next to no memory.
+Rows are read directly from the memory-mapped file, so a data set of any size needs almost no memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .bases import Condition
 
 PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prepare.json"
 CROP_TENSORS = ("hr", "lr", "z_h", "z_t")
-OPEN_SHARDS = 16  # mapped at once in each worker
+OPEN_SHARDS = 16  # mapped at the same time in each worker
 
 
 def shard_path(folder: Path, index: int, count: int) -> Path:
@@ -37,7 +37,7 @@ def shard_path(folder: Path, index: int, count: int) -> Path:
 
 
 def list_shards(folder: Path) -> dict[Path, int]:
-    """The shards in order, and how many crops each holds."""
+    """The shards in order, with the number of crops in each."""
     return {path: int(path.stem.split("-")[2]) for path in sorted(folder.glob("shard-*-*.safetensors"))}
 
 
@@ -53,19 +53,19 @@ def write_prompts(folder: Path, default: Condition, null: Condition) -> None:
 
 
 def read_prompts(folder: Path) -> tuple[Condition, Condition]:
-    """The default and the null prompt, each of one row. Raises UserError where they are missing."""
+    """The default and the null prompt, each with one row. Raises UserError if they are missing."""
     if not (folder / PROMPTS_FILE).is_file():
-        raise UserError(f"{folder} holds no prepared data ({PROMPTS_FILE} is missing): make it by onestep-sr prepare.")
+        raise UserError(f"{folder} contains no prepared data ({PROMPTS_FILE} is missing): run onestep-sr prepare.")
     tensors = load_file(folder / PROMPTS_FILE)
     default, null = (Condition(tensors[f"{name}_prompt"], tensors[f"{name}_pooled"]) for name in ("default", "null"))
     return default, null
 
 
 class ShardSamples(Dataset[dict[str, Tensor]]):
-    """Samples by number, without end: every pass over all crops is in a new order, from (seed, pass) alone.
+    """An endless sequence of samples: every pass over all crops has a new order, which depends on (seed, pass) only.
 
-    A sample: `hr`, `lr`, `z_h` and perhaps `z_t`, `prompt` (tokens, width) and `pooled` (width,). Raises UserError
-    for a folder without shards.
+    A sample contains `hr`, `lr`, `z_h` and optionally `z_t`, `prompt` (tokens, width) and `pooled` (width,).
+    Raises UserError for a folder without shards.
     """
 
     def __init__(self, folder: Path, seed: int):
@@ -73,7 +73,7 @@ class ShardSamples(Dataset[dict[str, Tensor]]):
         self.default, _ = read_prompts(folder)
         shards = list_shards(folder)
         if not shards:
-            raise UserError(f"{folder} holds no shards: run onestep-sr prepare again.")
+            raise UserError(f"{folder} contains no shards: run onestep-sr prepare again.")
         self.paths, self.ends = list(shards), np.cumsum(list(shards.values()))
         self._open = lru_cache(OPEN_SHARDS)(_open_shard)
 
@@ -100,12 +100,12 @@ class ShardSamples(Dataset[dict[str, Tensor]]):
         return self._kept[1]
 
     def settings(self) -> dict[str, Any]:
-        """What a run must keep to be gone on with."""
+        """Settings that must match to resume a run."""
         made = json.loads((self.folder / SETTINGS_FILE).read_text())
         return {"count": self.count, "seed": self.seed, "prepared": made}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Mapped files stay behind when a worker process gets its copy."""
+        """Leave out memory-mapped files when a worker process gets its copy."""
         return {name: value for name, value in self.__dict__.items() if name != "_open"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

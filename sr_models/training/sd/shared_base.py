@@ -1,4 +1,4 @@
-"""Student, auxiliary and teacher on one set of frozen weights, so that a base is in memory once."""
+"""Student, auxiliary and teacher on one set of frozen weights, so that the base is in memory only once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STUDENT, AUXILIARY, TEACHER = "student", "auxiliary", "teacher"
 
 @dataclass(frozen=True)
 class Ranks:
-    """Of the adapters: the student's on the network and on the VAE's encoder, and the auxiliary's; 0 for none of it."""
+    """Ranks of the student's adapters on the network and the VAE encoder, and of the auxiliary's; 0 for no adapter."""
 
     student: int = 64
     vae: int = 64
@@ -32,15 +32,15 @@ class Ranks:
 
 
 class SharedBase(nn.Module):
-    """A base with its adapters. Images are (B, 3, 8h, 8w) in [-1, 1], latents (B, c, h, w) float32, scaled and not
-    shifted; `z` on the straight path of `process.py`, with its index (B,)."""
+    """A base with its adapters. Images are (B, 3, 8h, 8w) in [-1, 1], latents (B, c, h, w) float32, scaled but not
+    shifted; `z` is on the straight path of `process.py`, at indices (B,)."""
 
     process: Process
 
     def __init__(self, base: Base, ranks: Ranks, *, start: Path | None = None, teacher: Path | None = None):
-        """`start`: a folder of an earlier student's files to go on from; `teacher`: a LoRA file for the teacher.
+        """`start`: a folder with the student's initial LoRA files; `teacher`: a LoRA file applied to the teacher.
 
-        Raises UserError for files that do not fit the base.
+        Raises UserError if they do not fit the base.
         """
         super().__init__()
         self.family, self.process, self.network, self.vae = base.family, base.process, base.network, base.vae
@@ -83,42 +83,42 @@ class SharedBase(nn.Module):
         return list(adapter_parameters(self.network, AUXILIARY).values())
 
     def settings(self) -> dict[str, Any]:
-        """What tells this base and its adapters from others, wherever the files lie."""
+        """Identifies this base and its adapters, independent of file paths."""
         return {"ranks": asdict(self.ranks), "start": self.start and self.start.name, "frozen": self.frozen}
 
     # The VAE
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The student's encoder: a sample of its posterior by standard normal `noise`, or its mode without."""
+        """Encode with the student's encoder: a posterior sample for standard normal `noise`, else the mode."""
         with active(self.vae, STUDENT):
             posterior = self.vae.encode(image.to(self.dtype)).latent_dist
         latent = posterior.mean.float() if noise is None else posterior.mean.float() + posterior.std.float() * noise
         return self.scaling * latent
 
     def decode(self, latent: Tensor) -> Tensor:
-        """The base's own decoder, which no adapter changes."""
+        """Decode with the base's own decoder, which has no adapters."""
         return self.vae.decode((latent / self.scaling).to(self.dtype)).sample.float()
 
     # The network
 
     def student(self, z_lr: Tensor, condition: Condition) -> Tensor:
-        """z_s: x_0 from the LR's latent taken for the noisiest z_t, in one evaluation."""
+        """z_s: x_0 in one evaluation, with the LR latent as z_t at the noisiest index."""
         index = torch.zeros(len(z_lr), dtype=torch.long, device=z_lr.device)
         with active(self.network, STUDENT):
             return self.process.x_0(self._output(z_lr, index, condition), z_lr, index)
 
     def teacher(self, z: Tensor, index: Tensor, condition: Condition) -> Tensor:
-        """psi's x_0."""
+        """x_0 of the teacher, psi."""
         with active(self.network, *self.teacher_adapters):
             return self._x_0(z, index, condition)
 
     def auxiliary(self, z: Tensor, index: Tensor, condition: Condition) -> Tensor:
-        """phi's x_0."""
+        """x_0 of the auxiliary, phi."""
         with active(self.network, AUXILIARY):
             return self._x_0(z, index, condition)
 
     def features(self, z: Tensor, index: Tensor, condition: Condition) -> list[Tensor]:
-        """What the base without adapters sees in z at the family's taps: maps (B, C, h', w')."""
+        """Features of z in the base without adapters, at the family's taps: maps (B, C, h', w')."""
         outputs: list[Any] = []
         keep = lambda module, inputs, output: outputs.append(output)  # noqa: E731
         hooks = [module.register_forward_hook(keep) for module, _ in self.family.taps(self.network)]
@@ -139,13 +139,13 @@ class SharedBase(nn.Module):
         return self.family.call(self.network, z_t, timesteps, condition.to(z_t)).float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SharedBase:
-        """The process's tables move along with the weights; its numbers keep their precision."""
+        """Move the process's tables with the weights, but keep their precision."""
         super()._apply(fn, recurse)
         self.process = self.process.to(next(self.vae.parameters()).device)
         return self
 
     def save(self, folder: Path) -> None:
-        """The student as two files, for Stable Diffusion 3 in the published layout."""
+        """Write the student as two LoRA files; for Stable Diffusion 3, in the published format."""
         folder.mkdir(parents=True, exist_ok=True)
         save_adapter(folder / network_file(self.family), self.network, STUDENT, self.family.prefix)
         save_adapter(folder / one_step_lora.VAE_FILE, self.vae, STUDENT, self.family.vae_prefix)
@@ -156,7 +156,7 @@ def network_file(family: Family) -> str:
 
 
 def read_update(path: Path, prefix: str) -> Update:
-    """A LoRA file's update by module names, without the prefix. Raises UserError where it is none."""
+    """A LoRA file's update by module name, without the prefix. Raises UserError if the file is not a LoRA."""
     file = read_weights(path)
     return low_rank.parse({key.removeprefix(prefix): tensor for key, tensor in file.tensors.items()}, file.name)
 

@@ -1,8 +1,8 @@
 """One training step of time-aware distillation (TAD-SR, arXiv 2408.07476) with Stable Diffusion as base.
 
-The losses of `tad.py` on the straight path of `process.py`: the base is the denoiser that compares student and
-target, and its encoder the one that the discriminator looks through. Where there are no targets of a multi-step
-sampler, the base can be held against an auxiliary model of the student's results instead, as in `tsd.py`.
+The losses of `tad.py` on the straight path of `process.py`. The base is both the denoiser that compares student and
+target, and the feature extractor of the discriminator. Without targets from a multi-step sampler, the base can be
+compared with an auxiliary model of the student's results instead, as in `tsd.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .bases import Condition
 from .objective import StableDiffusionObjective
 from .shared_base import SharedBase
 
-# Shares of noise at which TAD-SR's score difference is taken: kappa sqrt(eta_t) / (1 + kappa sqrt(eta_t)) at its
-# timesteps 0 and 2. So near the clean picture only fine structure differs.
+# Noise levels of TAD-SR's score difference: kappa sqrt(eta_t) / (1 + kappa sqrt(eta_t)) at its timesteps 0 and 2. So
+# close to the clean picture, only fine structure differs.
 LOWEST_NOISE, HIGHEST_NOISE = 0.04, 0.26
 
 Model = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -43,9 +43,9 @@ class TADConfig:
 class TADObjective(StableDiffusionObjective):
     """L_reg + w_score L_hsd + w_adversarial L_G for the student, L_D for the discriminator.
 
-    The target z_t is the batch's `z_t` (B, c, h/2, w/2), latents of a multi-step sampler's results, and where it has
-    none the HR latent. Where the base has an auxiliary, L_hsd's gradient is that of score distillation (VSD), which
-    needs no target. One backward pass serves all players, as in `StudentObjective`.
+    The target z_teacher is the batch's `z_t` (B, c, h/2, w/2), latents of a multi-step teacher's results, or the HR
+    latent if the batch has none. If the base has an auxiliary, L_hsd uses the gradient of score distillation (VSD),
+    which needs no target. One backward pass is enough for all parts, as in `StudentObjective`.
     """
 
     def __init__(self, base: SharedBase, default: Condition, null: Condition, config: TADConfig):
@@ -57,10 +57,10 @@ class TADObjective(StableDiffusionObjective):
 
     def forward(self, batch: dict[str, Tensor], draws: Draws, step: int) -> Losses:
         condition, z_h = Condition(batch["prompt"], batch["pooled"]), batch["z_h"].float()
-        z_t, weights = batch.get("z_t", z_h).float(), self.config.weights
+        z_teacher, weights = batch.get("z_t", z_h).float(), self.config.weights
         z_s = self.student(batch["lr"].float() / 255, draws.normal(*z_h.shape[1:]))
-        regression = tad.regression_loss(z_s, z_t)
-        score = self._score_loss(z_s, z_t, condition, draws)
+        regression = tad.regression_loss(z_s, z_teacher)
+        score = self._score_loss(z_s, z_teacher, condition, draws)
         adversarial, discriminator = self._adversarial_losses(z_s, z_h, condition, draws)
         student = weights.regression * regression + weights.score * score + weights.adversarial * adversarial
         losses = {"regression": regression, "score": score, "adversarial": adversarial, "discriminator": discriminator}
@@ -68,18 +68,19 @@ class TADObjective(StableDiffusionObjective):
             losses["auxiliary"] = self.auxiliary_loss(z_s.detach(), condition, draws, self.near[-1])
         return {"loss": student + discriminator + losses.get("auxiliary", 0), **losses}
 
-    def _score_loss(self, z_s: Tensor, z_t: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    def _score_loss(self, z_s: Tensor, z_teacher: Tensor, condition: Condition, draws: Draws) -> Tensor:
         index, noise = draws.integers(self.near[0], self.near[-1] + 1), draws.normal(*z_s.shape[1:])
         sigma = tsd.at(self.base.process.path, index)
 
         @torch.no_grad()
-        def seen_noise(model: Model, z: Tensor) -> Tensor:
+        def predicted_noise(model: Model, z: Tensor) -> Tensor:
             x_t = tsd.noised(z, noise, sigma)
             return noise_of(x_t, model(x_t, index, condition), sigma)
 
         teacher, auxiliary = self.base.teacher, self.base.auxiliary
-        expected = seen_noise(auxiliary, z_s) if self.base.ranks.auxiliary else seen_noise(teacher, z_t)
-        return tad.high_frequency_score_loss(z_s, seen_noise(teacher, z_s) - expected)
+        has_auxiliary = bool(self.base.ranks.auxiliary)
+        expected = predicted_noise(auxiliary, z_s) if has_auxiliary else predicted_noise(teacher, z_teacher)
+        return tad.high_frequency_score_loss(z_s, predicted_noise(teacher, z_s) - expected)
 
     def _adversarial_losses(
         self, z_s: Tensor, z_h: Tensor, condition: Condition, draws: Draws
@@ -89,25 +90,25 @@ class TADObjective(StableDiffusionObjective):
         fake = self.base.features(tsd.noised(z_s, noise, sigma), index, condition)
         with torch.no_grad():
             real = self.base.features(tsd.noised(z_h, noise, sigma), index, condition)
-        return tad.players_losses(self.discriminator, real, fake, index, steps)
+        return tad.adversarial_losses(self.discriminator, real, fake, index, steps)
 
     def groups(self) -> list[ParameterGroup]:
-        judges = list(self.discriminator.parameters())
+        discriminator = list(self.discriminator.parameters())
         groups: list[ParameterGroup] = [
             {"name": "student", "params": self.base.student_parameters(), "lr": self.config.learning_rate},
-            {"name": "discriminator", "params": judges, "lr": self.config.discriminator_learning_rate},
+            {"name": "discriminator", "params": discriminator, "lr": self.config.discriminator_learning_rate},
         ]
         if auxiliary := self.base.auxiliary_parameters():
             groups.append({"name": "auxiliary", "params": auxiliary, "lr": self.config.auxiliary_learning_rate})
         return groups
 
     def settings(self) -> dict[str, Any]:
-        """What a run must keep to be gone on with."""
+        """Settings that must match to resume a run."""
         return {"method": "tad", **self.base.settings(), **asdict(self.config)}
 
 
 def near_clean(path: Tensor) -> list[int]:
-    """The indices of a path's shares of noise (S,) at which the score difference is taken."""
+    """The indices of a path's noise levels (S,) that the score difference uses."""
     return torch.nonzero((path >= LOWEST_NOISE) & (path <= HIGHEST_NOISE))[:, 0].tolist()
 
 

@@ -1,8 +1,8 @@
-"""Target score distillation (TSD-SR, arXiv 2411.18263): the equations, once for every kind of base.
+"""Target score distillation (TSD-SR, arXiv 2411.18263): the equations, for every kind of base.
 
-Everything is written for x_0 on the straight path z_t = (1 - sigma) z_0 + sigma n from a latent (sigma 0) to noise
-(sigma 1). A base is a function from z_t and its index on a falling table of sigmas to x_0, whatever its network
-predicts (see `process.py`). There, flow matching's velocity is (z_t - x_0) / sigma.
+They use x_0 on the straight path z_t = (1 - sigma) z_0 + sigma n from a latent (sigma 0) to noise (sigma 1). A base
+is a function from z_t and its index in a decreasing table of sigmas to x_0, whatever its network predicts (see
+`process.py`). On this path, flow matching's velocity is (z_t - x_0) / sigma.
 
 Shapes: latents and noise (B, c, h, w); indices (B,) integers; sigmas (S,), index 0 the noisiest. `z_s` is the
 student's latent, `z_h` the HR's; `teacher` is psi, `auxiliary` phi, the model of the student's own results.
@@ -20,23 +20,24 @@ from torch import Tensor
 Predictor = Callable[[Tensor, Tensor], Tensor]
 Matching = Literal["score", "velocity"]
 
-FIRST_INDEX, LAST_INDEX = 50, 949  # where the published training starts its trajectories, both included
+FIRST_INDEX, LAST_INDEX = 50, 949  # range of trajectory starts in the published training, inclusive
 STRIDE = 50
 STEP_WEIGHTS = (1.0, 0.3, 0.3, 0.3)
 VSD_SHARE = 0.7
 
 
 def trajectory(start: Tensor, bias: Tensor, steps: int, count: int, stride: int = STRIDE) -> Tensor:
-    """DASM's indices, (B, steps + 1): evenly from `start` (B,) to start + stride * steps + bias, at most count - 1.
+    """DASM's indices, (B, steps + 1): evenly spaced from `start` (B,) to start + stride * steps + bias, at most
+    count - 1, rounded down.
 
-    `bias` (B,), integers in -stride/2 .. stride/2 - 1, is what the whole way is longer. Rounded down.
+    `bias` (B,), integers in -stride/2 .. stride/2 - 1, is added to the length of the whole trajectory.
     """
     length = (start + stride * steps + bias).clamp_max(count - 1) - start
     return start[:, None] + torch.arange(steps + 1, device=start.device) * length[:, None] // steps
 
 
 def at(sigmas: Tensor, index: Tensor) -> Tensor:
-    """The table's values at indices (B,), (B, 1, 1, 1)."""
+    """The table's values at indices (B,), as (B, 1, 1, 1)."""
     return sigmas[index][:, None, None, None]
 
 
@@ -65,15 +66,15 @@ def gradient(
 ) -> Tensor:
     """g = share g_vsd + (1 - share) g_tsm, summed along the distribution-aware sampling (DASM) of `trajectory`.
 
-    g_vsd = sum_i w_i sigma_i^2 (v_psi(z_t) - v_phi(z_t)), where z_t starts from z_s and h_t from z_h with one and the
-    same noise, and both take Euler steps, along the auxiliary's and the teacher's velocity. `indices` (B, steps + 1)
-    with steps at most len(weights); one step is plain TSD.
+    g_vsd = sum_i w_i sigma_i^2 (v_psi(z_t) - v_phi(z_t)), where z_t starts from z_s and h_t from z_h with the same
+    noise, and they take Euler steps along the auxiliary's and the teacher's velocity, respectively. `indices` are
+    (B, steps + 1) with steps at most len(weights); one step is plain TSD.
 
-    g_tsm compares the teacher's view of z_t and h_t, by `matching`:
-    - score: the noise seen in both, as in the paper (equation 6). As noise is z_t + (1 - sigma) v, that is
+    g_tsm compares the teacher's predictions for z_t and h_t, by `matching`:
+    - score: predicted noise, as in the paper (equation 6). As noise is z_t + (1 - sigma) v, this is
       sum_i w_i sigma_i^2 (v_psi(z_t) - v_psi(h_t) + (z_t - h_t) / (1 - sigma_i)), in the scale of g_vsd.
-    - velocity: the published script's, without the last term. Where the teacher sees through the noise, its v is
-      n - z_s and n - z_h, so that this one pushes z_s away from z_h.
+    - velocity: as in the published script, without the last term. If the teacher recovers the clean latents, its
+      velocities are n - z_s and n - z_h, so this pushes z_s away from z_h.
     """
     z_t, h_t = (noised(z, noise, at(sigmas, indices[:, 0])) for z in (z_s, z_h))
     g = torch.zeros_like(z_s)
@@ -98,7 +99,7 @@ def distillation_loss(z_s: Tensor, g: Tensor) -> Tensor:
 
 
 def auxiliary_loss(x_0: Tensor, z_s: Tensor, weight: Tensor) -> Tensor:
-    """mean 0.5 w (x_0 - z_s)^2 with a weight a sample, (B,): phi learns what the student makes, held constant."""
+    """mean 0.5 w (x_0 - z_s)^2 with a weight per sample, (B,): phi learns the student's results, held constant."""
     return (0.5 * weight[:, None, None, None] * (x_0 - z_s.detach()).square()).mean()
 
 

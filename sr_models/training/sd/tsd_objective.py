@@ -20,7 +20,7 @@ from .shared_base import SharedBase, guided
 
 @dataclass(frozen=True)
 class Stage:
-    """Weights of the student's losses, and how many steps of DASM the distillation takes."""
+    """Weights of the student's losses, and the number of DASM steps in distillation."""
 
     perceptual: float
     latent: float
@@ -34,8 +34,8 @@ LATE = Stage(perceptual=2.0, latent=0.0, distillation=1.0, dasm_steps=4)
 
 @dataclass(frozen=True)
 class TSDConfig:
-    """Learning rates are AdamW's; `early_steps` is where the curriculum goes over from EARLY to LATE; `matching` is
-    as `tsd.gradient` takes it."""
+    """Learning rates are AdamW's; the curriculum changes from EARLY to LATE after `early_steps`; `matching` is an
+    argument of `tsd.gradient`."""
 
     learning_rate: float = 5e-6
     auxiliary_learning_rate: float = 1e-6
@@ -50,7 +50,7 @@ class TSDConfig:
 class TSDObjective(StableDiffusionObjective):
     """The student's L = w_p perceptual(x_s, x_h) + w_l mean (z_s - z_h)^2 + w_d L_tsd, and the auxiliary's loss.
 
-    One backward pass serves both, as neither's weights have a gradient in the other's loss.
+    One backward pass is enough for both, because neither's weights have a gradient in the other's loss.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class TSDObjective(StableDiffusionObjective):
     def _perceptual(self, x_s: Tensor, x_h: Tensor) -> Tensor:
         return encoder_distance(self.base.vae, x_s, x_h) if self.lpips is None else self.lpips(x_s, x_h)
 
-    # What the loop asks for
+    # Required by the training loop
 
     def groups(self) -> list[ParameterGroup]:
         student, auxiliary = self.base.student_parameters(), self.base.auxiliary_parameters()

@@ -1,4 +1,4 @@
-"""Preparing training data: what shards hold, stopping and going on, captions, partners."""
+"""Preparing training data: content of shards, resuming, captions, LR counterparts and targets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def data(small: small_sd3.SmallSD3, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def test_shards_hold_crops_twins_and_latents(small, data) -> None:
+def test_shards_contain_crops_lr_counterparts_and_latents(small, data) -> None:
     counts = shards.list_shards(data)
     pictures = len(list_images(PHOTOS))
     assert sum(counts.values()) == 3 * pictures and max(counts.values()) == 4
@@ -48,10 +48,10 @@ def test_shards_hold_crops_twins_and_latents(small, data) -> None:
     again = [samples[samples.count + number]["hr"].numpy().tobytes() for number in range(samples.count)]
     assert set(again) == every and again != [crop["hr"].numpy().tobytes() for crop in seen]
     mean = torch.nn.functional.avg_pool2d(seen[0]["hr"].float(), 4)
-    assert (mean - seen[0]["lr"].float()).abs().mean() < 25, "the twin shows the same picture"
+    assert (mean - seen[0]["lr"].float()).abs().mean() < 25, "LR shows the same picture as HR"
 
 
-def test_a_stopped_preparation_goes_on_and_workers_change_nothing(small, data, tmp_path) -> None:
+def test_a_resumed_preparation_and_workers_give_the_same_shards(small, data, tmp_path) -> None:
     for path in data.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     victims = list(shards.list_shards(data))[1::2]
@@ -98,8 +98,8 @@ def test_captions_and_broken_pictures(small, tmp_path) -> None:
 
 def test_preparing_what_cannot_be_ends_in_one_sentence(small, tmp_path) -> None:
     for changes, words in (
-        ({"folder": tmp_path / "nowhere"}, "is no folder"),
-        ({"folder": tmp_path}, "holds no pictures"),
+        ({"folder": tmp_path / "nowhere"}, "is not a folder"),
+        ({"folder": tmp_path}, "contains no pictures"),
         ({"config": replace(CONFIG, crop=100)}, "multiple of 64"),
     ):
         with pytest.raises(UserError, match=words):
@@ -111,8 +111,8 @@ def test_preparing_what_cannot_be_ends_in_one_sentence(small, tmp_path) -> None:
 def test_partners_are_cut_at_the_same_place(small, tmp_path) -> None:
     folders = paired(tmp_path)
     config = replace(CONFIG, partners=prepare.Partners(folders["lr"], folders["targets"]))
-    left_out = prepared(small, tmp_path / "out", config, folders["hr"])
-    assert [path.name for path in left_out] == ["2.png"]
+    skipped = prepared(small, tmp_path / "out", config, folders["hr"])
+    assert [path.name for path in skipped] == ["2.png"]
     samples = shards.ShardSamples(tmp_path / "out", 0)
     assert samples.count == 6
     vae = open_base(small.folder, torch.float32).vae

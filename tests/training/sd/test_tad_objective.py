@@ -38,7 +38,7 @@ def test_the_noise_seen_is_the_noise_that_was_added() -> None:
     assert torch.allclose(found, noise, rtol=1e-9)
 
 
-def test_each_player_of_tad_learns_from_its_own_loss_only(small, data) -> None:
+def test_each_part_of_tad_learns_from_its_own_loss_only(small, data) -> None:
     torch.manual_seed(0)
     base = shaken(SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 0)))
     made = tad_objective.TADObjective(base, *shards.read_prompts(data), tad_objective.TADConfig())
@@ -71,7 +71,7 @@ def test_the_score_difference_is_near_the_clean_end_and_vanishes_at_the_target(s
     assert all(((path >= 0.04) & (path <= 0.26)).all() for path in seen)
 
 
-def test_without_a_target_the_base_is_held_against_the_auxiliary(small, data, monkeypatch) -> None:
+def test_without_a_target_the_base_is_compared_with_the_auxiliary(small, data, monkeypatch) -> None:
     torch.manual_seed(0)
     base = SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 4))
     made = tad_objective.TADObjective(base, *shards.read_prompts(data), tad_objective.TADConfig())

@@ -103,8 +103,8 @@ def test_the_gradient_is_the_one_by_hand(kind: str, steps: int, matching: tsd.Ma
     assert relative(ours(kind, steps, matching=matching), by_hand(kind, steps, matching)) < 1e-5
 
 
-def test_a_teacher_that_sees_through_the_noise_leaves_scores_alone_and_sends_velocities_away_from_hr() -> None:
-    """And one that sees nothing pulls to HR by both."""
+def test_a_perfect_teacher_has_no_effect_on_scores_and_pushes_velocities_away_from_hr() -> None:
+    """A teacher that predicts nothing pulls towards HR with both."""
     base, (z_s, z_h, noise) = process("flow"), (normal(i) for i in range(3))
     indices, sigma = tsd.trajectory(STARTS, BIASES, 1, 1000), tsd.at(base.path, STARTS)
 
@@ -150,7 +150,7 @@ def test_each_mistake_would_show(mistake: str) -> None:
 
 
 def test_one_model_in_three_parametrisations_gives_one_gradient() -> None:
-    """A base is known to the equations by its x_0 alone: on one path, what its network predicts changes nothing."""
+    """The equations only use x_0: on the same path, the kind of prediction makes no difference."""
     base = process("v")
 
     def predictor_of(scale: float, prediction: str) -> tsd.Predictor:

@@ -88,7 +88,7 @@ def test_one_base_is_three_models(small, data) -> None:
         assert torch.allclose(base.decode(z), vae.decode(z / 1.5305).sample, atol=1e-5)
 
 
-def test_each_player_learns_from_its_own_loss_only(small, data, monkeypatch) -> None:
+def test_student_and_auxiliary_learn_from_their_own_losses_only(small, data, monkeypatch) -> None:
     monkeypatch.setattr(tsd_objective, "EARLY", Stage(0.0, 0.0, 0.0, 1))
     made = objective(shaken(shared(small)), data)
     losses = made(batch(data), Draws(0, [0, 1]), 0)
@@ -139,8 +139,8 @@ def test_gradient_checkpointing_changes_no_gradient(small, data) -> None:
         assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-6 * largest), name
 
 
-def test_both_players_learn_in_bf16_what_they_learn_in_float32(small, data) -> None:
-    """Autocast keeps narrowed weights, and the auxiliary's are first needed where no gradient is taken."""
+def test_student_and_auxiliary_learn_the_same_in_bf16_and_float32(small, data) -> None:
+    """Autocast caches converted weights, and the auxiliary's are first used without gradients."""
     found, pictures = [], batch(data)
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
@@ -248,7 +248,7 @@ def test_losses_are_finite_and_everything_is_logged(trained) -> None:
     assert sum(path.stat().st_size for path in (trained / "checkpoint").iterdir()) < 20e6, "no frozen weights in there"
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not(small, data, trained, tmp_path, monkeypatch) -> None:
+def test_a_resumed_run_gives_the_same_result(small, data, trained, tmp_path, monkeypatch) -> None:
     step = loop.training_step
 
     def stopped(*arguments):
@@ -314,7 +314,7 @@ def test_sd35_medium_gets_a_lora_of_its_own(small, data, tmp_path) -> None:
         load_sd3(small.folder, tmp_path / "lora", embeddings=small.embeddings)
 
 
-def test_training_goes_on_from_published_files(small, data, tmp_path) -> None:
+def test_training_starts_from_published_files(small, data, tmp_path) -> None:
     base = shared(small, start=small.lora)
     base.save(tmp_path)
     for name in ("transformer.safetensors", "vae.safetensors"):
@@ -328,7 +328,7 @@ def test_training_goes_on_from_published_files(small, data, tmp_path) -> None:
 
 def test_data_of_another_base_is_refused(small, data, tmp_path) -> None:
     samples = shards.ShardSamples(data, 0)[0]
-    with pytest.raises(UserError, match="prepared for another base"):
+    with pytest.raises(UserError, match="was not prepared for"):
         sd_runs._require_match(
             samples | {"z_h": torch.zeros(4, 8, 8)}, open_base(small.folder, torch.float32), run(small, data)
         )
@@ -404,12 +404,12 @@ def test_each_process_holds_its_share_of_the_base_and_all_of_the_adapters(small,
 
 
 @pytest.mark.slow
-def test_spreading_the_base_needs_others_and_no_second_hand(small, data, tmp_path) -> None:
+def test_sharding_the_base_needs_several_processes_and_plain_accelerate(small, data, tmp_path) -> None:
     options = ["--base", small.folder, "--shard", "--steps", 1, "--precision", "no", "-o", tmp_path / "run"]
     alone = cli("train", "tsd", data, *options)
-    assert alone.returncode == 1 and "One process" in alone.stderr
+    assert alone.returncode == 1 and "Sharing the base needs at least two processes" in alone.stderr
     wrapped = cli("train", "tsd", data, *options, launch=2, kind="--use_fsdp")
-    assert wrapped.returncode == 1 and "accelerate is set up for FSDP" in wrapped.stderr
+    assert wrapped.returncode == 1 and "accelerate is configured for FSDP" in wrapped.stderr
 
 
 def test_the_auxiliary_tracks_the_student(small, data) -> None:

@@ -15,7 +15,7 @@ class Formula:
 
     dtype = torch.float32
 
-    def run(self, work, shape):
+    def run(self, work, shape, condition=None):
         return work(self)
 
     def tiles_at_once(self, shape):

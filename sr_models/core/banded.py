@@ -93,7 +93,8 @@ class BandedRun:
             if progress is not None:
                 progress(next(counter), len(self.plan), self.model.codec.preview(piece)[0])
 
-        return step_canvas(self.model, canvas, tiles, batch=self.batch, done=report)
+        said = self.model.conditioner(self.image, 0)
+        return step_canvas(self.model, canvas, tiles, condition=said, batch=self.batch, done=report)
 
     def _canvas(self, top: int, bottom: int) -> Canvas:
         """What the latent rows [top, bottom) are stepped from."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..canvas.tiling import Tile
 from ..errors import UserError
 from .memory import is_out_of_memory, release_cached
-from .model import Denoiser, SRModel
+from .model import Condition, Denoiser, SRModel
 from .step import Network, Step
 
 TileDone = Callable[[Tile, Tensor], None]
@@ -48,6 +48,7 @@ def step_canvas(
     canvas: Canvas,
     tiles: Sequence[Tile],
     *,
+    condition: Condition = None,
     batch: int | None = None,
     done: TileDone | None = None,
     notice: Notice = ignored,
@@ -58,10 +59,10 @@ def step_canvas(
     Raises UserError where values are not finite in float32 either.
     """
     result, step, denoiser = torch.zeros_like(canvas.latent), model.recipe.step, model.denoiser
-    missing = _step_with(denoiser, step, canvas, tiles, result, batch, done)
+    missing = _step_with(denoiser, step, canvas, tiles, result, condition, batch, done)
     if missing and denoiser.dtype != torch.float32:
         notice(f"{len(missing)} of {len(tiles)} tiles overflowed in {denoiser.dtype} and were done in float32.")
-        missing = _step_with(denoiser.in_float32(), step, canvas, missing, result, batch, done)
+        missing = _step_with(denoiser.in_float32(), step, canvas, missing, result, condition, batch, done)
     if missing:
         raise UserError("The network gave values that are not finite: run it in float32.")
     return result
@@ -73,6 +74,7 @@ def _step_with(
     canvas: Canvas,
     tiles: Sequence[Tile],
     result: Tensor,
+    condition: Condition,
     batch: int | None,
     done: TileDone | None,
 ) -> list[Tile]:
@@ -85,7 +87,7 @@ def _step_with(
     def work(network: Network) -> list[Tile]:
         return step_tiles(step, network, canvas, tiles, result, batch=at_once, patient=patient, done=done)
 
-    return denoiser.run(work, (at_once, *shape[1:]))
+    return denoiser.run(work, (at_once, *shape[1:]), condition)
 
 
 def step_tiles(

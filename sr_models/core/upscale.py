@@ -15,7 +15,7 @@ from ..canvas.tiling import Tile, plan
 from ..errors import UserError
 from .geometry import geometry, latent_tile, require_window
 from .memory import is_out_of_memory, release_cached
-from .model import Codec, SRModel
+from .model import Codec, Condition, SRModel
 from .tiled_step import Canvas, Notice, ignored, step_canvas
 
 Progress = Callable[[int, int, Tensor], None]
@@ -73,7 +73,7 @@ def upscale(
     result = torch.empty(shape, device=image.device, memory_format=torch.channels_last)
     try:
         for index, picture in enumerate(image.split(1)):
-            result[index, :3] = run(picture[:, :3], _for_picture(progress, index, len(image)))
+            result[index, :3] = run(picture[:, :3], index, _for_picture(progress, index, len(image)))
             if image.shape[1] > 3:
                 result[index, 3:] = resize(picture[:, 3:], size).clamp(0, 1)
     except (MemoryError, RuntimeError) as error:
@@ -96,20 +96,23 @@ class _Run:
     batch: int | None
     notice: Notice
 
-    def __call__(self, image: Tensor, progress: Progress | None) -> Tensor:
+    def __call__(self, image: Tensor, index: int, progress: Progress | None) -> Tensor:
         recipe, codec = self.model.recipe, self.model.codec
         way = geometry(recipe, codec.factor, (image.shape[-2], image.shape[-1]), self.size)
         padded = pad_to_multiple(resize(image, way.lr), recipe.multiple * codec.factor // recipe.scale)
         height, width = way.padded
         latent = codec.encode(resize(padded, (height * recipe.scale, width * recipe.scale)))
-        latent = self._step(latent, padded * 2 - 1, progress, way.shown)
+        said = self.model.conditioner(image, index)
+        latent = self._step(latent, padded * 2 - 1, said, progress, way.shown)
         result = codec.decode(latent)[..., : way.network[0], : way.network[1]]
         if not torch.isfinite(result).all():
             raise UserError("The autoencoder gave values that are not finite: run it in float32.")
         result = resize(result.clamp(0, 1), self.size).clamp(0, 1)
         return colors.match(result, image, self.color).clamp(0, 1)
 
-    def _step(self, latent: Tensor, condition: Tensor, progress: Progress | None, shown: tuple[int, int]) -> Tensor:
+    def _step(
+        self, latent: Tensor, condition: Tensor, said: Condition, progress: Progress | None, shown: tuple[int, int]
+    ) -> Tensor:
         """`shown` is what of the latent canvas is picture and not padding: all that previews hold.
 
         Where memory runs out on a single tile, all is done again with tiles of half the side.
@@ -122,7 +125,9 @@ class _Run:
             require_window(recipe, factor, (tiles.rows.size, tiles.columns.size))
             show = _Preview(self.model.codec, latent, len(tiles), shown, progress)
             try:
-                return step_canvas(self.model, canvas, list(tiles), batch=self.batch, done=show, notice=self.notice)
+                return step_canvas(
+                    self.model, canvas, list(tiles), condition=said, batch=self.batch, done=show, notice=self.notice
+                )
             except (MemoryError, RuntimeError) as error:
                 tile = tile // 2 // recipe.multiple * recipe.multiple
                 if not is_out_of_memory(error) or tile < SMALLEST_TILE:

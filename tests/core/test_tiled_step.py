@@ -27,7 +27,7 @@ class Limited:
     at_once: int = 1
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
-    def run(self, work, shape):
+    def run(self, work, shape, condition=None):
         self.prepared = shape
         return work(self)
 

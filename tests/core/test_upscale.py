@@ -37,7 +37,7 @@ class Ready:
     def __init__(self, network):
         self.network = network
 
-    def run(self, work, shape):
+    def run(self, work, shape, condition=None):
         return work(self.network)
 
     def tiles_at_once(self, shape):

@@ -168,21 +168,10 @@ def models_command(
     folder: Annotated[Optional[Path], typer.Argument(help="Also say what each file in this folder is.")] = None,  # noqa: UP045
 ) -> None:
     """List the models and recipes that can run."""
-    from ..errors import UserError
-    from ..families.loading import identify
-    from ..families.one_step_lora import TSD_FAMILY
-    from ..families.resshift import RESSHIFT_FAMILY
+    from ..families.catalogue import files_in, recipes
 
-    _say("bundled      the small x4 model of this project, nothing to download")
-    for recipe in RESSHIFT_FAMILY.values():
-        _say(f"{recipe.name:12} {recipe.title}, x{recipe.scale}, from a published file ({recipe.citation})")
-    for recipe in TSD_FAMILY.values():
-        _say(f"{recipe.name:12} {recipe.title}, any scale, with --base and --lora ({recipe.citation})")
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"{folder} is no folder: name one that holds weights files.")
-    for file in sorted(folder.iterdir()) if folder else ():
-        if file.suffix in (".safetensors", ".pth", ".pt", ".ckpt"):
-            _say(f"{file.name}: {identify(file)}")
+    for line in (*recipes(), *(files_in(folder) if folder else ())):
+        _say(line)
 
 
 @app.command("download")
@@ -213,23 +202,9 @@ def convert_command(
     embeddings: EmbeddingsOption = None,
 ) -> None:
     """Put the two files of a one-step LoRA, and the prompt embeddings if any, into one file."""
-    from dataclasses import replace
+    from ..families.convert import convert
 
-    from ..checkpoints import prompt_embeddings
-    from ..errors import UserError
-    from ..families import one_step_lora
-
-    if output.suffix != ".safetensors":
-        raise UserError(f"{output} has to end in .safetensors: choose another name.")
-    if not output.parent.is_dir():
-        raise UserError(f"{output.parent} is no folder: make it first.")
-    weights = one_step_lora.read(lora)
-    if embeddings is not None and weights.unet:
-        raise UserError(f"{weights.base} encodes the prompt with its own CLIP: leave --embeddings out.")
-    if embeddings is not None:
-        weights = replace(weights, embeddings=prompt_embeddings.read_embeddings(embeddings))
-    one_step_lora.save(output, weights)
-    _say(f"{output} holds {one_step_lora.summary(weights)}")
+    _say(f"{output} holds {convert(lora, output, embeddings)}")
 
 
 @app.command("evaluate")
@@ -266,17 +241,17 @@ def _outcomes(
     from ..jobs.model_choice import open_model
     from ..jobs.run import run_jobs
 
-    model, warning = open_model(choice)
-    if warning:
+    opened = open_model(choice)
+    for warning in opened.warnings:
         typer.echo(f"Warning: {warning}", err=True)
-    return run_jobs(model, jobs, options, progress)
+    return run_jobs(opened.model, jobs, options, progress)
 
 
 def _upscaler(choice: ModelChoice):
     from ..core.upscale import upscale
     from ..jobs.model_choice import open_model
 
-    model, _ = open_model(choice)
+    model = open_model(choice).model
     return lambda image: upscale(model, image)
 
 

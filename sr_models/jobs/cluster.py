@@ -33,7 +33,7 @@ class Worker:
     """One process of the cluster with the model in it."""
 
     def __init__(self, choice: ModelChoice):
-        self.model, _ = open_model(choice)
+        self.model = open_model(choice).model
 
     def run(self, job: Job, options: Options) -> Outcome:
         [outcome] = run_jobs(self.model, [job], options)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from onestep_sr.sr_models.checkpoints.conditions import All, AnyOf, Has, HasPrefix, HasSuffix, Kind, Metadata, Not, Shape
+from onestep_sr.sr_models.checkpoints.conditions import (
+    All,
+    AnyOf,
+    Has,
+    HasPrefix,
+    HasSuffix,
+    Kind,
+    Metadata,
+    Not,
+    Shape,
+)
 from onestep_sr.sr_models.checkpoints.header import Header, header_of, read_header
 from onestep_sr.sr_models.checkpoints.weights_file import read_weights
 from safetensors.torch import save_file

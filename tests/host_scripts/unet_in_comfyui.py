@@ -25,9 +25,9 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from comfy import model_base, supported_models  # noqa: E402
-from onestep_sr.nodes import host_sd, host_sd3, host_unet  # noqa: E402
+from onestep_sr.nodes import host_lora, host_sd  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
-from onestep_sr.sr_models.families import one_step_lora  # noqa: E402
+from onestep_sr.sr_models.families.registry import read_lora  # noqa: E402
 
 
 class SmallSDXL(supported_models.SDXL):
@@ -64,22 +64,24 @@ def results_of(case):
     image, conditioning = case["image"], [[case["prompt"], {"pooled_output": case["pooled"]}]]
     base_model, base_vae = opened(case), comfy.sd.VAE(sd=read(Path(case["folder"]) / "vae"))
     before = {name: tensor.clone() for name, tensor in base_model.model.state_dict().items()}
-    weights = one_step_lora.read(Path(case["lora"]))
-    model, warning = host_unet.apply_lora(base_model, weights, 1.0)
-    vae = host_sd.apply_vae_lora(base_vae, weights, 1.0)
-    sr_model = host_unet.open_model(model, vae, conditioning, "tsd-sr")
+    weights = read_lora(Path(case["lora"]))
+    model, warning = host_lora.apply_lora(base_model, weights, 1.0)
+    vae = host_lora.apply_vae_lora(base_vae, weights, 1.0)
+    sr_model = host_lora.open_model(model, vae, conditioning, "tsd-sr").model
     sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0, color="none"))
-    other = replace(weights, unet={f"other.{module}": layer for module, layer in weights.unet.items()})
+    [adapter] = weights.network
+    elsewhere = {f"other.{module}": layer for module, layer in adapter.update.items()}
+    other = replace(weights, network=(replace(adapter, update=elsewhere),))
     carriers = (base_model, model, model.clone())
     results = {
         "whole": upscale(sr_model, image, 1),
         "tiled": upscale(sr_model, image, 1, tile=64, overlap=16),
         "warning": warning,
-        "carries": tuple(host_unet.carries_lora(each) for each in carriers),
-        "without it": sentence(host_sd3.open_model, base_model, vae, conditioning, "tsd-sr"),
-        "VAE of SD3": sentence(host_sd.require_vae, vae, 16, weights.base),
-        "another prompt": sentence(host_unet.open_model, model, vae, [[torch.zeros(1, 7, 4096), {}]], "tsd-sr"),
-        "another LoRA": sentence(host_unet.apply_lora, base_model, other, 1.0),
+        "carries": tuple(host_sd.carried_by(each) is not None for each in carriers),
+        "without it": sentence(host_lora.open_model, base_model, vae, conditioning, "tsd-sr"),
+        "VAE of SD3": sentence(host_sd.require_vae, vae, 16, str(weights.base)),
+        "another prompt": sentence(host_lora.open_model, model, vae, [[torch.zeros(1, 7, 4096), {}]], "tsd-sr"),
+        "another LoRA": sentence(host_lora.apply_lora, base_model, other, 1.0),
         "preview": tuple(sr_model.codec.preview(torch.zeros(1, 4, 8, 8)).shape),
     }
     comfy.model_management.unload_all_models()

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from ..checkpoints import low_rank, prompt_embeddings
-from ..checkpoints.conditions import All, AnyOf, Has, HasPrefix, Metadata
+from ..checkpoints.conditions import All, AnyOf, Has, HasPrefix, Metadata, Not
 from ..checkpoints.header import Header, header_of
 from ..checkpoints.low_rank import Adapter, Update
 from ..checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE, PromptEmbeddings
@@ -51,9 +51,11 @@ class Layout:
 
     @property
     def condition(self) -> AnyOf:
-        modules = (self.prefix + self.entrance, self.vae_prefix + ENCODER_ENTRANCE)
-        own = All(Metadata(METADATA_KEY), HasPrefix(self.prefix))
-        return AnyOf(*(Has(module + low_rank.DOWN) for module in modules), own)
+        network, vae = (
+            Has(module + low_rank.DOWN) for module in (self.prefix + self.entrance, self.vae_prefix + ENCODER_ENTRANCE)
+        )
+        own = Metadata(METADATA_KEY)  # whose VAE's prefix is the same for every base
+        return AnyOf(network, All(vae, Not(own, "is a single file of another base")), All(own, HasPrefix(self.prefix)))
 
 
 TRANSFORMER = Layout("transformer", "transformer.", "pos_embed.proj")

@@ -11,8 +11,10 @@ import pytest
 import small_sd3
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from onestep_sr.sr_models.canvas.noise import canvas_noise
 from onestep_sr.sr_models.checkpoints import low_rank, prompt_embeddings
 from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.step import OneStep
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
 from onestep_sr.sr_models.diffusers_host.sd3_prompts import open_text_encoders
@@ -153,6 +155,17 @@ def test_each_mistake_in_loading_would_show(mistake, small, image, truth):
     else:
         wrong.transformer.pos_embed.proj.lora_B["default"].weight.data.zero_()
     assert (wrong(image) - truth).abs().max() > 10 * TOLERANCE
+
+
+@torch.no_grad()
+def test_a_step_may_start_from_noise_inside_the_process(small, image, published):
+    """Flow matching at t = 250: z_t = 3/4 z + 1/4 n, z_0 = z_t - v / 4."""
+    z = 1.5305 * published.vae.encode(image * 2 - 1).latent_dist.mode()
+    z_t = 0.75 * z + 0.25 * canvas_noise(z, 0)
+    expected = published.vae.decode((z_t - 0.25 * published.velocity(z_t, 250.0)) / 1.5305).sample / 2 + 0.5
+    with small_sd3.step_of_tsd_sr(OneStep(250.0, noised=True)):
+        result = upscale(opened(small), image, 1)
+    assert (result - expected.clamp(0, 1)).abs().max() < TOLERANCE
 
 
 def test_the_decoder_keeps_its_weights(small):

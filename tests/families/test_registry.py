@@ -24,15 +24,16 @@ def header(*names: str, metadata: dict | None = None, kind="safetensors") -> Hea
     return Header(Path("file.safetensors"), dict.fromkeys(names, (4, 4)), metadata or {}, kind)
 
 
+OWN_VAE = "vae.encoder.conv_in.lora_A.weight"
 OURS = {
     "bundled": header("conv_in.weight", metadata={"onestep_sr": "{}"}),
     "resshift": header(*resshift.NETWORK.names),
     "tsd-sr": header("transformer.pos_embed.proj.lora_A.weight"),
     "tsd-sr, VAE": header("transformer.encoder.conv_in.lora_A.weight"),
-    "tsd-sr, one file": header("transformer.x.lora_A.weight", metadata={"onestep_sr_lora": "{}"}),
+    "tsd-sr, one file": header("transformer.x.lora_A.weight", OWN_VAE, metadata={"onestep_sr_lora": "{}"}),
     "own-lora": header("unet.conv_in.lora_A.weight"),
-    "own-lora, VAE": header("vae.encoder.conv_in.lora_A.weight"),
-    "own-lora, one file": header("unet.x.lora_A.weight", metadata={"onestep_sr_lora": "{}"}),
+    "own-lora, VAE": header(OWN_VAE),
+    "own-lora, one file": header("unet.x.lora_A.weight", OWN_VAE, metadata={"onestep_sr_lora": "{}"}),
 }
 
 

@@ -22,6 +22,7 @@ import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from onestep_sr.nodes import host_lora, host_sd, host_sd3, host_vae  # noqa: E402
 from onestep_sr.sr_models.checkpoints import prompt_embeddings  # noqa: E402
+from onestep_sr.sr_models.core.step import OneStep  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
 from onestep_sr.sr_models.families.registry import read_lora  # noqa: E402
 
@@ -101,6 +102,9 @@ results["model as it was"] = all(torch.equal(t, before[0][name]) for name, t in 
 results["VAE as it was"] = all(torch.equal(t, before[1][name]) for name, t in weights_of(base_vae.patcher).items())
 results["latent format as it was"] = type(base_model.model.latent_format).__name__
 
+at_250 = {"tsd-sr": replace(weights.family.recipe("tsd-sr"), step=OneStep(250.0, noised=True))}
+noised = replace(weights, family=replace(weights.family, recipes=at_250))
+results["noised at 250"] = all_in_one(host_lora.apply_lora(base_model, noised, 1.0)[0], vae, conditioning, image)
 results["half"] = all_in_one(host_lora.apply_lora(base_model, weights, 0.5)[0], vae, conditioning, image)
 half, _ = host_lora.apply_lora(base_model, weights, 0.5)
 twice, _ = host_lora.apply_lora(half, weights, 0.5)

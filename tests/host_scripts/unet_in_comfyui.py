@@ -1,19 +1,20 @@
 """Runs inside ComfyUI's own interpreter, from its folder: a one-step LoRA on a small U-Net, to floats.
 
-python unet_in_comfyui.py FOLDER_OF_ONESTEP_SR CASES.pt RESULTS.pt
+python unet_in_comfyui.py FOLDER_OF_ONESTEP_SR CASES.pt RESULTS.pt [FAMILY.py ...]
 
 A case by kind: `folder` (a diffusers one), `lora`, `config` (ComfyUI's of the U-Net), `kind`, `prompt`, `pooled`,
-`image`.
+`image`. Each FAMILY.py has a family to register by the name GLOW.
 """
 
 from __future__ import annotations
 
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-package, cases, result = sys.argv[1:]
+package, cases, result, *family_files = sys.argv[1:]
 sys.argv = [sys.argv[0], "--cpu"]
 sys.path[:0] = [".", package]
 
@@ -27,11 +28,15 @@ import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils
 from comfy import model_base, supported_models  # noqa: E402
 from onestep_sr.nodes import host_lora, host_sd  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
-from onestep_sr.sr_models.families.registry import read_lora  # noqa: E402
+from onestep_sr.sr_models.families.registry import FAMILIES, read_lora  # noqa: E402
+
+
+class SmallSD2(supported_models.SD20):
+    unet_extra_config: ClassVar = {}  # the real one's heads are wider than this U-Net
 
 
 class SmallSDXL(supported_models.SDXL):
-    unet_extra_config: ClassVar = {}  # the real one's heads are wider than this U-Net
+    unet_extra_config: ClassVar = {}
 
 
 def read(folder):
@@ -44,8 +49,10 @@ def opened(case):
     if case["kind"] == "SDXL":
         model = model_base.SDXL(SmallSDXL(config))
     else:
-        kinds = {"1.5": model_base.ModelType.EPS, "2.1": model_base.ModelType.V_PREDICTION}
-        model = model_base.BaseModel(supported_models.SD15(config), model_type=kinds[case["kind"]])
+        is_v = case["kind"] == "2.1"
+        model_type = model_base.ModelType.V_PREDICTION if is_v else model_base.ModelType.EPS
+        kind = supported_models.SD15 if case["kind"] == "1.5" else SmallSD2
+        model = model_base.BaseModel(kind(config), model_type=model_type)
     names, weights = comfy.utils.unet_to_diffusers(config), read(Path(case["folder"]) / "unet")
     found = model.diffusion_model.load_state_dict({names[name]: tensor for name, tensor in weights.items()})
     assert not found.missing_keys
@@ -89,5 +96,7 @@ def results_of(case):
     return results
 
 
+for file in family_files:
+    FAMILIES.register(runpy.run_path(file)["GLOW"])
 torch.set_grad_enabled(False)  # as the host runs its nodes
 torch.save({kind: results_of(case) for kind, case in torch.load(cases).items()}, result)

@@ -16,6 +16,7 @@ import pytest
 import small_sd3
 import torch
 from comfyui_host import HOW_TO_GET_ONE, Host, Prompt, events, installed_hosts, interpreter, start, stop
+from onestep_sr.sr_models.core.step import OneStep
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
 from onestep_sr.sr_models.families.tsd_sr import SD35_WARNING
@@ -71,9 +72,10 @@ def diffusers_results(small, sd35, image) -> dict[str, torch.Tensor]:
         loaded = open_lora(files.folder, lora, embeddings=small.embeddings, dtype=torch.float32).model
         return upscale(replace(loaded, recipe=replace(loaded.recipe, shortest=0, color="none")), image, 1, **options)
 
-    return {"whole": run(small), "tiled": run(small, tile=64, overlap=16), "SD3.5": run(sd35)} | {
-        "trained on SD3.5": run(sd35, sd35.root / "trained")
-    }
+    results = {"whole": run(small), "tiled": run(small, tile=64, overlap=16), "SD3.5": run(sd35)}
+    results["trained on SD3.5"] = run(sd35, sd35.root / "trained")
+    with small_sd3.step_of_tsd_sr(OneStep(250.0, noised=True)):
+        return results | {"noised at 250": run(small)}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,7 @@ def comfyui_results(folder, small, sd35, image, tmp_path_factory) -> dict:
         ("batched parts", "tiled"),
         ("SD3.5", "SD3.5"),
         ("trained on SD3.5", "trained on SD3.5"),
+        ("noised at 250", "noised at 250"),
     ],
 )
 def test_comfyui_gives_what_diffusers_gives(name, expected, comfyui_results, diffusers_results):

@@ -310,7 +310,7 @@ def main() -> None:
     for name in options.students:
         objective = student(name, teacher.model, options.student_rate, options.latent_weight)
         objectives[name] = trained(objective, config(name, options.student_steps), pairs)
-    bundled, _ = open_model(ModelChoice())
+    bundled = open_model(ModelChoice()).model
     upscalers = {name: lambda lr, each=each: each.restore(lr, 0) for name, each in objectives.items()}
     upscalers = {"bicubic": evaluate.bicubic, "bundled": lambda lr: upscale(bundled, lr), **upscalers}
     rows = evaluate.evaluate(upscalers, options.validation, evaluate.DEGRADATIONS)

@@ -51,13 +51,13 @@ def write_pictures(folder: Path, side: int, count: int) -> None:
 
 def run_ours(models: Path, pictures: Path, device: str, precision: str, batch: int) -> list[float]:
     from onestep_sr.sr_models.core.options import UpscaleOptions
-    from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
+    from onestep_sr.sr_models.diffusers_host.lora import open_lora
     from onestep_sr.sr_models.jobs.job import FileOptions
     from onestep_sr.sr_models.jobs.plan import plan_jobs
     from onestep_sr.sr_models.jobs.run import run_jobs
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    model = load_sd3(
+    model = open_lora(
         models / "sd3", models / "tsdsr", embeddings=models / "embeddings", dtype=dtype, device=torch.device(device)
     ).model
     jobs = plan_jobs([str(pictures)], pictures.parent / "ours")

@@ -1,4 +1,4 @@
-"""ComfyUI as the host: its folders, devices, model management and progress. The only file that knows them."""
+"""ComfyUI as the host: its folders, devices, model management and progress."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from ..sr_models.checkpoints.weights_file import SUFFIXES
 from ..sr_models.core.devices import default_dtype
 from ..sr_models.core.model import SRModel
 from ..sr_models.core.upscale import Progress
-from ..sr_models.families.loading import LoadedModel
+from ..sr_models.families.family import OpenedModel
 
 MODEL_FOLDER = "onestep_sr"
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 PREVIEW_SIDE = 512
 # What VQ-f4 keeps at full size while it encodes or decodes: about six maps of 128 channels.
 AUTOENCODER_VALUES_PER_PIXEL = 6 * 128
@@ -32,13 +32,19 @@ AUTOENCODER_VALUES_PER_PIXEL = 6 * 128
 
 @dataclass(frozen=True)
 class HostedModel:
-    """What the SR_MODEL socket carries: an SR model whose modules ComfyUI moves and unloads like any other's.
+    """What the SR_MODEL socket carries: an opened model, and ComfyUI's patchers of its modules.
 
-    Models that are made of the host's own MODEL and VAE have no patchers here: the host loads those itself.
+    The host knows what is loaded by the patcher object, so that each module needs one for as long as the model lives:
+    a new one per run would be loaded beside the old one. Models that are made of the host's own MODEL and VAE have no
+    modules and so no patchers here: the host loads those itself.
     """
 
-    model: SRModel
-    patchers: tuple[ModelPatcher, ...] = ()
+    opened: OpenedModel
+    patchers: tuple[ModelPatcher, ...]
+
+    @property
+    def model(self) -> SRModel:
+        return self.opened.model
 
     def to_device(self, pixels: int) -> None:
         """Make room for all modules and a result of so many pixels, and put the modules on the compute device."""
@@ -64,7 +70,7 @@ def register_model_folder() -> None:
 def weights_files(*folders: str) -> list[str]:
     """Names of the weights files in the host's model folders of these kinds."""
     names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
-    return sorted({name for name in names if name.endswith(WEIGHTS_SUFFIXES)})
+    return sorted({name for name in names if name.endswith(SUFFIXES)})
 
 
 def weights_path(name: str, *folders: str) -> Path:
@@ -74,7 +80,7 @@ def weights_path(name: str, *folders: str) -> Path:
 
 
 def modification_times(paths: Iterable[Path]) -> tuple[float, ...]:
-    """When each file was last written; 0 for one that is not there."""
+    """When each file was last written; 0 for one that does not exist."""
     return tuple(path.stat().st_mtime if path.is_file() else 0.0 for path in paths)
 
 
@@ -114,10 +120,10 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if model_management.should_use_bf16(device) else torch.float32
 
 
-def adopt(loaded: LoadedModel) -> HostedModel:
-    """Hand the modules of a loaded model to the host's model management."""
+def adopt(opened: OpenedModel) -> HostedModel:
+    """Hand the modules of an opened model to the host's model management."""
     devices = model_management.get_torch_device(), model_management.unet_offload_device()
-    return HostedModel(loaded.model, tuple(ModelPatcher(module, *devices) for module in loaded.modules))
+    return HostedModel(opened, tuple(ModelPatcher(module, *devices) for module in opened.modules))
 
 
 def from_host(image: Tensor) -> Tensor:

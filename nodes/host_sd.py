@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import comfy.lora
 import torch
-from comfy import latent_formats, model_management, model_sampling
+from comfy import latent_formats, model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider, Sampler
 from comfy.sd import VAE
 from torch import Tensor
 
-from ..sr_models.checkpoints import low_rank
-from ..sr_models.checkpoints.lora_fit import require_fit
-from ..sr_models.checkpoints.low_rank import Update
-from ..sr_models.checkpoints.vae_names import original_vae_name
-from ..sr_models.checkpoints.weights_file import shortened
-from ..sr_models.core.model import Condition, Result
-from ..sr_models.core.process import Level, Process, variance_preserving
+from ..sr_models.core.model import Result
+from ..sr_models.core.process import Level
 from ..sr_models.core.step import Network
 from ..sr_models.errors import UserError
-from ..sr_models.families.one_step_lora import TSDWeights
+from ..sr_models.families.bases import BaseKind
+from ..sr_models.families.family import LoraFamily
 from . import host, host_vae
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
@@ -31,33 +26,20 @@ LevelAt = Callable[[float], Level]
 LATENT_FORMAT = "latent_format"  # the host's name for it
 VAE_FACTOR = 8
 MOST_TILES = 16
+CARRIED = "onestep_sr_lora"  # the attachment of a MODEL that carries a LoRA
 
 
-# LoRA
+@dataclass(frozen=True)
+class Carried:
+    """Which LoRA a MODEL carries."""
+
+    family: LoraFamily
+    base: BaseKind
+    recipe: str
 
 
-def apply_vae_lora(vae: VAE, weights: TSDWeights, strength: float) -> VAE:
-    """A VAE with TSD-SR's LoRA on its encoder. The given VAE stays as it was.
-
-    Raises UserError where the LoRA does not fit it.
-    """
-    state = vae.first_stage_model.state_dict()
-    keys = {module: f"{original_vae_name(module)}.weight" for module in weights.vae}
-    shapes = {module: tuple(state[key].shape) for module, key in keys.items() if key in state}
-    require_fit(weights.vae, shapes, weights.name, "the connected VAE", weights.base)
-    patched = copy.copy(vae)
-    patched.patcher = vae.patcher.clone()
-    patch(patched.patcher, weights.vae, keys, strength)
-    return patched
-
-
-def patch(patcher: ModelPatcher, update: Update, keys: dict[str, Any], strength: float) -> None:
-    """Let the host apply an update; `keys` are the host's names for the modules' weights."""
-    patches = comfy.lora.load_lora(low_rank.to_tensors(update), {module: keys[module] for module in update})
-    patched = patcher.add_patches(patches, strength)
-    left_out = [module for module in update if keys[module] not in patched]
-    if left_out:
-        raise UserError(f"ComfyUI did not take the LoRA's {shortened(left_out)}: update ComfyUI.")
+def carried_by(model: ModelPatcher) -> Carried | None:
+    return model.get_attachment(CARRIED)
 
 
 def require_vae(vae: VAE, channels: int, base: str) -> None:
@@ -84,25 +66,30 @@ def require_prompt(conditioning: Conditioning, width: int, base: str) -> None:
 
 
 class GuidedDenoiser:
-    """A MODEL and its CONDITIONING as the core's denoiser: the host loads, patches and runs the model.
+    """A MODEL as the core's denoiser: the host loads, patches and runs the model. Its condition is a CONDITIONING.
 
     The work runs inside one of the host's samplings, so that hooks, wrappers and patches of other packs hold,
     and the host makes room for one evaluation, not for one on the whole canvas. `level_at` gives the base's process
-    at a timestep, and `sigma` is where the host's sampling begins.
+    at a timestep, and `start` is where the host's sampling begins.
     """
 
-    def __init__(self, model: ModelPatcher, conditioning: Conditioning, level_at: LevelAt, sigma: float):
-        self.model, self.conditioning, self.level_at, self.sigma = model, conditioning, level_at, sigma
+    def __init__(self, model: ModelPatcher, level_at: LevelAt, start: Level):
+        self.model, self.level_at, self.start = model, level_at, start
 
-    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Condition = None) -> Result:
+    def run(
+        self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Conditioning | None = None
+    ) -> Result:
+        if condition is None:
+            raise ValueError("This denoiser runs on a CONDITIONING: pass what the model's conditioner gives.")
         guider = CFGGuider(self.model)
-        guider.inner_set_conds({"positive": self.conditioning})
+        guider.inner_set_conds({"positive": condition})
         sampler, nothing = _WorkSampler(work, self.level_at), torch.zeros(shape)
-        guider.sample(nothing, nothing, sampler, torch.tensor([self.sigma, 0.0]), disable_pbar=True, seed=0)
+        sigmas = torch.tensor([self.start.sigma / unit_of(self.start), 0.0])
+        guider.sample(nothing, nothing, sampler, sigmas, disable_pbar=True, seed=0)
         return sampler.result
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
-        """As many as the host reckons to fit beside the model, within what still makes it faster."""
+        """As many as the host estimates to fit beside the model, within what still makes it faster."""
         one = self.model.model.memory_required(list(shape))
         beside = model_management.get_total_memory(self.model.load_device) - self.model.model_size()
         if model_management.is_device_cpu(self.model.load_device):
@@ -116,7 +103,7 @@ class GuidedDenoiser:
     def in_float32(self) -> GuidedDenoiser:
         exact = self.model.clone()
         exact.set_model_compute_dtype(torch.float32)
-        return GuidedDenoiser(exact, self.conditioning, self.level_at, self.sigma)
+        return GuidedDenoiser(exact, self.level_at, self.start)
 
 
 class _WorkSampler(Sampler):
@@ -132,23 +119,18 @@ class _WorkSampler(Sampler):
         return noise
 
 
-def process_of(model: ModelPatcher) -> Process:
-    """The noise process of a MODEL with a U-Net, from the host's table of sigmas."""
-    sampling = model.get_model_object("model_sampling")
-    prediction = "v" if isinstance(sampling, model_sampling.V_PREDICTION) else "epsilon"
-    return variance_preserving(prediction, 1 / (1 + sampling.sigmas.double().cpu() ** 2))
+def unit_of(level: Level) -> float:
+    """What the host divides z_t = alpha x_0 + sigma n and its sigma by: it counts noise relative to the picture, but in
+    flow matching both are as they are."""
+    return 1.0 if level.prediction == "flow" else level.alpha
 
 
 def as_network(guider: CFGGuider, device: torch.device, arguments: dict[str, Any], level_at: LevelAt) -> Network:
-    """The guided model inside a sampler, on tiles, as the core's network: its raw prediction.
-
-    The host answers with x_0, and counts noise in its own way: for z_t = alpha x_0 + sigma n it wants z_t / alpha and
-    sigma / alpha, but in flow matching z_t and sigma as they are.
-    """
+    """The guided model inside a sampler, on tiles, as the core's network: its raw prediction, from the host's x_0."""
 
     def network(latent: Tensor, lr: Tensor, timestep: Tensor) -> Tensor:
         level, z_t = level_at(float(timestep[0])), latent.to(device)
-        unit = 1.0 if level.prediction == "flow" else level.alpha
+        unit = unit_of(level)
         sigma = torch.full((len(z_t),), level.sigma / unit, device=device)
         x_0 = guider(z_t / unit, sigma, **arguments)
         return level.output(x_0, z_t).to(latent.device, torch.float32)

@@ -1,4 +1,4 @@
-"""TSD-SR's LoRA on ComfyUI's MODEL of Stable Diffusion 3, and its step as the host's sampler."""
+"""ComfyUI's MODEL of Stable Diffusion 3 and 3.5, for `host_lora`, and the step as the host's sampler."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ import torch
 from comfy import latent_formats, model_base, model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import Sampler
-from comfy.sd import VAE
 from torch import Tensor
 
 from ..sr_models.canvas.resize import pad_to_multiple
 from ..sr_models.canvas.tiling import Tile, plan
-from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.checkpoints.low_rank import Update
-from ..sr_models.core.model import SRModel
-from ..sr_models.core.process import flow_level
+from ..sr_models.core.process import Process, flow_matching
+from ..sr_models.core.recipe import Recipe
 from ..sr_models.core.tiled_step import Canvas, step_tiles
 from ..sr_models.errors import UserError
-from ..sr_models.families import one_step_lora
-from ..sr_models.families.one_step_lora import SD3_MEDIUM, SD35_MEDIUM, TSD_FAMILY, TSD_SR, TSDWeights
-from .host_sd import LATENT_FORMAT, Conditioning, GuidedDenoiser, VAECodec, as_network, patch, require_vae
+from ..sr_models.families.bases import BaseKind, sd3_kind
+from ..sr_models.families.family import on_base
+from .host_sd import as_network, carried_by
 
 LATENT_CHANNELS = 16
 
 
-class TSDLatent(latent_formats.SD3):
-    """SD3's latents as TSD-SR has them: scaled, not shifted."""
+class UnshiftedLatent(latent_formats.SD3):
+    """SD3's latents as one-step LoRAs have them: scaled, not shifted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,91 +39,68 @@ class TSDLatent(latent_formats.SD3):
         self.shift_factor = 0.0
 
 
-# LoRA
+# What host_lora asks
 
 
-def apply_lora(model: ModelPatcher, weights: TSDWeights, strength: float) -> tuple[ModelPatcher, str]:
-    """A MODEL with TSD-SR's LoRA and latents, and a warning or an empty text. The given MODEL stays as it was.
-
-    Raises UserError where the MODEL is no Stable Diffusion 3, or the LoRA does not fit it.
-    """
-    warning = _check_base(model, weights)
-    targets = _transformer_targets(model, weights.transformer)
-    shapes = {module: shape for module, (_, shape) in targets.items()}
-    require_fit(weights.transformer, shapes, weights.name, f"the connected {_title(model)}", weights.base)
-    patched = model.clone()
-    patch(patched, weights.transformer, {module: key for module, (key, _) in targets.items()}, strength)
-    patched.add_object_patch(LATENT_FORMAT, TSDLatent())
-    return patched, warning
+def holds(model: ModelPatcher) -> bool:
+    """Whether the MODEL is a Stable Diffusion 3 or 3.5."""
+    return isinstance(model.model, model_base.SD3)
 
 
-def _transformer_targets(model: ModelPatcher, update: Update) -> dict[str, tuple[Any, tuple[int, ...]]]:
+def base_of(model: ModelPatcher) -> BaseKind:
+    config = model.model.model_config.unet_config
+    return sd3_kind(normalized=bool(config.get("qk_norm")), dual=bool(config.get("x_block_self_attn_layers")))
+
+
+def prompt_width(model: ModelPatcher) -> int:
+    return model.model.diffusion_model.context_embedder.in_features
+
+
+def process_of(model: ModelPatcher) -> Process:
+    """The straight path itself: the schedule's shift only says which timesteps many steps would take."""
+    return flow_matching(shift=1.0)
+
+
+def latent_format() -> UnshiftedLatent:
+    return UnshiftedLatent()
+
+
+def parameter_names(model: ModelPatcher) -> dict[str, str]:
+    """The host's names for diffusers' parameters, of those that are whole parameters there."""
+    return {f"{module}.weight": key for module, key in _keys(model).items() if isinstance(key, str)}
+
+
+def targets(model: ModelPatcher, update: Update) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """The host's key and the weight's shape for each diffusers module of the model.
 
     A key is a name, or a name with a range of rows (dimension, start, length) and a function on the change.
     """
     state = model.model.state_dict()
-    targets = {}
-    for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items():
-        module = name.removeprefix(one_step_lora.TRANSFORMER_PREFIX)
+    found = {}
+    for module, key in _keys(model).items():
         weight = key if isinstance(key, str) else key[0]
-        if module == name or weight not in state:
+        if weight not in state:
             continue
         shape = tuple(state[weight].shape)
         rows = None if isinstance(key, str) else key[1]
         if rows is not None:
             shape = (rows[2], *shape[1:])
         is_partial = isinstance(key, str) and module in update and update[module].rows < shape[0]
-        targets[module] = ((key, (0, 0, update[module].rows)) if is_partial else key, shape)
-    return targets
+        found[module] = ((key, (0, 0, update[module].rows)) if is_partial else key, shape)
+    return found
 
 
-def _check_base(model: ModelPatcher, weights: TSDWeights) -> str:
-    """Refuse what is no SD3; the warning for what is near it, unless the LoRA was trained on that."""
-    name, base = weights.name, weights.base
-    if not isinstance(model.model, model_base.SD3):
-        raise UserError(
-            f"{name} is a TSD-SR LoRA for {base}, but the connected MODEL is {_title(model)}: connect a checkpoint of "
-            f"{base}."
-        )
-    config = model.model.model_config.unet_config
-    if not config.get("qk_norm"):
-        return ""
-    if not config.get("x_block_self_attn_layers"):
-        raise UserError(
-            f"{name} is a TSD-SR LoRA for {base}, but the connected MODEL is Stable Diffusion 3.5 large: connect a "
-            f"checkpoint of {base}."
-        )
-    return "" if base == SD35_MEDIUM else one_step_lora.SD35_WARNING
-
-
-def _title(model: ModelPatcher) -> str:
-    if isinstance(model.model, model_base.SD3):
-        return SD35_MEDIUM if model.model.model_config.unet_config.get("qk_norm") else "Stable Diffusion 3"
-    return type(model.model.model_config).__name__
-
-
-def require_tsd(model: ModelPatcher) -> None:
-    """Raise UserError unless the MODEL carries TSD-SR's latents, which comes with its LoRA."""
-    if not isinstance(model.get_model_object(LATENT_FORMAT), TSDLatent):
-        raise UserError(
-            "The connected MODEL has no TSD-SR LoRA of Stable Diffusion 3: connect it through Apply One-Step SR LoRA. "
-            "With another Stable Diffusion use One-Step SR Model and Upscale Image (One-Step SR)."
-        )
-
-
-def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe: str) -> SRModel:
-    """Raises UserError for a MODEL without TSD-SR's LoRA, and for another model's VAE."""
-    require_tsd(model)
-    require_vae(vae, LATENT_CHANNELS, SD3_MEDIUM)
-    return SRModel(TSD_FAMILY[recipe], GuidedDenoiser(model, conditioning, flow_level, 1.0), VAECodec(vae, TSDLatent()))
+def _keys(model: ModelPatcher) -> dict[str, Any]:
+    """The host's keys by diffusers' module names; it also lists other spellings, without this prefix."""
+    keys, prefix = comfy.lora.model_lora_keys_unet(model.model, {}), "transformer."
+    return {name.removeprefix(prefix): key for name, key in keys.items() if name.startswith(prefix)}
 
 
 # Sampler
 
 
 class OneStepSampler(Sampler):
-    """TSD-SR's step for ComfyUI's own sampling nodes: it starts from the latent image and adds no noise.
+    """A LoRA's step for ComfyUI's own sampling nodes: it starts from the latent image and adds no noise.
 
     Tile and overlap are in latent pixels; `batch` tiles run at once.
     """
@@ -136,10 +111,10 @@ class OneStepSampler(Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
-        require_tsd(model_wrap.model_patcher)
+        recipe, process = _recipe_of(model_wrap.model_patcher), process_of(model_wrap.model_patcher)
         latent_image = _checked_start(latent_image, sigmas)
         height, width = latent_image.shape[-2:]
-        latent = pad_to_multiple(latent_image, TSD_SR.multiple)
+        latent = pad_to_multiple(latent_image, recipe.multiple)
         tiles = plan(latent.shape[-2], latent.shape[-1], self.tile, self.overlap)
         growing, result = latent.clone(), torch.zeros_like(latent)
         count = itertools.count()
@@ -151,9 +126,9 @@ class OneStepSampler(Sampler):
                 callback(done, growing[..., :height, :width], latent_image, len(tiles))
             model_management.throw_exception_if_processing_interrupted()
 
-        network = as_network(model_wrap, noise.device, extra_args, flow_level)
+        network = as_network(model_wrap, noise.device, extra_args, process.level)
         canvas = Canvas(latent, None, lr=latent)  # this network looks at the latent only
-        if step_tiles(network, TSD_SR.step, canvas, list(tiles), result, batch=self.batch, done=show):
+        if step_tiles(network, recipe.step, canvas, list(tiles), result, batch=self.batch, done=show):
             raise UserError("The model gave values that are not finite: load the checkpoint in another precision.")
         result = result[..., :height, :width]
         if denoise_mask is not None:
@@ -161,6 +136,17 @@ class OneStepSampler(Sampler):
         if callback is not None:
             callback(len(tiles) - 1, result, latent_image, len(tiles))
         return result
+
+
+def _recipe_of(model: ModelPatcher) -> Recipe:
+    """The recipe of the LoRA that a MODEL carries. Raises UserError for one without, or with one for another base."""
+    carried = carried_by(model)
+    if carried is None or carried.base.network != "transformer":
+        raise UserError(
+            "The connected MODEL carries no one-step LoRA for Stable Diffusion 3: connect it through Apply One-Step SR "
+            "LoRA. With another Stable Diffusion use One-Step SR Model and Upscale Image (One-Step SR)."
+        )
+    return on_base(carried.family.recipe(carried.recipe), process_of(model))
 
 
 def _checked_start(latent: Tensor | None, sigmas: Tensor) -> Tensor:

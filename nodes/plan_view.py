@@ -10,7 +10,7 @@ from ..sr_models.core.options import UpscaleOptions
 from ..sr_models.core.recipe import Recipe
 from ..sr_models.errors import UserError
 from ..sr_models.families.loading import recipe_of
-from ..sr_models.families.one_step_lora import TSD_FAMILY
+from ..sr_models.families.registry import FAMILIES
 from . import host, host_sd, pace, stable_diffusion, upscaling
 
 ROUTE = "/onestep_sr/plan"
@@ -52,7 +52,7 @@ def answer(content: dict[str, Any]) -> dict[str, Any]:
 def _recipe(node: str, widgets: dict[str, Any]) -> tuple[Recipe, int]:
     """What the node gives, by its widgets: the recipe, and the codec's factor."""
     if node == stable_diffusion.MODEL_ID:
-        return TSD_FAMILY[widgets["recipe"]], host_sd.VAE_FACTOR
+        return FAMILIES.lora_recipes[widgets["recipe"]], host_sd.VAE_FACTOR
     model, recipe = widgets["model"], widgets["recipe"]
     if model != upscaling.BUNDLED_NAME and model not in host.weights_files(host.MODEL_FOLDER):
         raise UserError(f"{model} is not in models/{host.MODEL_FOLDER}: choose another model.")

@@ -9,15 +9,14 @@ from comfy_api.latest import io
 
 from ..sr_models.checkpoints import prompt_embeddings
 from ..sr_models.errors import UserError
-from ..sr_models.families import one_step_lora
-from ..sr_models.families.one_step_lora import TSD_FAMILY, TSD_SR
-from . import host, host_sd, host_sd3, host_unet
+from ..sr_models.families.registry import FAMILIES, read_lora
+from ..sr_models.families.tsd_sr import TSD_SR
+from . import host, host_lora, host_sd, host_sd3
 from .schema import advanced, schema
 from .upscaling import AUTO, SRModelSocket
 
 CATEGORY = "image/upscaling/One-Step SR/Stable Diffusion"
 LORA_FOLDER = "loras"
-LORA_FILES = (one_step_lora.TRANSFORMER_FILE, one_step_lora.UNET_FILE, one_step_lora.VAE_FILE)
 EMBEDDING_FOLDERS = (host.MODEL_FOLDER, "embeddings", LORA_FOLDER)
 FROM_TEXT = "from text"
 MODEL_ID = "OneStepSRModel"
@@ -82,17 +81,17 @@ class ApplyLoRA(io.ComfyNode):
     def fingerprint_inputs(cls, lora: str | None = None, vae_lora: str | None = None, **others) -> tuple[float, ...]:
         """Files that were replaced on disk are read again. Inputs that come over a link are None here."""
         paths = [_lora_path(name) for name in (lora, vae_lora) if name and name != AUTO]
-        beside = [path.with_name(name) for path in paths for name in LORA_FILES]
+        names = {name for family in FAMILIES.loras for name in family.files}
+        beside = [path.with_name(name) for path in paths for name in sorted(names)]
         return host.modification_times([*paths, *beside])
 
     @classmethod
     def execute(cls, model, vae, lora: str, vae_lora: str, strength_model: float, strength_vae: float) -> io.NodeOutput:
-        weights = one_step_lora.read(_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
-        kind = host_unet if weights.unet else host_sd3
-        patched, warning = kind.apply_lora(model, weights, strength_model)
-        host_sd.require_vae(vae, patched.get_model_object(host_sd.LATENT_FORMAT).latent_channels, weights.base)
-        host.show_on_node(cls.hidden.unique_id, warning)
-        return io.NodeOutput(patched, host_sd.apply_vae_lora(vae, weights, strength_vae))
+        read = read_lora(_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
+        patched, warnings = host_lora.apply_lora(model, read, strength_model)
+        host_sd.require_vae(vae, patched.get_model_object(host_sd.LATENT_FORMAT).latent_channels, str(read.base))
+        host.show_on_node(cls.hidden.unique_id, " ".join(warnings))
+        return io.NodeOutput(patched, host_lora.apply_vae_lora(vae, read, strength_vae))
 
 
 def _lora_path(name: str) -> Path:
@@ -219,7 +218,7 @@ class Model(io.ComfyNode):
                 io.Conditioning.Input("conditioning", tooltip="From One-Step SR Prompt."),
                 io.Combo.Input(
                     "recipe",
-                    options=list(TSD_FAMILY),
+                    options=list(FAMILIES.lora_recipes),
                     default=TSD_SR.name,
                     tooltip="tsd-sr matches colours by wavelet; tsd-sr-mse, for the published LoRA of that name, by "
                     "AdaIN.",
@@ -230,5 +229,4 @@ class Model(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, conditioning, recipe: str) -> io.NodeOutput:
-        kind = host_unet if host_unet.carries_lora(model) else host_sd3
-        return io.NodeOutput(host.HostedModel(kind.open_model(model, vae, conditioning, recipe)))
+        return io.NodeOutput(host.adopt(host_lora.open_model(model, vae, conditioning, recipe)))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from onestep_sr.sr_models.core.step import OneStep
+from onestep_sr.sr_models.families import tsd_sr
+from onestep_sr.sr_models.families.registry import FAMILIES
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -254,3 +259,16 @@ def write_text_encoders(folder: Path) -> None:
         "tokenizer_3": ["transformers", "T5TokenizerFast"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
+
+
+@contextmanager
+def step_of_tsd_sr(step: OneStep) -> Iterator[None]:
+    """TSD-SR's LoRA runs with another step for as long as the context lasts."""
+    changed = replace(tsd_sr.FAMILY, recipes={"tsd-sr": replace(tsd_sr.TSD_SR, step=step)})
+    FAMILIES.remove(changed.name)
+    FAMILIES.register(changed)
+    try:
+        yield
+    finally:
+        FAMILIES.remove(changed.name)
+        FAMILIES.register(tsd_sr.FAMILY)

@@ -26,12 +26,15 @@ class Kind:
     comfyui: dict[str, Any] = field(default_factory=lambda: {"num_heads": 8})
 
 
+V2_UNET = {"attention_head_dim": (4, 8), "use_linear_projection": True}
+V2 = {"unet": V2_UNET, "comfyui": {"num_head_channels": 8, "use_linear_in_transformer": True}}
 XL_UNET = {"attention_head_dim": (4, 8), "use_linear_projection": True, "addition_embed_type": "text_time"}
 XL_UNET |= {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 24 + 6 * 256}
 XL_COMFYUI = {"num_head_channels": 8, "use_linear_in_transformer": True, "num_classes": "sequential"}
 KINDS = {
     "1.5": Kind(),
-    "2.1": Kind("v_prediction"),
+    "2.1": Kind("v_prediction", **V2),
+    "2.1-base": Kind(**V2),
     "SDXL": Kind(encoders=(16, 24), unet=XL_UNET, comfyui={**XL_COMFYUI, "adm_in_channels": 24 + 6 * 256}),
 }
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...sr_models.canvas.color import ColorMatch
+from ...sr_models.checkpoints.weights_file import SUFFIXES
 from ...sr_models.core.devices import default_dtype
 from ...sr_models.core.memory import available
 from ...sr_models.core.options import UpscaleOptions
@@ -27,7 +28,6 @@ except ImportError:
     memory_management = None
 
 MODEL_FOLDER = Path(models_path, "OneStepSR")  # depends on --data-dir and --models-dir
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 AUTO = "auto"
 
 
@@ -40,7 +40,7 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 
 def weights_files(folder: Path) -> list[Path]:
     """The weights files in a folder and its subfolders."""
-    return [Path(name) for name in modelloader.load_models(str(folder), ext_filter=list(WEIGHTS_SUFFIXES))]
+    return [Path(name) for name in modelloader.load_models(str(folder), ext_filter=list(SUFFIXES))]
 
 
 def lora_folder() -> Path:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
 
 from ...sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
-from ...sr_models.checkpoints.weights_file import read_weights
-from ...sr_models.core.model import SRModel
 from ...sr_models.core.options import UpscaleOptions
 from ...sr_models.core.tile_policy import TilePolicy
-from ...sr_models.diffusers_host.sd3 import load_sd3
+from ...sr_models.diffusers_host.lora import open_lora
 from ...sr_models.errors import UserError
-from ...sr_models.families import one_step_lora
 from ...sr_models.families.bundled import BUNDLED
+from ...sr_models.families.family import LoraFamily, OpenedModel
 from ...sr_models.families.loading import load
-from ...sr_models.families.one_step_lora import TRANSFORMER_FILE, VAE_FILE
+from ...sr_models.families.registry import identify, read_lora
 from ...sr_models.families.resshift import AUTOENCODER_NAME
+from ...sr_models.families.tsd_sr import FAMILY as TSD_SR
 from ...sr_models.files.picture import from_pillow, to_pillow
 from ...sr_models.jobs.run import enlarge
 from . import host
 
 TITLE = "One-Step SR"
 BUNDLED_NAME = f"{TITLE} x4"
-PARTS = (AUTOENCODER_NAME, VAE_FILE, PROMPT_FILE, POOLED_FILE)  # of a model, none by themselves
+PARTS = (AUTOENCODER_NAME, *TSD_SR.files[1:], PROMPT_FILE, POOLED_FILE)  # of a model, none by themselves
 WORKSPACE = 2**30  # bytes, beside the weights
 
 
@@ -47,21 +43,21 @@ class Choice:
 
 
 def listed() -> dict[str, Choice]:
-    """The models that are there, by the names that the host shows: the bundled one, what is in our folder, and
+    """The models that can be chosen, by the names that the host shows: the bundled one, what is in our folder, and
     TSD-SR's published pairs of files among the host's LoRA files."""
     ours = [path for path in host.weights_files(host.MODEL_FOLDER) if path.name not in PARTS]
-    loras = [path for path in ours if _is_tsd_sr(path)]
-    pairs = [path for path in host.weights_files(host.lora_folder()) if _is_pair(path)]
+    loras = {path: family for path in ours if (family := _lora_family(path))}
+    loras |= dict.fromkeys(filter(_is_pair, host.weights_files(host.lora_folder())), TSD_SR)
     choices = {BUNDLED_NAME: Choice(BUNDLED)}
     choices |= {f"{TITLE}: {_inside(path)}": Choice(path) for path in ours if path not in loras}
-    return choices | {f"TSD-SR: {_set_name(path)}": Choice(path, is_lora=True) for path in loras + pairs}
+    return choices | {f"{f.title}: {_set_name(path)}": Choice(path, is_lora=True) for path, f in loras.items()}
 
 
 def choose(name: str, checkpoint: str | None) -> Choice:
     """The model of a name in the list, with the host's checkpoint of a name where it needs one. Raises UserError."""
     choice = listed().get(name)
     if choice is None:
-        raise UserError(f"{name} is not there any more: refresh the list and choose another model.")
+        raise UserError(f"{name} no longer exists: refresh the list and choose another model.")
     if not choice.is_lora:
         return choice
     path = host.checkpoint_path(checkpoint)
@@ -70,15 +66,17 @@ def choose(name: str, checkpoint: str | None) -> Choice:
     return replace(choice, checkpoint=path)
 
 
-def _is_tsd_sr(path: Path) -> bool:
+def _lora_family(path: Path) -> LoraFamily | None:
     try:
-        return path.suffix == ".safetensors" and one_step_lora.is_tsd_sr(read_weights(path))
+        family = identify(path)
     except UserError:
-        return False  # so that it is listed, and the reason shown when it is chosen
+        return None  # so that it is listed, and the reason shown when it is chosen
+    return family if isinstance(family, LoraFamily) else None
 
 
 def _is_pair(path: Path) -> bool:
-    return path.name == TRANSFORMER_FILE and path.with_name(VAE_FILE).is_file()
+    """By name: the host's folder may hold hundreds of other LoRAs."""
+    return path.name == TSD_SR.files[0] and all(path.with_name(name).is_file() for name in TSD_SR.files)
 
 
 def _inside(path: Path) -> str:
@@ -87,7 +85,7 @@ def _inside(path: Path) -> str:
 
 def _set_name(lora: Path) -> str:
     """Published files are called alike in every set; the sets' folders are not."""
-    return lora.parent.name if lora.name == TRANSFORMER_FILE else lora.stem
+    return lora.parent.name if lora.name == TSD_SR.files[0] else lora.stem
 
 
 # Running
@@ -113,54 +111,26 @@ def _tile_policy(choice: Choice, task: str) -> TilePolicy:
     return TilePolicy()
 
 
-@dataclass(frozen=True)
-class OpenedModel:
-    """A model that rests in main memory between pictures. `size` is what it takes of the device, in bytes;
-    `modules` are those that do not move there by themselves."""
-
-    model: SRModel
-    size: int
-    modules: tuple[nn.Module, ...] = ()
-
-    @contextmanager
-    def on_device(self, device: torch.device) -> Iterator[None]:
-        try:
-            for module in self.modules:
-                module.to(device)
-            yield
-        finally:
-            for module in self.modules:
-                module.to("cpu")
-
-
 @lru_cache(maxsize=1)
 def _open(choice: Choice, dtype: torch.dtype, budget: int | None, modification_time: float) -> OpenedModel:
     """The last one is kept for the next picture of a batch, and read again where its file was replaced."""
-    _open.cache_clear()  # now, not after: there may be no room for two
-    if choice.checkpoint is not None:
-        return _open_tsd_sr(choice.file, choice.checkpoint, dtype, budget)
-    loaded = load(choice.file, dtype=dtype, budget=budget)
-    return OpenedModel(loaded.model, sum(map(_bytes, loaded.modules)), loaded.modules)
-
-
-def _open_tsd_sr(lora: Path, checkpoint: Path, dtype: torch.dtype, budget: int | None) -> OpenedModel:
-    source = lora.parent if lora.name == TRANSFORMER_FILE else lora
-    weights = one_step_lora.read(source)
-    if weights.unet:
-        raise UserError(
-            f"{lora.name} is a LoRA for {weights.base}, which runs in ComfyUI and on the command line only."
-        )
-    loaded = load_sd3(
-        checkpoint,
-        source,
-        embeddings=None if weights.embeddings else _embeddings(),
+    _open.cache_clear()  # now, not after: there may not be room for two
+    if choice.checkpoint is None:
+        return load(choice.file, dtype=dtype, budget=budget)
+    lora = read_lora(choice.file)
+    if lora.base.network == "unet":
+        raise UserError(f"{lora.sentence}, which runs in ComfyUI and on the command line only: choose another model.")
+    opened = open_lora(
+        choice.checkpoint,
+        choice.file,
+        embeddings=None if lora.embeddings else _embeddings(),
         dtype=dtype,
         device=host.device(),
         offload=True,
         budget=budget,
     )
-    host.warn(loaded.warning)
-    return OpenedModel(loaded.model, max(map(_bytes, loaded.modules)))  # one is on the device at a time
+    host.warn(" ".join(opened.warnings))
+    return opened
 
 
 def _embeddings() -> Path:
@@ -168,10 +138,6 @@ def _embeddings() -> Path:
     if not found:
         raise UserError(f"TSD-SR's prompt is missing: put {PROMPT_FILE} and {POOLED_FILE} into {host.MODEL_FOLDER}.")
     return found[0]
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
 
 
 def _modification_time(path: Path) -> float:

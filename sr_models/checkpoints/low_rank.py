@@ -19,7 +19,7 @@ DOWN, UP, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 class LowRank:
     """One module's update: `down` (r, in, ...) and `up` (out, r, ...), for linear layers and convolutions.
 
-    `alpha` is None where the file carries none, which stands for alpha = r.
+    `alpha` is None where the file carries none, which means alpha = r.
     """
 
     down: Tensor
@@ -51,14 +51,28 @@ class LowRank:
 Update = dict[str, LowRank]
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA by its name, and how strongly it is applied: W + strength alpha / r B A."""
+
+    name: str
+    update: Update
+    strength: float = 1.0
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def parse(tensors: Mapping[str, Tensor], name: str) -> Update:
-    """The updates by module name. Raises UserError for names that are no LoRA's, halves without their other
-    half, ranks that differ, and values that are not finite; `name` is the file's, for the sentence."""
+    """The updates by module name. Raises UserError for names that are not a LoRA's, for one of `down` and `up` without
+    the other, for ranks that differ and for values that are not finite; `name` is the file's, for the sentence."""
     modules = {key.removesuffix(end) for key in tensors for end in (DOWN, UP, ALPHA) if key.endswith(end)}
     known = {module + end for module in modules for end in (DOWN, UP, ALPHA)}
-    strangers = sorted(tensors.keys() - known)
-    if strangers:
-        raise UserError(f"{name} holds weights that are no LoRA's ({shortened(strangers)}): choose another file.")
+    unknown = sorted(tensors.keys() - known)
+    if unknown:
+        raise UserError(f"{name} holds weights that are not a LoRA's ({shortened(unknown)}): choose another file.")
     missing = sorted(m + end for m in modules for end in (DOWN, UP) if m + end not in tensors)
     if missing:
         raise UserError(f"{name} is incomplete (it lacks {shortened(missing)}): download it again.")
@@ -69,10 +83,10 @@ def _layer(tensors: Mapping[str, Tensor], module: str, name: str) -> LowRank:
     down, up = tensors[module + DOWN], tensors[module + UP]
     if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or up[0, 0].numel() != 1:
         raise UserError(
-            f"{name} is broken: {module} has halves of shapes {tuple(down.shape)} and {tuple(up.shape)}, "
-            "which do not belong together: download it again."
+            f"{name} is broken ({module} has matrices of shapes {tuple(down.shape)} and {tuple(up.shape)}, which do "
+            "not belong together): download it again."
         )
-    if not all(torch.isfinite(half.float()).all() for half in (down, up)):
+    if not all(torch.isfinite(matrix.float()).all() for matrix in (down, up)):
         raise UserError(f"{name} holds values that are not finite in {module}: download it again.")
     return LowRank(down, up, float(tensors[module + ALPHA]) if module + ALPHA in tensors else None)
 

@@ -1,10 +1,13 @@
-"""Reading weights files that nobody vouches for: safetensors, or torch files without any code in them."""
+"""Reading weights files of unknown origin: safetensors, or torch files without any code in them."""
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,9 +15,12 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pkl")
 WRAPPER_KEYS = ("state_dict", "params_ema", "params", "model")
 PREFIXES = ("module.", "_orig_mod.")
 SHOWN_KEYS = 5
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -31,81 +37,84 @@ class WeightsFile:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Open a `.safetensors`, `.pth`, `.pt` or `.ckpt` file.
+    """Open a `.safetensors` file, or a torch file of any other suffix.
 
-    A dictionary under `state_dict` and the like is unpacked; `module.` and `_orig_mod.` before every name
-    are dropped. Raises UserError for a file that is missing, empty, cut short or no weights file.
+    A dictionary under `state_dict` and the like is unpacked, tables inside a table get names with `/` between, and
+    what is neither table nor tensor becomes metadata. `module.` and `_orig_mod.` before every name are dropped.
+    Raises UserError for a file that is missing, empty, cut short or not a weights file.
     """
-    _must_exist(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return WeightsFile(path, _without_prefixes(_read_torch(path)), {})
-
-
-def _read_safetensors(path: Path) -> WeightsFile:
+    must_exist(path)
+    if path.suffix != ".safetensors":
+        return read_torch(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-            return WeightsFile(path, _without_prefixes(tensors), file.metadata() or {})
+            return WeightsFile(path, without_prefixes(tensors), file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise _broken(path, error) from error
+        raise broken_safetensors(path, error) from error
 
 
-def _broken(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path.name} is cut short or no safetensors file ({error}): download it again.")
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says about itself, without its tensors; nothing for other formats."""
-    _must_exist(path)
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise _broken(path, error) from error
+def broken_safetensors(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path.name} is cut short or not a safetensors file ({error}): download it again.")
 
 
 def read_tensor(path: Path) -> Tensor:
     """A `.pt` file that holds one tensor. Raises UserError for any other."""
-    _must_exist(path)
+    must_exist(path)
     content = _load_torch(path)
     if not isinstance(content, Tensor):
-        raise UserError(f"{path.name} holds no single tensor: choose another file.")
+        raise UserError(f"{path.name} does not hold a single tensor: choose another file.")
     return content
 
 
-def _must_exist(path: Path) -> None:
+def must_exist(path: Path) -> None:
     if not path.is_file():
-        raise UserError(f"{path} is not there: check the name, or copy the weights file to that place.")
+        raise UserError(f"{path} does not exist: check the name, or copy the weights file to that place.")
     if path.stat().st_size == 0:
         raise UserError(f"{path.name} is empty (0 bytes): download it again.")
 
 
-def _load_torch(path: Path) -> object:
+def _load_torch(path: Path, device: str = "cpu") -> object:
     try:
         # as a string: torch 2.1 maps no file that is named by a Path
-        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        content = torch.load(str(path), map_location=device, weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path.name} is no weights file, or holds more than weights, which could run code: get it as safetensors."
+            f"{path.name} is not a weights file, or holds more than weights, which could run code: get it as "
+            "safetensors."
         ) from error
     except Exception as error:  # on broken bytes torch.load raises what its parser trips over, of any kind
-        raise UserError(f"{path.name} is cut short or no torch file: download it again.") from error
+        raise UserError(f"{path.name} is cut short or not a torch file: download it again.") from error
     if content is None:  # Automatic1111 puts a check of its own before torch.load, which refuses some newer files so
         raise UserError(f"{path.name} is empty, or the host's own check refused it: get it as safetensors.")
     return content
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    content = _load_torch(path)
+def read_torch(path: Path, device: str = "cpu") -> WeightsFile:
+    """A torch file; on the device `meta` its tensors have shapes and no values. Raises UserError as `read_weights`."""
+    content = _load_torch(path, device)
     for key in WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path.name} holds no table of weights: choose a checkpoint file.")
-    return content
+    leaves = dict(_leaves(content)) if isinstance(content, dict) else {}
+    tensors = {name: value for name, value in leaves.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path.name} does not hold a table of weights: choose a checkpoint file.")
+    metadata = {name: _as_text(value) for name, value in leaves.items() if name not in tensors}
+    return WeightsFile(path, without_prefixes(tensors), metadata)
+
+
+def _leaves(table: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """What is in a table and the tables in it, by names with `/` between."""
+    found = []
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        found += _leaves(value, f"{name}/") if isinstance(value, dict) else [(name, value)]
+    return found
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=lambda other: type(other).__name__)
 
 
 def _is_zip(path: Path) -> bool:
@@ -113,11 +122,12 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_prefixes(table: dict[str, Value]) -> dict[str, Value]:
+    """Without what trainers put before every name."""
     for prefix in PREFIXES * 2:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+        if table and all(name.startswith(prefix) for name in table):
+            table = {name.removeprefix(prefix): value for name, value in table.items()}
+    return table
 
 
 def mismatches(file: WeightsFile, network: nn.Module) -> list[str]:

@@ -91,10 +91,10 @@ class Upscale:
         from ..jobs.model_choice import open_model
         from ..jobs.run import run_jobs
 
-        model, warning = open_model(self.model.choice())
-        if warning:
+        opened = open_model(self.model.choice())
+        for warning in opened.warnings:
             warn(f"Warning: {warning}")
-        return run_jobs(model, jobs, self.options(), progress)
+        return run_jobs(opened.model, jobs, self.options(), progress)
 
     def _report(self, outcomes: list[Outcome]) -> int:
         """Say what became of the files; returns the exit code."""
@@ -137,5 +137,5 @@ class Evaluate:
 
         opening = self.opening
         choice = ModelChoice(model, opening.autoencoder, device=opening.device, dtype=opening.dtype)
-        opened, _ = open_model(choice)
-        return lambda image: upscale(opened, image)
+        opened = open_model(choice)
+        return lambda image: upscale(opened.model, image)

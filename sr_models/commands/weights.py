@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError
 from .options import Output
 from .terminal import byte_bar, say
 
@@ -18,20 +17,10 @@ class Models:
     "Also say what each file in this folder is."
 
     def __call__(self) -> None:
-        from ..families.loading import identify
-        from ..families.one_step_lora import TSD_FAMILY
-        from ..families.resshift import RESSHIFT_FAMILY
+        from ..families.catalogue import files_in, recipes
 
-        say("bundled      the small x4 model of this project, nothing to download")
-        for recipe in RESSHIFT_FAMILY.values():
-            say(f"{recipe.name:12} {recipe.title}, x{recipe.scale}, from a published file ({recipe.citation})")
-        for recipe in TSD_FAMILY.values():
-            say(f"{recipe.name:12} {recipe.title}, any scale, with --base and --lora ({recipe.citation})")
-        if self.folder is not None and not self.folder.is_dir():
-            raise UserError(f"{self.folder} is not a folder: choose a folder that contains weights files.")
-        for file in sorted(self.folder.iterdir()) if self.folder else ():
-            if file.suffix in (".safetensors", ".pth", ".pt", ".ckpt"):
-                say(f"{file.name}: {identify(file)}")
+        for line in (*recipes(), *(files_in(self.folder) if self.folder else ())):
+            say(line)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +60,6 @@ class Convert:
     "TSD-SR's prompt embeddings: the folder of prompt_embeds.pt and pool_embeds.pt."
 
     def __call__(self) -> None:
-        from ..checkpoints import prompt_embeddings
-        from ..families import one_step_lora
+        from ..families.convert import convert
 
-        if self.output.suffix != ".safetensors":
-            raise UserError(f"{self.output} does not end in .safetensors: choose another name.")
-        if not self.output.parent.is_dir():
-            raise UserError(f"{self.output.parent} is not a folder: create it first.")
-        weights = one_step_lora.read(self.lora)
-        if self.embeddings is not None:
-            if weights.unet:
-                raise UserError(f"{weights.base} encodes the prompt with its own CLIP: leave --embeddings out.")
-            weights = replace(weights, embeddings=prompt_embeddings.read_embeddings(self.embeddings))
-        one_step_lora.save(self.output, weights)
-        say(f"{self.output} holds {one_step_lora.summary(weights)}")
+        say(f"{self.output} holds {convert(self.lora, self.output, self.embeddings)}")

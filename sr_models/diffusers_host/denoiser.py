@@ -1,4 +1,4 @@
-"""A diffusers network with its prompt as the denoiser of an SR model."""
+"""A diffusers network as the denoiser of an SR model, conditioned on encoded prompts."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
-from ..core.model import Condition, Result
+from ..core.model import Result
 from ..core.network_denoiser import ACCELERATOR_TILES
 from ..core.step import Network
+from .base import Call
 from .offload import Placement
-
-Predict = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class PromptedDenoiser:
-    """A diffusers network with its prompt, as a denoiser.
+    """A diffusers network as a denoiser. Its condition is one picture's PromptEmbeddings."""
 
-    predict: network, latent (B, c, h, w) float32 on its device, timestep (B,), prompt and pooled prompt -> prediction.
-    """
+    def __init__(self, network: Any, call: Call, placement: Placement):
+        self.network, self.call, self.placement = network, call, placement
 
-    def __init__(self, network: Any, predict: Predict, condition: PromptEmbeddings, placement: Placement):
-        self.network, self.predict, self.placement = network, predict, placement
-        self.prompt = condition.prompt.to(placement.device, network.dtype)
-        self.pooled = condition.pooled.to(placement.device, network.dtype)
+    def run(
+        self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: PromptEmbeddings | None = None
+    ) -> Result:
+        if condition is None:
+            raise ValueError("This denoiser runs on a prompt: pass what the model's conditioner gives.")
+        device, dtype = self.placement.device, self.network.dtype
+        prompt, pooled = condition.prompt.to(device, dtype), condition.pooled.to(device, dtype)
 
-    def run(self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Condition = None) -> Result:
+        @torch.no_grad()
+        def network(latent: Tensor, lr: Tensor, timestep: Tensor) -> Tensor:
+            count, inputs = len(latent), (latent.to(device, dtype), timestep.to(device))
+            output = self.call(self.network, *inputs, prompt.expand(count, -1, -1), pooled.expand(count, -1))
+            return output.to(latent.device, torch.float32)
+
         with self.placement.on_device(self.network):
-            return work(self._run)
+            return work(network)
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
         return 1 if self.placement.device.type == "cpu" else ACCELERATOR_TILES
@@ -41,12 +48,4 @@ class PromptedDenoiser:
         return self.network.dtype
 
     def in_float32(self) -> PromptedDenoiser:
-        exact, condition = copy.deepcopy(self.network).float(), PromptEmbeddings(self.prompt, self.pooled)
-        return PromptedDenoiser(exact, self.predict, condition, self.placement)
-
-    @torch.no_grad()
-    def _run(self, latent: Tensor, lr: Tensor, timestep: Tensor) -> Tensor:
-        device, count = self.placement.device, len(latent)
-        prompt, pooled = self.prompt.expand(count, -1, -1), self.pooled.expand(count, -1)
-        prediction = self.predict(self.network, latent.to(device), timestep.to(device), prompt, pooled)
-        return prediction.to(latent.device, torch.float32)
+        return PromptedDenoiser(copy.deepcopy(self.network).float(), self.call, self.placement)

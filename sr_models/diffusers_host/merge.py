@@ -1,16 +1,47 @@
-"""A LoRA merged into a network's weights."""
+"""LoRAs merged into a network's weights, and weights replaced."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from ..checkpoints.lora_fit import require_fit
-from ..checkpoints.low_rank import Update, merge
+from ..checkpoints.low_rank import Adapter, merge
+from ..errors import UserError
 
 
-def merge_update(network: nn.Module, update: Update, name: str, target: str, base: str) -> None:
-    """Add an update to a network's weights. Raises UserError where it does not fit; arguments as `require_fit`'s."""
-    weights = {name.removesuffix(".weight"): tensor for name, tensor in network.named_parameters()}
-    require_fit(update, {name: tuple(tensor.shape) for name, tensor in weights.items()}, name, target, base)
-    for module, layer in update.items():
-        weights[module].data = merge(weights[module].data, layer)
+class MergedAdapter:
+    """A LoRA in a network's weights. Its two matrices stay on the CPU, so that the strength can be changed.
+
+    A change adds the difference, which rounds once to the network's precision, as the first merge did.
+    """
+
+    def __init__(self, network: nn.Module, adapter: Adapter, lora: str, target: str, base: str):
+        """Raises UserError where it does not fit; `lora`, `target` and `base` are as in `require_fit`."""
+        self.network, self.adapter, self.strength = network, adapter, 0.0
+        shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in network.named_parameters()}
+        if adapter.update:
+            require_fit(adapter.update, shapes, lora, target, base)
+        self.set_strength(adapter.strength)
+
+    @property
+    def name(self) -> str:
+        return self.adapter.name
+
+    def set_strength(self, strength: float) -> None:
+        """W + strength alpha / r B A, from whatever strength it has now."""
+        weights = dict(self.network.named_parameters())
+        for module, layer in self.adapter.update.items():
+            weight = weights[f"{module}.weight"]
+            weight.data = merge(weight.data, layer, strength - self.strength)
+        self.strength = strength
+
+
+def replace_weights(network: nn.Module, tensors: Mapping[str, Tensor], lora: str) -> None:
+    """Give parameters other values. Raises UserError for names and shapes that the network does not have."""
+    weights = dict(network.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in weights or weights[name].shape != tensor.shape:
+            raise UserError(f"{lora}, and the base has no {name} of shape {tuple(tensor.shape)}: use another base.")
+        weights[name].data = tensor.to(weights[name].data)

@@ -1,4 +1,4 @@
-"""Where modules compute, and where they rest."""
+"""Where modules compute, and where they wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Placement:
-    """Where modules compute, and whether they rest on the CPU between uses, for small cards."""
+    """Where modules compute, and whether they wait on the CPU between uses, for small cards."""
 
     device: torch.device
     offload: bool = False

@@ -1,4 +1,4 @@
-"""The packages that this folder rests on, and saying which one is missing."""
+"""The packages that this folder needs, and saying which one is missing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def require_diffusers() -> None:
     except (ImportError, RuntimeError) as error:  # the second where it does not suit another package's version
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"TSD-SR needs diffusers, which cannot be imported here ({reason}): install one that suits the torch and "
-            "transformers that are here, 0.31.0 or newer."
+            f"A LoRA on a Stable Diffusion needs diffusers, which cannot be imported ({reason}): install 0.31.0 or "
+            "newer, one that suits the installed torch and transformers."
         ) from error
 
 
 def require_transformers(instead: str) -> None:
-    """Raise UserError where transformers is missing; `instead` ends the sentence with what else would do."""
+    """Raise UserError where transformers is missing; `instead` ends the sentence with an alternative."""
     from diffusers.utils import is_transformers_available
 
     if not is_transformers_available():

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.low_rank import under
 from ..checkpoints.weights_file import read_weights
 from ..errors import UserError
-from ..families.one_step_lora import SD3_MEDIUM
+from ..families.bases import SD3_MEDIUM
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SD3Transformer2DModel
 
 LATENT_CHANNELS = 16
 HEAD_WIDTH = 64
+SCALING = 1.5305
 TRANSFORMER_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 
 
@@ -34,8 +36,8 @@ def _open_folder(base: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel,
     for part in ("transformer", "vae"):
         if not (base / part / "config.json").is_file():
             raise UserError(
-                f"{base} is no diffusers folder of {SD3_MEDIUM} (it lacks {part}/config.json): name the folder that "
-                "holds model_index.json, or a single-file checkpoint."
+                f"{base} is not a diffusers folder of {SD3_MEDIUM} (it lacks {part}/config.json): choose the folder "
+                "that holds model_index.json, or a single-file checkpoint."
             )
     try:
         transformer = SD3Transformer2DModel.from_pretrained(str(base), subfolder="transformer", torch_dtype=dtype)
@@ -54,10 +56,12 @@ def _open_file(path: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, A
     )
 
     file = read_weights(path)
-    transformer = _under(file.tensors, TRANSFORMER_PREFIX)
-    vae = _under(file.tensors, VAE_PREFIX)
+    transformer = under(file.tensors, TRANSFORMER_PREFIX)
+    vae = under(file.tensors, VAE_PREFIX)
     if "joint_blocks.0.x_block.attn.qkv.weight" not in transformer:
-        raise UserError(f"{path.name} holds no Stable Diffusion 3 transformer: choose a checkpoint of {SD3_MEDIUM}.")
+        raise UserError(
+            f"{path.name} does not hold a Stable Diffusion 3 transformer: choose a checkpoint of {SD3_MEDIUM}."
+        )
     if "encoder.conv_in.weight" not in vae:
         raise UserError(
             f"{path.name} holds a transformer without its VAE: choose a whole checkpoint of {SD3_MEDIUM}, "
@@ -72,13 +76,9 @@ def _open_file(path: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, A
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path.name} is no complete Stable Diffusion 3 checkpoint ({reason}): download it again."
+            f"{path.name} is not a complete Stable Diffusion 3 checkpoint ({reason}): download it again."
         ) from error
     return network, autoencoder
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _transformer_config(tensors: dict[str, Tensor]) -> dict:
@@ -112,6 +112,7 @@ def _vae_config(tensors: dict[str, Tensor]) -> dict:
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "layers_per_block": 2,
         "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+        "scaling_factor": SCALING,
         "use_quant_conv": "quant_conv.weight" in tensors,
         "use_post_quant_conv": "post_quant_conv.weight" in tensors,
     }

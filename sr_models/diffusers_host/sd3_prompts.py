@@ -14,11 +14,6 @@ from ..errors import UserError
 from .packages import require_transformers
 
 
-def encode_prompt(base: Path, prompt: str, *, device: torch.device, dtype: torch.dtype) -> PromptEmbeddings:
-    """Encode one text as `open_text_encoders` does; the encoders are let go afterwards."""
-    return open_text_encoders(base, device=device, dtype=dtype)(prompt)
-
-
 def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) -> Callable[[str], PromptEmbeddings]:
     """The text encoders of a diffusers folder: a function from a text to its embeddings.
 
@@ -27,10 +22,11 @@ def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) 
     """
     if not base.is_dir():
         raise UserError(
-            f"{base.name} is a single file, which brings no tokenizers to encode the prompt with: give TSD-SR's "
-            f"embeddings ({prompt_embeddings.PROMPT_FILE} and {prompt_embeddings.POOLED_FILE}), or a diffusers folder."
+            f"{base.name} is a single file, which holds no tokenizers to encode the prompt with: give the LoRA's "
+            f"prompt embeddings ({prompt_embeddings.PROMPT_FILE} and {prompt_embeddings.POOLED_FILE}), or a diffusers "
+            "folder."
         )
-    require_transformers(", or give TSD-SR's embeddings")
+    require_transformers(", or give the LoRA's prompt embeddings")
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
     from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
@@ -73,4 +69,6 @@ def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) 
 
 def _no_encoders(base: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0]
-    return UserError(f"{base} has no text encoders that can be read ({reason}): give TSD-SR's embeddings instead.")
+    return UserError(
+        f"{base} has no text encoders that can be read ({reason}): give the LoRA's prompt embeddings instead."
+    )

@@ -7,20 +7,27 @@ Metadata key `onestep_sr` holds JSON: `network` (SwinUNetConfig), `schedule` (Re
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..checkpoints.weights_file import WeightsFile
+from ..checkpoints.conditions import Metadata
+from ..checkpoints.header import Header
+from ..checkpoints.weights_file import WeightsFile, fill, read_weights
+from ..codecs.pixel_shuffle import PixelShuffleCodec
+from ..core.model import SRModel
+from ..core.network_denoiser import NetworkDenoiser
 from ..core.recipe import Recipe
 from ..core.schedule import ResShiftSchedule
 from ..core.step import ResShiftStep
 from ..errors import UserError
+from ..files.whole import write_whole
 from ..networks.swin_unet import SwinUNet, SwinUNetConfig
+from .family import ModelFamily, OpenedModel, OpenOptions
 
 METADATA_KEY = "onestep_sr"
 BUNDLED = Path(__file__).parents[1] / "weights" / "onestep-sr-x4.safetensors"
@@ -54,11 +61,9 @@ class Description:
 
 
 def save(path: Path, network: nn.Module, description: Description, dtype: torch.dtype = torch.float16) -> None:
-    """Write weights and description; under a temporary name first, so a file is whole or absent."""
+    """Write weights and description, whole or not at all."""
     learned = {name: p.detach().to("cpu", dtype).contiguous() for name, p in network.named_parameters()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(learned, temporary, metadata={METADATA_KEY: description.to_json()})
-    os.replace(temporary, path)
+    write_whole(path, partial(save_file, learned, metadata={METADATA_KEY: description.to_json()}))
 
 
 def build(description: Description) -> SwinUNet:
@@ -73,7 +78,7 @@ def recipe(description: Description, name: str) -> Recipe:
     return Recipe(
         name=name,
         title=name,
-        citation="arXiv 2408.07476 (the method)",
+        citation=FAMILY.citation,
         step=ResShiftStep(description.schedule, description.evaluations),
         scale=network.bicubic_skip,
         tile=4 * network.native_size,
@@ -81,9 +86,40 @@ def recipe(description: Description, name: str) -> Recipe:
     )
 
 
-def describe(file: WeightsFile) -> Description:
+def describe(file: Header | WeightsFile) -> Description:
     """Raises UserError where the file's metadata is broken."""
     try:
         return Description.from_json(file.metadata[METADATA_KEY])
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{file.name} has a broken description ({error}): download it again.") from error
+
+
+def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
+    description = describe(header)
+    return recipe(description, header.path.stem), description.network.bicubic_skip
+
+
+def _open(header: Header, options: OpenOptions) -> OpenedModel:
+    description = describe(header)
+    network = fill(build(description), read_weights(header.path), FAMILY.title, options.dtype)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    own_recipe, factor = _outline(header, options.recipe)
+    model = SRModel(own_recipe, NetworkDenoiser(network), PixelShuffleCodec(factor))
+    return OpenedModel(FAMILY, model, (network,))
+
+
+def _summary(header: Header) -> str:
+    description = describe(header)
+    return f"One-Step SR model, x{description.network.bicubic_skip}, {description.evaluations} evaluation(s)"
+
+
+FAMILY = ModelFamily(
+    name="bundled",
+    title="One-Step SR",
+    licence="Apache-2.0",
+    citation="arXiv 2408.07476 (the method)",
+    condition=Metadata(METADATA_KEY),
+    summary=_summary,
+    outline=_outline,
+    open=_open,
+)

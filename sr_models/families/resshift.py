@@ -5,24 +5,32 @@ Their weights alone do not tell the schedule they were trained on; the published
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from ..checkpoints.weights_file import WeightsFile, fill
+from ..checkpoints.conditions import Has
+from ..checkpoints.header import Header, header_of
+from ..checkpoints.weights_file import WeightsFile, fill, read_weights
+from ..codecs.autoencoder import AutoencoderCodec
+from ..core.model import SRModel
+from ..core.network_denoiser import NetworkDenoiser
 from ..core.recipe import Recipe
 from ..core.schedule import ResShiftSchedule
 from ..core.step import ResShiftStep
 from ..errors import UserError
 from ..networks.swin_unet import SwinUNet, SwinUNetConfig
-from ..networks.vq_autoencoder import VQAutoencoder
+from ..networks.vq_autoencoder import VQAutoencoder, VQConfig
+from .family import ModelFamily, OpenedModel, OpenOptions
 
-NETWORK_KEYS = {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.blocks.0.attn.qkv.weight"}
-AUTOENCODER_KEYS = {"quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight"}
+NETWORK = Has("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.blocks.0.attn.qkv.weight")
+AUTOENCODER = Has("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight")
 AUTOENCODER_NAME = "autoencoder_vq_f4.pth"
 
 T15 = ResShiftSchedule()
 T4 = ResShiftSchedule(steps=4, min_noise=0.2)
 
-RESSHIFT_FAMILY = {
+RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("tad-sr", "TAD-SR, one step", "arXiv 2408.07476", ResShiftStep(T15)),
@@ -33,43 +41,66 @@ RESSHIFT_FAMILY = {
 }
 
 
-def is_network(file: WeightsFile) -> bool:
-    return file.tensors.keys() >= NETWORK_KEYS
-
-
-def is_autoencoder(file: WeightsFile) -> bool:
-    return file.tensors.keys() >= AUTOENCODER_KEYS
-
-
 def recipe_for(file_name: str, chosen: str | None = None) -> Recipe:
-    """The chosen recipe, else the one that the published file name stands for, else TAD-SR's.
+    """The chosen recipe, else the one that belongs to the published file name, else TAD-SR's.
 
     Raises UserError for a recipe that this family does not have.
     """
     if chosen is not None:
-        if chosen not in RESSHIFT_FAMILY:
-            raise UserError(f"Recipe {chosen!r} is unknown: choose one of {', '.join(RESSHIFT_FAMILY)}.")
-        return RESSHIFT_FAMILY[chosen]
+        return FAMILY.recipe(chosen)
     name = file_name.lower()
     if "sinsr" in name:
-        return RESSHIFT_FAMILY["sinsr"]
+        return RECIPES["sinsr"]
     if "resshift" in name:
-        return RESSHIFT_FAMILY["resshift-s4" if "_s4" in name else "resshift"]
-    return RESSHIFT_FAMILY["tad-sr"]
+        return RECIPES["resshift-s4" if "_s4" in name else "resshift"]
+    return RECIPES["tad-sr"]
 
 
 def load_network(file: WeightsFile, dtype: torch.dtype) -> SwinUNet:
     with torch.device("meta"):
         network = SwinUNet(SwinUNetConfig(published_mask=True))
-    fill(network, file, "TAD-SR, SinSR or ResShift x4", dtype)
+    fill(network, file, FAMILY.title, dtype)
     return network
 
 
 def load_autoencoder(file: WeightsFile, dtype: torch.dtype) -> VQAutoencoder:
     """Raises UserError for a file that is not `autoencoder_vq_f4.pth`."""
-    if not is_autoencoder(file):
+    if AUTOENCODER.missing(header_of(file)):
         raise UserError(f"{file.name} is not the VQ-f4 autoencoder: choose autoencoder_vq_f4.pth.")
     with torch.device("meta"):
         autoencoder = VQAutoencoder()
     fill(autoencoder, file, "VQ-f4 autoencoder", dtype)
     return autoencoder
+
+
+def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
+    return recipe_for(header.name, chosen), VQConfig().factor
+
+
+def _open(header: Header, options: OpenOptions) -> OpenedModel:
+    recipe, path = recipe_for(header.name, options.recipe), options.autoencoder
+    path = header.path.with_name(AUTOENCODER_NAME) if path is None else path
+    if not path.is_file():
+        raise UserError(
+            f"{header.name} needs its autoencoder, and {path} does not exist: copy {AUTOENCODER_NAME} beside it or "
+            "choose it."
+        )
+    network = load_network(read_weights(header.path), options.dtype)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    vq = load_autoencoder(read_weights(path), options.dtype)
+    codec = AutoencoderCodec(vq, vq.config.factor, vq.config.latent_channels, budget=options.budget)
+    recipe = replace(recipe, multiple=network.config.multiple)
+    return OpenedModel(FAMILY, SRModel(recipe, NetworkDenoiser(network), codec), (network, vq))
+
+
+FAMILY = ModelFamily(
+    name="resshift",
+    title="TAD-SR, SinSR or ResShift x4",
+    licence="non-commercial: S-Lab License 1.0, and CC BY-NC-SA 4.0 for SinSR",
+    citation="arXiv 2307.12348",
+    condition=NETWORK,
+    recipes=RECIPES,
+    summary=lambda header: f"{recipe_for(header.name).title}, x4",
+    outline=_outline,
+    open=_open,
+)

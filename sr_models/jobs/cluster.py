@@ -34,7 +34,7 @@ class Worker:
     """One process of the cluster with the model in it."""
 
     def __init__(self, choice: ModelChoice):
-        self.model, _ = open_model(choice)
+        self.model = open_model(choice).model
         self.policy = TilePolicy()
 
     def run(self, job: Job, options: FileOptions) -> Outcome:

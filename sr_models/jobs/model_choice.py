@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..core.devices import default_dtype, find_device
-from ..core.model import SRModel
-from ..diffusers_host.sd3 import load_sd3
-from ..diffusers_host.unet import load_unet
-from ..diffusers_host.unet_files import is_unet
+from ..diffusers_host.lora import open_lora
 from ..errors import UserError
 from ..families.bundled import BUNDLED
+from ..families.family import OpenedModel
 from ..families.loading import load
 
 BUNDLED_NAME = "bundled"
@@ -23,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the command line was told; see its help. `auto` and None leave the choice to what opens it."""
+    """The command line's options; see its help. `auto` and None leave the choice to the family."""
 
     model: str = BUNDLED_NAME
     autoencoder: Path | None = None
@@ -37,33 +34,25 @@ class ModelChoice:
     offload: bool = False
 
 
-def open_model(choice: ModelChoice) -> tuple[SRModel, str]:
-    """The model on its device, and a warning or an empty text. Raises UserError as the loaders do."""
+def open_model(choice: ModelChoice) -> OpenedModel:
+    """The model on its device. Raises UserError as the loaders do."""
     place = find_device(choice.device)
     dtype = default_dtype(place) if choice.dtype == "auto" else DTYPES[choice.dtype]
     recipe = None if choice.recipe == "auto" else choice.recipe
-    if choice.base is not None or choice.lora is not None:
-        return _open_stable_diffusion(choice, recipe, place, dtype)
-    path = BUNDLED if choice.model == BUNDLED_NAME else Path(choice.model)
-    loaded = load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype)
-    for module in loaded.modules:
-        module.to(place)
-    return loaded.model, ""
-
-
-def _open_stable_diffusion(
-    choice: ModelChoice, recipe: str | None, place: torch.device, dtype: torch.dtype
-) -> tuple[SRModel, str]:
+    if choice.base is None and choice.lora is None:
+        path = BUNDLED if choice.model == BUNDLED_NAME else Path(choice.model)
+        return load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype).to(place)
     if choice.base is None or choice.lora is None:
         raise UserError("A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's) and --lora: give both.")
     if not choice.base.exists():
-        raise UserError(f"{choice.base} is not there: check the name of the base.")
-    options: dict[str, Any] = {"prompt": choice.prompt, "recipe": recipe, "dtype": dtype}
-    options |= {"device": place, "offload": choice.offload}
-    if not is_unet(choice.base):
-        loaded = load_sd3(choice.base, choice.lora, embeddings=choice.embeddings, **options)
-    elif choice.embeddings is None:
-        loaded = load_unet(choice.base, choice.lora, **options)
-    else:
-        raise UserError(f"{choice.base.name} has text encoders of its own for the prompt: leave --embeddings out.")
-    return loaded.model, loaded.warning
+        raise UserError(f"{choice.base} does not exist: check the name of the base.")
+    return open_lora(
+        choice.base,
+        choice.lora,
+        embeddings=choice.embeddings,
+        prompt=choice.prompt,
+        recipe=recipe,
+        dtype=dtype,
+        device=place,
+        offload=choice.offload,
+    )

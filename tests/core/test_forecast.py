@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +24,9 @@ from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.families.loading import load, recipe_of
-from onestep_sr.sr_models.families.one_step_lora import TSD_SR
-from onestep_sr.sr_models.families.resshift import RESSHIFT_FAMILY
+from onestep_sr.sr_models.families.resshift import RECIPES
+from onestep_sr.sr_models.families.tsd_sr import TSD_SR
+from onestep_sr.sr_models.networks.swin_unet import SwinUNet
 
 FLOW = OneStep(1000.0, level=flow_level(1000.0))
 
@@ -130,13 +133,27 @@ def test_a_recipe_is_known_without_reading_weights(tmp_path) -> None:
     bundled, factor = recipe_of(BUNDLED)
     model = load().model
     assert (bundled, factor) == (model.recipe, model.codec.factor)
-    published = tmp_path / "SinSR_v2.pth"
-    published.write_bytes(b"never opened")
-    assert recipe_of(published) == (RESSHIFT_FAMILY["sinsr"], 4)
-    assert recipe_of(published, "tad-sr") == (RESSHIFT_FAMILY["tad-sr"], 4)
-    with pytest.raises(UserError, match="is not there"):
+    published = sparse(tmp_path / "SinSR_v2.safetensors")
+    assert recipe_of(published) == (RECIPES["sinsr"], 4)
+    assert recipe_of(published, "tad-sr") == (RECIPES["tad-sr"], 4)
+    with pytest.raises(UserError, match="does not exist"):
         recipe_of(tmp_path / "absent.safetensors")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"12345678")
-    with pytest.raises(UserError, match="cut short or no safetensors file"):
+    with pytest.raises(UserError, match="cut short or not a safetensors file"):
         recipe_of(broken)
+
+
+def sparse(path: Path) -> Path:
+    """A safetensors file of the published network's names and shapes, whose values are a hole in the file."""
+    with torch.device("meta"):
+        state = SwinUNet().state_dict()
+    header, end = {}, 0
+    for name, tensor in state.items():
+        begin, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path

@@ -7,7 +7,7 @@ import torch
 from onestep_sr.sr_models.core.process import flow_level
 from onestep_sr.sr_models.core.schedule import ResShiftSchedule
 from onestep_sr.sr_models.core.step import OneStep, ResShiftStep, one_step, sample
-from onestep_sr.sr_models.families.resshift import RESSHIFT_FAMILY, T4, T15
+from onestep_sr.sr_models.families.resshift import RECIPES, T4, T15
 
 # shared/DESIGN.md, section 4
 PUBLISHED_15 = (
@@ -196,6 +196,6 @@ def test_the_flow_step_subtracts_the_velocity_at_timestep_1000_and_uses_no_noise
 
 
 def test_the_recipes_take_the_published_steps():
-    steps = {name: (recipe.step.schedule.steps, recipe.step.evaluations) for name, recipe in RESSHIFT_FAMILY.items()}
+    steps = {name: (recipe.step.schedule.steps, recipe.step.evaluations) for name, recipe in RECIPES.items()}
     assert steps == {"tad-sr": (15, 1), "sinsr": (15, 1), "resshift": (15, 15), "resshift-s4": (4, 4)}
-    assert all((recipe.scale, recipe.tile) == (4, 64) for recipe in RESSHIFT_FAMILY.values())
+    assert all((recipe.scale, recipe.tile) == (4, 64) for recipe in RECIPES.values())

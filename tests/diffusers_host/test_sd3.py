@@ -11,17 +11,20 @@ import pytest
 import small_sd3
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from onestep_sr.sr_models.canvas.noise import canvas_noise
 from onestep_sr.sr_models.checkpoints import low_rank, prompt_embeddings
-from onestep_sr.sr_models.checkpoints.weights_file import read_weights
 from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.options import UpscaleOptions
+from onestep_sr.sr_models.core.step import OneStep
 from onestep_sr.sr_models.core.upscale import upscale
-from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
-from onestep_sr.sr_models.diffusers_host.sd3_prompts import encode_prompt
+from onestep_sr.sr_models.diffusers_host.lora import open_lora
+from onestep_sr.sr_models.diffusers_host.sd3_prompts import open_text_encoders
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.families import one_step_lora
-from onestep_sr.sr_models.families.loading import identify, load
-from onestep_sr.sr_models.families.one_step_lora import TSD_FAMILY, TSD_SR
+from onestep_sr.sr_models.families import lora_files
+from onestep_sr.sr_models.families.catalogue import describe
+from onestep_sr.sr_models.families.loading import load
+from onestep_sr.sr_models.families.registry import read_lora
+from onestep_sr.sr_models.families.tsd_sr import FAMILY, SD35_WARNING, TSD_SR
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -51,7 +54,7 @@ def bare(model: SRModel) -> SRModel:
 
 def opened(files: small_sd3.SmallSD3, base: Path | None = None, **options) -> SRModel:
     options = {"embeddings": files.embeddings, "dtype": torch.float32} | options
-    return bare(load_sd3(base or files.folder, files.lora, **options).model)
+    return bare(open_lora(base or files.folder, files.lora, **options).model)
 
 
 def refusal(function, *arguments, **options) -> str:
@@ -155,6 +158,17 @@ def test_each_mistake_in_loading_would_show(mistake, small, image, truth):
     assert (wrong(image) - truth).abs().max() > 10 * TOLERANCE
 
 
+@torch.no_grad()
+def test_a_step_may_start_from_noise_inside_the_process(small, image, published):
+    """Flow matching at t = 250: z_t = 3/4 z + 1/4 n, z_0 = z_t - v / 4."""
+    z = 1.5305 * published.vae.encode(image * 2 - 1).latent_dist.mode()
+    z_t = 0.75 * z + 0.25 * canvas_noise(z, 0)
+    expected = published.vae.decode((z_t - 0.25 * published.velocity(z_t, 250.0)) / 1.5305).sample / 2 + 0.5
+    with small_sd3.step_of_tsd_sr(OneStep(250.0, noised=True)):
+        result = upscale(opened(small), image, UpscaleOptions(1))
+    assert (result - expected.clamp(0, 1)).abs().max() < TOLERANCE
+
+
 def test_the_decoder_keeps_its_weights(small):
     vae = AutoencoderKL.from_pretrained(small.folder / "vae")
     merged = opened(small).codec.autoencoder
@@ -175,7 +189,7 @@ def test_tiles_in_batches_change_nothing_and_large_tiles_are_exact(small, image)
 
 def test_small_results_are_made_larger_and_shrunk(small):
     """Trained on 512 px: a result of 64 px a side is made at 512 and shrunk, keeping its exact size."""
-    model = load_sd3(small.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32).model
+    model = open_lora(small.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32).model
     seen = []
     photo = torch.rand(1, 3, 16, 21, generator=torch.Generator().manual_seed(1))
     result = upscale(model, photo, UpscaleOptions(4), progress=lambda done, total, preview: seen.append(preview.shape))
@@ -195,40 +209,45 @@ def test_offloading_and_low_precision_give_the_same_picture(small, image):
 
 
 def test_the_single_file_holds_everything(small, image, tmp_path):
-    weights = replace(one_step_lora.read(small.lora), embeddings=prompt_embeddings.read_embeddings(small.embeddings))
-    one_step_lora.save(tmp_path / "mine.safetensors", weights)
-    single = load_sd3(small.folder, tmp_path / "mine.safetensors", dtype=torch.float32).model
-    found, expected = (upscale(each, image, UpscaleOptions(1)) for each in (bare(single), opened(small)))
-    assert torch.equal(found, expected)
+    weights = replace(read_lora(small.lora), embeddings=prompt_embeddings.read_embeddings(small.embeddings))
+    lora_files.save(tmp_path / "mine.safetensors", weights)
+    single = open_lora(small.folder, tmp_path / "mine.safetensors", dtype=torch.float32).model
+    assert torch.equal(
+        upscale(bare(single), image, UpscaleOptions(1)), upscale(opened(small), image, UpscaleOptions(1))
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
-    assert identify(tmp_path / "mine.safetensors") == (
+    assert describe(tmp_path / "mine.safetensors") == (
         "TSD-SR (tsd-sr): transformer LoRA, rank 4; VAE encoder LoRA, rank 4; prompt embeddings"
     )
 
 
 def test_the_recipe_follows_the_folders_name_and_survives_conversion(small, tmp_path):
     shutil.copytree(small.lora, tmp_path / "tsdsr-mse")
-    weights = one_step_lora.read(tmp_path / "tsdsr-mse")
-    assert weights.recipe == "tsd-sr-mse" and TSD_FAMILY[weights.recipe].color == "adain"
-    one_step_lora.save(tmp_path / "renamed.safetensors", weights)
-    assert one_step_lora.read(tmp_path / "renamed.safetensors").recipe == "tsd-sr-mse"
-    assert one_step_lora.read(small.lora).recipe == "tsd-sr" and TSD_SR.color == "wavelet"
+    weights = read_lora(tmp_path / "tsdsr-mse")
+    assert weights.recipe == "tsd-sr-mse" and FAMILY.recipes[weights.recipe].color == "adain"
+    lora_files.save(tmp_path / "renamed.safetensors", weights)
+    assert read_lora(tmp_path / "renamed.safetensors").recipe == "tsd-sr-mse"
+    assert read_lora(small.lora).recipe == "tsd-sr" and TSD_SR.color == "wavelet"
+
+
+def sizes(lora) -> tuple[int, ...]:
+    """How many modules each adapter changes."""
+    return tuple(len(adapter.update) for adapter in (*lora.network, *lora.vae))
 
 
 def test_each_file_is_known_by_its_keys_and_finds_the_other(small, tmp_path):
-    parts = [one_step_lora.read_file(small.lora / name) for name in ("transformer.safetensors", "vae.safetensors")]
-    assert [bool(part.transformer) for part in parts] == [True, False]
-    assert [bool(part.vae) for part in parts] == [False, True]
+    parts = [describe(small.lora / name) for name in ("transformer.safetensors", "vae.safetensors")]
+    assert parts == ["TSD-SR (tsd-sr): transformer LoRA, rank 4", "TSD-SR (tsd-sr): VAE encoder LoRA, rank 4"]
     for first in ("transformer", "vae"):
-        weights = one_step_lora.read(small.lora / f"{first}.safetensors")
-        assert len(weights.transformer) == 24 and len(weights.vae) == 30
+        weights = read_lora(small.lora / f"{first}.safetensors")
+        assert sizes(weights) == (24, 30)
     for name, new in (("transformer", "one"), ("vae", "two")):
         shutil.copy(small.lora / f"{name}.safetensors", tmp_path / f"{new}.safetensors")
-    crossed = one_step_lora.read(tmp_path / "two.safetensors", tmp_path / "one.safetensors")
-    assert len(crossed.transformer) == 24 and len(crossed.vae) == 30
-    assert "is half of TSD-SR" in refusal(one_step_lora.read, tmp_path / "one.safetensors")
+    crossed = read_lora(tmp_path / "two.safetensors", tmp_path / "one.safetensors")
+    assert sizes(crossed) == (24, 30)
+    assert "is one part of a TSD-SR LoRA" in refusal(read_lora, tmp_path / "one.safetensors")
     assert "are both for the VAE encoder" in refusal(
-        one_step_lora.read, small.lora / "vae.safetensors", tmp_path / "two.safetensors"
+        read_lora, small.lora / "vae.safetensors", tmp_path / "two.safetensors"
     )
 
 
@@ -264,15 +283,18 @@ ONE = "transformer.transformer_blocks.0.attn.to_q.lora_"
     ("change", "words"),
     [
         (drop(f"{ONE}B.weight"), "is incomplete (it lacks transformer_blocks.0.attn.to_q.lora_B.weight)"),
-        (put(f"{ONE}B.weight", lambda t: t[f"{ONE}B.weight"][:, :2].clone()), "halves of shapes (4, 128) and (128, 2)"),
+        (
+            put(f"{ONE}B.weight", lambda t: t[f"{ONE}B.weight"][:, :2].clone()),
+            "matrices of shapes (4, 128) and (128, 2)",
+        ),
         (put(f"{ONE}A.weight", lambda t: t[f"{ONE}A.weight"] * float("nan")), "not finite"),
-        (put("transformer.extra.weight", lambda t: torch.zeros(2)), "no LoRA's (extra.weight)"),
+        (put("transformer.extra.weight", lambda t: torch.zeros(2)), "not a LoRA's (extra.weight)"),
     ],
     ids=["half missing", "ranks differ", "not finite", "stranger"],
 )
 def test_broken_files_end_in_one_sentence(change, words, small, tmp_path):
     path = changed(small.lora / "transformer.safetensors", tmp_path / "transformer.safetensors", change)
-    assert words in refusal(one_step_lora.read_file, path)
+    assert words in refusal(read_lora, path)
 
 
 def move(old: str, new: str):
@@ -305,7 +327,7 @@ def move(old: str, new: str):
 def test_a_lora_that_does_not_fit_is_refused_whole(change, words, small, tmp_path):
     shutil.copy(small.lora / "vae.safetensors", tmp_path)
     changed(small.lora / "transformer.safetensors", tmp_path / "transformer.safetensors", change)
-    message = refusal(load_sd3, small.folder, tmp_path, embeddings=small.embeddings, dtype=torch.float32)
+    message = refusal(open_lora, small.folder, tmp_path, embeddings=small.embeddings, dtype=torch.float32)
     assert words in message and "Stable Diffusion 3 medium" in message
 
 
@@ -315,20 +337,19 @@ def test_other_loras_for_sd3_are_not_taken_for_tsd_sr(small, tmp_path):
             tensors.pop(key)
 
     path = changed(small.lora / "transformer.safetensors", tmp_path / "style.safetensors", style)
-    assert not one_step_lora.is_tsd_sr(read_weights(path))
-    assert "is no TSD-SR LoRA" in refusal(one_step_lora.read, path)
+    assert refusal(read_lora, path) == "style.safetensors is a LoRA that does not upscale: choose it in Load LoRA."
 
 
 def test_a_lora_given_as_a_model_says_where_it_belongs(small):
-    assert "use Apply One-Step SR LoRA" in refusal(load, small.lora / "transformer.safetensors")
+    assert "choose Apply One-Step SR LoRA" in refusal(load, small.lora / "transformer.safetensors")
 
 
 # Bases and prompts
 
 
 def test_sd35_medium_runs_with_a_warning(small, sd35, image):
-    loaded = load_sd3(sd35.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32)
-    assert loaded.warning == one_step_lora.SD35_WARNING
+    loaded = open_lora(sd35.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32)
+    assert loaded.warnings == (SD35_WARNING,)
     assert torch.isfinite(upscale(bare(loaded.model), image, UpscaleOptions(1))).all()
     merged = loaded.model.denoiser.network
     plain = SD3Transformer2DModel.from_pretrained(sd35.folder / "transformer")
@@ -340,28 +361,30 @@ def test_sd35_large_is_refused(small, tmp_path):
     transformer = small_sd3.build_transformer(qk_norm="rms_norm")
     transformer.save_pretrained(tmp_path / "transformer")
     shutil.copytree(small.folder / "vae", tmp_path / "vae")
-    assert "3.5 large" in refusal(load_sd3, tmp_path, small.lora, embeddings=small.embeddings)
+    assert "3.5 large" in refusal(open_lora, tmp_path, small.lora, embeddings=small.embeddings)
 
 
 def test_a_missing_diffusers_is_named(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UserError, match=r"^TSD-SR needs diffusers, which cannot be imported here \(.*\): install"):
-        load_sd3(small.checkpoint, small.lora, embeddings=small.embeddings)
+    with pytest.raises(
+        UserError, match=r"^A LoRA on a Stable Diffusion needs diffusers, which cannot be imported \(.*\): install"
+    ):
+        open_lora(small.checkpoint, small.lora, embeddings=small.embeddings)
 
 
 def test_bases_that_are_none_are_refused(small, tmp_path):
     options = {"embeddings": small.embeddings}
-    assert "lacks transformer/config.json" in refusal(load_sd3, tmp_path, small.lora, **options)
-    assert "holds no Stable Diffusion 3 transformer" in refusal(
-        load_sd3, small.lora / "vae.safetensors", small.lora, **options
+    assert "lacks transformer/config.json" in refusal(open_lora, tmp_path, small.lora, **options)
+    assert "does not hold a Stable Diffusion 3 transformer" in refusal(
+        open_lora, small.lora / "vae.safetensors", small.lora, **options
     )
     tensors = load_file(small.checkpoint)
     save_file({k: t for k, t in tensors.items() if k.startswith("model.")}, tmp_path / "unet.safetensors")
-    assert "without its VAE" in refusal(load_sd3, tmp_path / "unet.safetensors", small.lora, **options)
+    assert "without its VAE" in refusal(open_lora, tmp_path / "unet.safetensors", small.lora, **options)
     tensors.pop("model.diffusion_model.final_layer.linear.weight")
     save_file(tensors, tmp_path / "cut.safetensors")
-    assert "no complete Stable Diffusion 3 checkpoint" in refusal(
-        load_sd3, tmp_path / "cut.safetensors", small.lora, **options
+    assert "not a complete Stable Diffusion 3 checkpoint" in refusal(
+        open_lora, tmp_path / "cut.safetensors", small.lora, **options
     )
 
 
@@ -380,7 +403,7 @@ def test_embeddings_are_read_from_every_form(small, tmp_path):
         (torch.zeros(1, 333, 4096), torch.zeros(1, 768), "(1, 768)"),
         (torch.zeros(333, 4096), torch.zeros(1, 2048), "(333, 4096)"),
         (torch.full((1, 3, 4096), torch.nan), torch.zeros(1, 2048), "not finite"),
-        ({"a": torch.zeros(1)}, torch.zeros(1, 2048), "holds no single tensor"),
+        ({"a": torch.zeros(1)}, torch.zeros(1, 2048), "does not hold a single tensor"),
     ],
 )
 def test_embeddings_that_are_none_are_refused(prompt, pooled, words, tmp_path):
@@ -390,7 +413,7 @@ def test_embeddings_that_are_none_are_refused(prompt, pooled, words, tmp_path):
 
 
 def test_a_single_file_base_needs_embeddings(small):
-    message = refusal(load_sd3, small.checkpoint, small.lora)
+    message = refusal(open_lora, small.checkpoint, small.lora)
     assert "sd3.safetensors is a single file" in message and "prompt_embeds.pt" in message
 
 
@@ -403,7 +426,7 @@ def test_text_encoders_are_not_touched_where_embeddings_are_given(small, monkeyp
     monkeypatch.setattr(transformers.CLIPTextModelWithProjection, "from_pretrained", never)
     opened(small)
     with pytest.raises(AssertionError):
-        load_sd3(small.folder, small.lora)
+        open_lora(small.folder, small.lora)
 
 
 def test_a_prompt_is_encoded_as_diffusers_does(small, tmp_path):
@@ -415,11 +438,12 @@ def test_a_prompt_is_encoded_as_diffusers_does(small, tmp_path):
 
     pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     prompt, _, pooled, _ = pipeline.encode_prompt("a cat", "a cat", "a cat", do_classifier_free_guidance=False)
-    encoded = encode_prompt(folder, "a cat", device=torch.device("cpu"), dtype=torch.float32)
+    encode = open_text_encoders(folder, device=torch.device("cpu"), dtype=torch.float32)
+    encoded = encode("a cat")
     assert torch.allclose(encoded.prompt, prompt, atol=1e-5) and torch.allclose(encoded.pooled, pooled, atol=1e-5)
     assert encoded.prompt.shape == (1, 333, 4096) and not encoded.prompt[:, 77:].any()
-    own = load_sd3(folder, small.lora, prompt="a cat", dtype=torch.float32).model.denoiser
+    own = open_lora(folder, small.lora, prompt="a cat", dtype=torch.float32).model.conditioner.condition
     assert torch.allclose(own.prompt, prompt, atol=1e-5)
-    published = load_sd3(folder, small.lora, dtype=torch.float32).model.denoiser
-    expected = encode_prompt(folder, TSD_SR.prompt, device=torch.device("cpu"), dtype=torch.float32)
+    published = open_lora(folder, small.lora, dtype=torch.float32).model.conditioner.condition
+    expected = encode(TSD_SR.prompt)
     assert torch.equal(published.prompt, expected.prompt) and not torch.equal(published.prompt, own.prompt)

@@ -12,7 +12,8 @@ from onestep_sr.sr_models.checkpoints.weights_file import fill, read_weights
 from onestep_sr.sr_models.core.schedule import ResShiftSchedule
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families import bundled
-from onestep_sr.sr_models.families.loading import identify, load
+from onestep_sr.sr_models.families.catalogue import describe
+from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
 from safetensors.torch import save_file
 
@@ -64,7 +65,7 @@ def test_an_own_file_comes_back_as_it_was_saved(own_file):
     assert recipe.step.evaluations == 1
     assert (recipe.name, recipe.scale, recipe.tile, recipe.multiple) == ("mine", 4, 32, 8)
     assert (loaded.model.codec.factor, loaded.model.codec.latent_channels) == (4, 48)
-    assert identify(own_file) == "One-Step SR model, x4, 1 evaluation(s)"
+    assert describe(own_file) == "One-Step SR model, x4, 1 evaluation(s)"
 
 
 def test_a_loaded_own_network_computes_what_the_saved_one_does(own_file):

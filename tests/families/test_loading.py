@@ -14,10 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onestep_sr.sr_models.checkpoints.header import header_of
 from onestep_sr.sr_models.checkpoints.weights_file import mismatches, read_weights
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families import resshift
-from onestep_sr.sr_models.families.loading import identify, load
+from onestep_sr.sr_models.families.catalogue import describe
+from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
 from safetensors.torch import save_file
@@ -121,7 +123,7 @@ def test_wrappers_and_prefixes_are_dropped(tmp_path, unet_weights, wrapper, pref
     torch.save(table if wrapper is None else {wrapper: table, "epoch": 3}, path)
     file = read_weights(path)
     assert file.tensors.keys() == unet_weights.keys()
-    assert resshift.is_network(file)
+    assert not resshift.NETWORK.missing(header_of(file))
     assert mismatches(file, on_meta(SwinUNet)) == []
 
 
@@ -145,7 +147,7 @@ def test_the_published_name_tells_the_recipe(name, recipe):
 def test_the_recipe_follows_the_file_name_and_a_choice_overrides_it(published, tmp_path):
     renamed = tmp_path / "resshift_realsrx4_s4_v3.pth"
     renamed.symlink_to(published / "TAD-SR.pth")
-    assert identify(renamed) == "ResShift, 4 steps, x4"
+    assert describe(renamed) == "ResShift, 4 steps, x4"
     beside = {"autoencoder": published / "autoencoder_vq_f4.pth", "dtype": torch.float16}
     chosen = load(renamed, recipe="resshift", **beside).model.recipe
     assert (chosen.name, chosen.step.evaluations) == ("resshift", 15)
@@ -154,7 +156,10 @@ def test_the_recipe_follows_the_file_name_and_a_choice_overrides_it(published, t
 def test_an_unknown_recipe_is_refused_with_the_known_ones(published):
     with pytest.raises(UserError) as caught:
         load(published / "TAD-SR.pth", recipe="magic")
-    expected = "Recipe 'magic' is unknown: choose one of tad-sr, sinsr, resshift, resshift-s4."
+    expected = (
+        "Recipe 'magic' is unknown for TAD-SR, SinSR or ResShift x4: "
+        "choose one of tad-sr, sinsr, resshift, resshift-s4."
+    )
     assert str(caught.value) == expected
 
 
@@ -168,7 +173,7 @@ def test_a_published_file_without_its_autoencoder_says_where_it_belongs(tmp_path
 
 def test_model_and_autoencoder_the_wrong_way_round(published):
     model, autoencoder = published / "TAD-SR.pth", published / "autoencoder_vq_f4.pth"
-    assert "is an autoencoder" in refusal(autoencoder)
+    assert "is the VQ-f4 autoencoder, which cannot upscale by itself" in refusal(autoencoder)
     # The file that is wrong is the one named, not the model that came first.
     message = refusal(model, autoencoder=model, dtype=torch.float16)
     assert message == "TAD-SR.pth is not the VQ-f4 autoencoder: choose autoencoder_vq_f4.pth."
@@ -218,16 +223,24 @@ KL_VAE = {
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("shapes", [ESRGAN, KL_VAE, {"a": (1,)}], ids=["esrgan", "kl-vae", "other"])
-def test_checkpoints_of_other_families(tmp_path, shapes, suffix):
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        (ESRGAN, "an upscaler of another kind, such as ESRGAN: choose it in Load Upscale Model"),
+        (KL_VAE, "a VAE: choose it in Load VAE"),
+        ({"a": (1,)}, "not a model that this pack knows: choose a TAD-SR, SinSR or ResShift x4 file"),
+    ],
+    ids=["esrgan", "kl-vae", "other"],
+)
+def test_checkpoints_of_other_families(tmp_path, shapes, words, suffix):
     path = tmp_path / f"other{suffix}"
     weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
     if suffix == ".pth":
         torch.save({"params_ema": weights}, path)
     else:
         save_file(weights, path)
-    assert "no model that this pack knows" in refusal(path)
-    assert identify(path) == "no file that this pack can run"
+    assert f"{path.name} is {words}" in refusal(path)
+    assert describe(path) == refusal(path)
     with pytest.raises(UserError, match=f"{path.name} is not the VQ-f4 autoencoder: choose"):
         resshift.load_autoencoder(read_weights(path), torch.float16)
 
@@ -235,21 +248,21 @@ def test_checkpoints_of_other_families(tmp_path, shapes, suffix):
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
 def test_missing_empty_and_text_files(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"
-    assert "is not there" in refusal(path)
+    assert "does not exist" in refusal(path)
     path.touch()
     assert "is empty (0 bytes)" in refusal(path)
     path.write_text("<!DOCTYPE html><html>404: Not Found</html>\n" * 20)
     refusal(path)
     path.unlink()
     path.mkdir()
-    assert "is not there" in refusal(path)
+    assert "does not exist" in refusal(path)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"a": 1}, torch.zeros(2), {"state_dict": {"a": "b"}}])
 def test_torch_files_without_a_table_of_weights(tmp_path, content):
     path = tmp_path / "list.pth"
     torch.save(content, path)
-    assert "holds no table of weights" in refusal(path)
+    assert "does not hold a table of weights" in refusal(path)
 
 
 def test_a_host_that_refuses_a_file_without_an_error(tmp_path):
@@ -277,7 +290,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path, form):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
     assert "could run code" in refusal(path)
-    assert "could run code" in identify(path)
+    assert "could run code" in describe(path)
     assert not marker.exists()
     torch.load(path, weights_only=False) if form != "bare pickle" else pickle.loads(path.read_bytes())
     assert marker.exists()  # the attack is a real one

@@ -20,21 +20,22 @@ comfy.options.enable_args_parsing()
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
-from onestep_sr.nodes import host_sd, host_sd3, host_vae  # noqa: E402
+from onestep_sr.nodes import host_lora, host_sd, host_sd3, host_vae  # noqa: E402
 from onestep_sr.sr_models.checkpoints import prompt_embeddings  # noqa: E402
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
+from onestep_sr.sr_models.core.step import OneStep  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
-from onestep_sr.sr_models.families import one_step_lora  # noqa: E402
+from onestep_sr.sr_models.families.registry import read_lora  # noqa: E402
 
 
 def all_in_one(model, vae, conditioning, image, **options):
-    sr_model = host_sd3.open_model(model, vae, conditioning, "tsd-sr")
+    sr_model = host_lora.open_model(model, vae, conditioning, "tsd-sr").model
     bare = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0, color="none"))
     return upscale(bare, image, UpscaleOptions(1, **options))
 
 
 def denoiser(model):
-    return host_sd3.open_model(model, vae, conditioning, "tsd-sr").denoiser
+    return host_lora.open_model(model, vae, conditioning, "tsd-sr").model.denoiser
 
 
 def stock_parts(model, vae, conditioning, image, tile=64, overlap=8, batch=1, mask=None):
@@ -79,10 +80,10 @@ base_model, _, base_vae = comfy.sd.load_checkpoint_guess_config(
 )[:3]
 embeddings = prompt_embeddings.read_embeddings(files / "embeddings")
 conditioning = [[embeddings.prompt, {"pooled_output": embeddings.pooled}]]
-weights = one_step_lora.read(files / "tsdsr" / "transformer.safetensors")
+weights = read_lora(files / "tsdsr" / "transformer.safetensors")
 before = weights_of(base_model), weights_of(base_vae.patcher), base_vae.encode(image.movedim(1, -1))
-model, warning = host_sd3.apply_lora(base_model, weights, 1.0)
-vae = host_sd.apply_vae_lora(base_vae, weights, 1.0)
+model, warning = host_lora.apply_lora(base_model, weights, 1.0)
+vae = host_lora.apply_vae_lora(base_vae, weights, 1.0)
 
 results = {
     "whole": all_in_one(model, vae, conditioning, image),
@@ -103,9 +104,12 @@ results["model as it was"] = all(torch.equal(t, before[0][name]) for name, t in 
 results["VAE as it was"] = all(torch.equal(t, before[1][name]) for name, t in weights_of(base_vae.patcher).items())
 results["latent format as it was"] = type(base_model.model.latent_format).__name__
 
-results["half"] = all_in_one(host_sd3.apply_lora(base_model, weights, 0.5)[0], vae, conditioning, image)
-half, _ = host_sd3.apply_lora(base_model, weights, 0.5)
-twice, _ = host_sd3.apply_lora(half, weights, 0.5)
+at_250 = {"tsd-sr": replace(weights.family.recipe("tsd-sr"), step=OneStep(250.0, noised=True))}
+noised = replace(weights, family=replace(weights.family, recipes=at_250))
+results["noised at 250"] = all_in_one(host_lora.apply_lora(base_model, noised, 1.0)[0], vae, conditioning, image)
+results["half"] = all_in_one(host_lora.apply_lora(base_model, weights, 0.5)[0], vae, conditioning, image)
+half, _ = host_lora.apply_lora(base_model, weights, 0.5)
+twice, _ = host_lora.apply_lora(half, weights, 0.5)
 results["two halves"] = all_in_one(twice, vae, conditioning, image)
 
 wide = torch.rand(2, 72, 200, 3, generator=torch.Generator().manual_seed(5))
@@ -120,24 +124,24 @@ checkpoint = comfy.utils.load_torch_file(str(files / "sd3.safetensors"))
 transformer = {name: t for name, t in checkpoint.items() if name.startswith("model.diffusion_model.")}
 fp8 = comfy.sd.load_diffusion_model_state_dict(dict(transformer), model_options={"dtype": torch.float8_e4m3fn})
 results["fp8 weights"] = str(fp8.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1.weight.dtype)
-fp8 = host_sd3.apply_lora(fp8, weights, 1.0)[0]
+fp8 = host_lora.apply_lora(fp8, weights, 1.0)[0]
 results["fp8"] = all_in_one(fp8, vae, conditioning, image)
 exact = denoiser(fp8).in_float32()
 results["fp8 in float32"] = all_in_one(exact.model, vae, conditioning, image)
 results["precisions"] = [str(denoiser(m).dtype) for m in (model, fp8, exact.model)]
 
 sd35 = comfy.sd.load_diffusion_model(str(Path(sd35_files) / "sd3.safetensors"))
-patched, results["SD3.5 warning"] = host_sd3.apply_lora(sd35, weights, 1.0)
+patched, results["SD3.5 warning"] = host_lora.apply_lora(sd35, weights, 1.0)
 results["SD3.5"] = all_in_one(patched, vae, conditioning, image)
 
-trained = one_step_lora.read(Path(sd35_files) / "trained")
-patched, results["trained on SD3.5 warning"] = host_sd3.apply_lora(sd35, trained, 1.0)
-results["trained on SD3.5"] = all_in_one(patched, host_sd.apply_vae_lora(base_vae, trained, 1.0), conditioning, image)
+trained = read_lora(Path(sd35_files) / "trained")
+patched, results["trained on SD3.5 warning"] = host_lora.apply_lora(sd35, trained, 1.0)
+results["trained on SD3.5"] = all_in_one(patched, host_lora.apply_vae_lora(base_vae, trained, 1.0), conditioning, image)
 
 results["refusals"] = {
-    "SD1.5": sentence(host_sd3.apply_lora, small_sd15(), weights, 1.0),
-    "VAE of 4 channels": sentence(host_sd.require_vae, taesd(4), 16, weights.base),
-    "TAESD": sentence(host_sd.require_vae, taesd(16), 16, weights.base),
+    "SD1.5": sentence(host_lora.apply_lora, small_sd15(), weights, 1.0),
+    "VAE of 4 channels": sentence(host_sd.require_vae, taesd(4), 16, str(weights.base)),
+    "TAESD": sentence(host_sd.require_vae, taesd(16), 16, str(weights.base)),
     "seamless TAESD": sentence(host_vae.decode, taesd(4), torch.zeros(1, 4, 8, 8)),
     "sigmas": sentence(host_sd3._checked_start, torch.zeros(1, 16, 8, 8), torch.tensor([0.5, 0.0])),
     "latent": sentence(host_sd3._checked_start, torch.zeros(1, 4, 8, 8), torch.tensor([1.0, 0.0])),

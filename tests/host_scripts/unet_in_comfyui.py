@@ -1,19 +1,20 @@
 """Runs inside ComfyUI's own interpreter, from its folder: a one-step LoRA on a small U-Net, to floats.
 
-python unet_in_comfyui.py FOLDER_OF_ONESTEP_SR CASES.pt RESULTS.pt
+python unet_in_comfyui.py FOLDER_OF_ONESTEP_SR CASES.pt RESULTS.pt [FAMILY.py ...]
 
 A case by kind: `folder` (a diffusers one), `lora`, `config` (ComfyUI's of the U-Net), `kind`, `prompt`, `pooled`,
-`image`.
+`image`. Each FAMILY.py has a family to register by the name GLOW.
 """
 
 from __future__ import annotations
 
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-package, cases, result = sys.argv[1:]
+package, cases, result, *family_files = sys.argv[1:]
 sys.argv = [sys.argv[0], "--cpu"]
 sys.path[:0] = [".", package]
 
@@ -25,14 +26,21 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from comfy import model_base, supported_models  # noqa: E402
-from onestep_sr.nodes import host_sd, host_sd3, host_unet  # noqa: E402
+from onestep_sr.nodes import (  # noqa: E402
+    host_lora,
+    host_sd,
+)
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
-from onestep_sr.sr_models.families import one_step_lora  # noqa: E402
+from onestep_sr.sr_models.families.registry import FAMILIES, read_lora  # noqa: E402
+
+
+class SmallSD2(supported_models.SD20):
+    unet_extra_config: ClassVar = {}  # the real one's heads are wider than this U-Net
 
 
 class SmallSDXL(supported_models.SDXL):
-    unet_extra_config: ClassVar = {}  # the real one's heads are wider than this U-Net
+    unet_extra_config: ClassVar = {}
 
 
 def read(folder):
@@ -45,8 +53,10 @@ def opened(case):
     if case["kind"] == "SDXL":
         model = model_base.SDXL(SmallSDXL(config))
     else:
-        kinds = {"1.5": model_base.ModelType.EPS, "2.1": model_base.ModelType.V_PREDICTION}
-        model = model_base.BaseModel(supported_models.SD15(config), model_type=kinds[case["kind"]])
+        is_v = case["kind"] == "2.1"
+        model_type = model_base.ModelType.V_PREDICTION if is_v else model_base.ModelType.EPS
+        kind = supported_models.SD15 if case["kind"] == "1.5" else SmallSD2
+        model = model_base.BaseModel(kind(config), model_type=model_type)
     names, weights = comfy.utils.unet_to_diffusers(config), read(Path(case["folder"]) / "unet")
     found = model.diffusion_model.load_state_dict({names[name]: tensor for name, tensor in weights.items()})
     assert not found.missing_keys
@@ -65,22 +75,24 @@ def results_of(case):
     image, conditioning = case["image"], [[case["prompt"], {"pooled_output": case["pooled"]}]]
     base_model, base_vae = opened(case), comfy.sd.VAE(sd=read(Path(case["folder"]) / "vae"))
     before = {name: tensor.clone() for name, tensor in base_model.model.state_dict().items()}
-    weights = one_step_lora.read(Path(case["lora"]))
-    model, warning = host_unet.apply_lora(base_model, weights, 1.0)
-    vae = host_sd.apply_vae_lora(base_vae, weights, 1.0)
-    sr_model = host_unet.open_model(model, vae, conditioning, "tsd-sr")
+    weights = read_lora(Path(case["lora"]))
+    model, warning = host_lora.apply_lora(base_model, weights, 1.0)
+    vae = host_lora.apply_vae_lora(base_vae, weights, 1.0)
+    sr_model = host_lora.open_model(model, vae, conditioning, "tsd-sr").model
     sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0, color="none"))
-    other = replace(weights, unet={f"other.{module}": layer for module, layer in weights.unet.items()})
+    [adapter] = weights.network
+    elsewhere = {f"other.{module}": layer for module, layer in adapter.update.items()}
+    other = replace(weights, network=(replace(adapter, update=elsewhere),))
     carriers = (base_model, model, model.clone())
     results = {
         "whole": upscale(sr_model, image, UpscaleOptions(1)),
         "tiled": upscale(sr_model, image, UpscaleOptions(1, tile=64, overlap=16)),
         "warning": warning,
-        "carries": tuple(host_unet.carries_lora(each) for each in carriers),
-        "without it": sentence(host_sd3.open_model, base_model, vae, conditioning, "tsd-sr"),
-        "VAE of SD3": sentence(host_sd.require_vae, vae, 16, weights.base),
-        "another prompt": sentence(host_unet.open_model, model, vae, [[torch.zeros(1, 7, 4096), {}]], "tsd-sr"),
-        "another LoRA": sentence(host_unet.apply_lora, base_model, other, 1.0),
+        "carries": tuple(host_sd.carried_by(each) is not None for each in carriers),
+        "without it": sentence(host_lora.open_model, base_model, vae, conditioning, "tsd-sr"),
+        "VAE of SD3": sentence(host_sd.require_vae, vae, 16, str(weights.base)),
+        "another prompt": sentence(host_lora.open_model, model, vae, [[torch.zeros(1, 7, 4096), {}]], "tsd-sr"),
+        "another LoRA": sentence(host_lora.apply_lora, base_model, other, 1.0),
         "preview": tuple(sr_model.codec.preview(torch.zeros(1, 4, 8, 8)).shape),
     }
     comfy.model_management.unload_all_models()
@@ -88,5 +100,7 @@ def results_of(case):
     return results
 
 
+for file in family_files:
+    FAMILIES.register(runpy.run_path(file)["GLOW"])
 torch.set_grad_enabled(False)  # as the host runs its nodes
 torch.save({kind: results_of(case) for kind, case in torch.load(cases).items()}, result)

@@ -18,9 +18,10 @@ import torch
 from comfyui_host import HOW_TO_GET_ONE, Host, Prompt, events, installed_hosts, interpreter, start, stop
 from limits import HANGING_SECONDS
 from onestep_sr.sr_models.core.options import UpscaleOptions
+from onestep_sr.sr_models.core.step import OneStep
 from onestep_sr.sr_models.core.upscale import upscale
-from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
-from onestep_sr.sr_models.families import one_step_lora
+from onestep_sr.sr_models.diffusers_host.lora import open_lora
+from onestep_sr.sr_models.families.tsd_sr import SD35_WARNING
 from onestep_sr.sr_models.training.sd.bases import open_base
 from onestep_sr.sr_models.training.sd.shared_base import SharedBase
 from PIL import Image
@@ -70,13 +71,14 @@ def diffusers_results(small, sd35, image) -> dict[str, torch.Tensor]:
     """What the standalone backend gives, which tests/diffusers_host/test_sd3.py holds against peft."""
 
     def run(files, lora=small.lora, **options):
-        loaded = load_sd3(files.folder, lora, embeddings=small.embeddings, dtype=torch.float32).model
+        loaded = open_lora(files.folder, lora, embeddings=small.embeddings, dtype=torch.float32).model
         bare = replace(loaded, recipe=replace(loaded.recipe, shortest=0, color="none"))
         return upscale(bare, image, UpscaleOptions(1, **options))
 
-    return {"whole": run(small), "tiled": run(small, tile=64, overlap=16), "SD3.5": run(sd35)} | {
-        "trained on SD3.5": run(sd35, sd35.root / "trained")
-    }
+    results = {"whole": run(small), "tiled": run(small, tile=64, overlap=16), "SD3.5": run(sd35)}
+    results["trained on SD3.5"] = run(sd35, sd35.root / "trained")
+    with small_sd3.step_of_tsd_sr(OneStep(250.0, noised=True)):
+        return results | {"noised at 250": run(small)}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,7 @@ def comfyui_results(folder, small, sd35, image, tmp_path_factory) -> dict:
         ("batched parts", "tiled"),
         ("SD3.5", "SD3.5"),
         ("trained on SD3.5", "trained on SD3.5"),
+        ("noised at 250", "noised at 250"),
     ],
 )
 def test_comfyui_gives_what_diffusers_gives(name, expected, comfyui_results, diffusers_results):
@@ -151,17 +154,17 @@ def test_tiles_that_overflow_have_a_rescue_in_float32(comfyui_results):
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence(comfyui_results):
-    assert comfyui_results["warning"] == "" and comfyui_results["SD3.5 warning"] == one_step_lora.SD35_WARNING
-    assert comfyui_results["trained on SD3.5 warning"] == ""
+    assert comfyui_results["warning"] == () and comfyui_results["SD3.5 warning"] == (SD35_WARNING,)
+    assert comfyui_results["trained on SD3.5 warning"] == ()
     refusals = comfyui_results["refusals"] | {"unshifted": comfyui_results["unshifted"]}
     expected = {
-        "SD1.5": "but the connected MODEL is SD15",
+        "SD1.5": "but the connected MODEL is Stable Diffusion 1.5",
         "VAE of 4 channels": "a TAESD with 4 channels",
         "TAESD": "a TAESD with 16 channels",
         "seamless TAESD": "use ComfyUI's VAE Decode (Tiled) for it",
         "sigmas": "begin at 0.5",
         "latent": "got (1, 4, 8, 8)",
-        "unshifted": "has no TSD-SR LoRA of Stable Diffusion 3: connect it through Apply One-Step SR LoRA",
+        "unshifted": "carries no one-step LoRA for Stable Diffusion 3: connect it through Apply One-Step SR LoRA",
     }
     assert refusals.keys() == expected.keys()
     for name, words in expected.items():
@@ -244,7 +247,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_stock_parts_equal_the_core(host, small):
     [path] = host.results(stock_parts())
-    model = load_sd3(small.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32).model
+    model = open_lora(small.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32).model
     model = replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
     photo = torch.tensor(pixels(host.base / "input" / "small.png")).movedim(-1, 0)[None] / 255
     expected = (upscale(model, photo, UpscaleOptions(1))[0].movedim(0, -1) * 255).numpy()
@@ -330,7 +333,7 @@ def test_the_warning_for_sd35_is_shown_on_the_node(host):
         elif isinstance(event, dict) and event["type"] in ("execution_success", "execution_error"):
             break
     assert host.wait(prompt_id)["status"]["status_str"] == "success"
-    assert texts == [f"2{one_step_lora.SD35_WARNING}"]
+    assert texts == [f"2{SD35_WARNING}"]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from comfyui_host import HOW_TO_GET_ONE, installed_hosts, interpreter
 from limits import HANGING_SECONDS
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
-from onestep_sr.sr_models.diffusers_host.unet import load_unet
+from onestep_sr.sr_models.diffusers_host.lora import open_lora
 from onestep_sr.sr_models.diffusers_host.unet_prompts import open_text_encoders
-from onestep_sr.sr_models.families.one_step_lora import TSD_SR
+from onestep_sr.sr_models.families.tsd_sr import TSD_SR
 from onestep_sr.sr_models.training.sd.bases import open_base
 from onestep_sr.sr_models.training.sd.shared_base import SharedBase
 from places import HOST_SCRIPTS, ROOT
@@ -51,7 +51,7 @@ def case(root: Path, kind: str) -> dict:
     shaken(SharedBase(open_base(base, torch.float32), RANKS)).save(root / "lora")
     condition = open_text_encoders(base, device=torch.device("cpu"), dtype=torch.float32)(TSD_SR.prompt)
     image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    loaded = load_unet(base, root / "lora", dtype=torch.float32).model
+    loaded = open_lora(base, root / "lora", dtype=torch.float32).model
     bare = replace(loaded, recipe=replace(loaded.recipe, shortest=0, color="none"))
     asked = {"whole": UpscaleOptions(1), "tiled": UpscaleOptions(1, tile=64, overlap=16)}
     expected = {name: upscale(bare, image, options) for name, options in asked.items()}

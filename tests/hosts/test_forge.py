@@ -17,7 +17,7 @@ import torch
 from forge_host import HOW_TO_GET_ONE, installed_host, run_in_forge
 from onestep_sr.sr_models.core.devices import default_dtype
 from onestep_sr.sr_models.core.options import UpscaleOptions
-from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
+from onestep_sr.sr_models.diffusers_host.lora import open_lora
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files.picture import from_pillow, to_pillow
@@ -183,7 +183,7 @@ def test_interrupt_ends_a_run_within_a_tile_and_saves_nothing(results):
 @pytest.mark.host
 def test_tsd_sr_runs_on_a_checkpoint_of_the_host(results, data):
     models = data / "models"
-    loaded = load_sd3(
+    loaded = open_lora(
         data / "checkpoints" / "sd3.safetensors",
         models / "Lora" / "tsdsr",
         embeddings=models / "OneStepSR" / "default",
@@ -203,7 +203,7 @@ def test_tsd_sr_runs_on_a_checkpoint_of_the_host(results, data):
         ("scale", "Scale 11 is out of range"),
         ("overlap", "Overlap 100 does not fit a tile of 128"),
         ("small", "The picture is 5 x 9 px"),
-        ("gone", "One-Step SR: gone is not there any more"),
+        ("gone", "One-Step SR: gone no longer exists"),
         ("empty", "empty.pth is empty"),
         ("no checkpoint", "TSD-SR: tsdsr works on Stable Diffusion 3"),
         ("wrong checkpoint", "other.safetensors holds no Stable Diffusion 3 transformer"),

@@ -44,7 +44,7 @@ Call = Callable[[Any, Tensor, Tensor, Condition], Tensor]
 
 
 @dataclass(frozen=True)
-class Family:
+class TrainableBase:
     """The properties of a Stable Diffusion architecture.
 
     Attributes:
@@ -98,7 +98,7 @@ def _call_unet(network: Any, z_t: Tensor, timesteps: Tensor, condition: Conditio
 
 
 _CONTEXT = ["add_q_proj", "add_k_proj", "add_v_proj"]
-TRANSFORMER = Family(
+TRANSFORMER = TrainableBase(
     folder="transformer",
     prefix="transformer.",
     vae_prefix="transformer.",
@@ -109,7 +109,7 @@ TRANSFORMER = Family(
     taps=_transformer_taps,
     feature=_transformer_feature,
 )
-UNET = Family(
+UNET = TrainableBase(
     folder="unet",
     prefix="unet.",
     vae_prefix="vae.",
@@ -130,7 +130,7 @@ UNET = Family(
 class Base:
     """An opened base: its network and VAE (both diffusers', frozen, on the CPU) and its noise process."""
 
-    family: Family
+    family: TrainableBase
     network: nn.Module
     vae: Any
     process: Process

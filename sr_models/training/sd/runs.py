@@ -14,7 +14,7 @@ from ...checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
 from ...diffusers_host import sd3_prompts, unet_prompts
 from ...diffusers_host.unet_files import needs_float32
 from ...errors import UserError
-from ...families.one_step_lora import TSD_PROMPT
+from ...families.tsd_sr import TSD_PROMPT
 from ...measures.lpips import Lpips
 from ..loop import TrainConfig, train
 from . import prepare as preparing

@@ -14,9 +14,9 @@ from ...checkpoints import low_rank
 from ...checkpoints.low_rank import Update
 from ...checkpoints.weights_file import read_weights
 from ...core.process import Process
-from ...families import one_step_lora
+from ...families.lora_files import VAE_FILE
 from ..checkpoint import fingerprint
-from .bases import VAE_MODULES, Base, Condition, Family
+from .bases import VAE_MODULES, Base, Condition, TrainableBase
 from .lora import active, adapter_parameters, add_adapter, checkpointed, load_adapter, save_adapter
 
 STUDENT, AUXILIARY, TEACHER = "student", "auxiliary", "teacher"
@@ -66,7 +66,7 @@ class SharedBase(nn.Module):
             return
         for network, file, prefix, modules in (
             (self.network, network_file(family), family.prefix, family.student),
-            (self.vae, one_step_lora.VAE_FILE, family.vae_prefix, VAE_MODULES),
+            (self.vae, VAE_FILE, family.vae_prefix, VAE_MODULES),
         ):
             load_adapter(network, STUDENT, read_update(start / file, prefix), modules, file)
 
@@ -148,10 +148,10 @@ class SharedBase(nn.Module):
         """Write the student as two LoRA files; for Stable Diffusion 3, in the published format."""
         folder.mkdir(parents=True, exist_ok=True)
         save_adapter(folder / network_file(self.family), self.network, STUDENT, self.family.prefix)
-        save_adapter(folder / one_step_lora.VAE_FILE, self.vae, STUDENT, self.family.vae_prefix)
+        save_adapter(folder / VAE_FILE, self.vae, STUDENT, self.family.vae_prefix)
 
 
-def network_file(family: Family) -> str:
+def network_file(family: TrainableBase) -> str:
     return f"{family.folder}.safetensors"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_sd3
 import torch
-from onestep_sr.sr_models.families import one_step_lora
+from onestep_sr.sr_models.families.registry import read_lora
 from onestep_sr.sr_models.training.draws import Draws
 from onestep_sr.sr_models.training.sd import prepare, shards, tad_objective
 from onestep_sr.sr_models.training.sd import runs as sd_runs
@@ -112,6 +112,6 @@ def test_a_tad_run_on_targets_goes_through(small, tmp_path, auxiliary: int) -> N
     method = tad_objective.TADConfig(1e-3, 1e-3)
     run = SDRun(small.folder, tmp_path / "out", Ranks(4, 4, auxiliary))
     result = sd_runs.train_tad(run_config(tmp_path / "run", steps=2), run, method)
-    assert one_step_lora.read(result).transformer
+    assert read_lora(result).network[0].update
     for name in ("regression", "score", "adversarial", "discriminator", *["auxiliary"][: auxiliary > 0]):
         assert all(np.isfinite(value) for value in scalars(result, name).values())

@@ -18,11 +18,12 @@ from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from onestep_sr.sr_models.checkpoints.low_rank import LowRank
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
-from onestep_sr.sr_models.diffusers_host.sd3 import load_sd3
-from onestep_sr.sr_models.diffusers_host.unet import load_unet
+from onestep_sr.sr_models.diffusers_host.lora import open_lora
 from onestep_sr.sr_models.diffusers_host.unet_prompts import open_text_encoders
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.families import one_step_lora
+from onestep_sr.sr_models.families import lora_files, tsd_sr
+from onestep_sr.sr_models.families.convert import convert
+from onestep_sr.sr_models.families.registry import read_lora
 from onestep_sr.sr_models.measures import lpips as features
 from onestep_sr.sr_models.training import loop
 from onestep_sr.sr_models.training.draws import Draws
@@ -272,7 +273,7 @@ def test_a_resumed_run_gives_the_same_result(small, data, trained, tmp_path, mon
         {"ranks": Ranks(8, 8, 8)},
         {"fp8": True},
         {"start": small.lora},
-        {"teacher": small.lora / one_step_lora.TRANSFORMER_FILE},
+        {"teacher": small.lora / tsd_sr.FAMILY.files[0]},
     )
     for changed in changes:
         with pytest.raises(UserError, match="other settings"):
@@ -280,9 +281,9 @@ def test_a_resumed_run_gives_the_same_result(small, data, trained, tmp_path, mon
 
 
 def test_the_files_are_the_published_kind(small, trained) -> None:
-    weights, published = one_step_lora.read(trained), one_step_lora.read(small.lora)
-    for part in ("transformer", "vae"):
-        ours, theirs = getattr(weights, part), getattr(published, part)
+    weights, published = read_lora(trained), read_lora(small.lora)
+    for part in ("network", "vae"):
+        [ours], [theirs] = ([adapter.update for adapter in getattr(lora, part)] for lora in (weights, published))
         assert ours.keys() == theirs.keys()
         assert all(ours[m].down.shape == theirs[m].down.shape and ours[m].alpha is None for m in ours)
         assert any(layer.up.any() for layer in ours.values())
@@ -293,7 +294,7 @@ def test_the_result_is_what_was_validated(small, data, trained) -> None:
     default, null = shards.read_prompts(data)
     made = TSDObjective(shared(small, start=trained), default, null, TSDConfig())
     lr = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(2))
-    model = load_sd3(small.folder, trained, embeddings=small.embeddings, dtype=torch.float32).model
+    model = open_lora(small.folder, trained, embeddings=small.embeddings, dtype=torch.float32).model
     bare = replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
     found = upscale(bare, lr, UpscaleOptions(4))
     assert (found - made.restore(lr, 0)).abs().max() < 2e-3
@@ -305,13 +306,13 @@ def test_sd35_medium_gets_a_lora_of_its_own(small, data, tmp_path) -> None:
     files = small_sd3.write_sd35(tmp_path / "sd35", small.folder / "vae")
     base = shaken(SharedBase(open_base(files.folder, torch.float32), RANKS))
     base.save(tmp_path / "lora")
-    loaded = load_sd3(files.folder, tmp_path / "lora", embeddings=small.embeddings, dtype=torch.float32)
-    assert loaded.warning == ""
+    loaded = open_lora(files.folder, tmp_path / "lora", embeddings=small.embeddings, dtype=torch.float32)
+    assert loaded.warnings == ()
     bare = replace(loaded.model, recipe=replace(loaded.model.recipe, shortest=0, color="none"))
     lr = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(2))
     assert (upscale(bare, lr, UpscaleOptions(4)) - objective(base, data).restore(lr, 0)).abs().max() < 2e-3
-    with pytest.raises(UserError, match=r"LoRA for Stable Diffusion 3\.5 medium, .*: connect Stable Diffusion 3\.5"):
-        load_sd3(small.folder, tmp_path / "lora", embeddings=small.embeddings)
+    with pytest.raises(UserError, match=r"LoRA for Stable Diffusion 3\.5 medium, .*: use Stable Diffusion 3\.5"):
+        open_lora(small.folder, tmp_path / "lora", embeddings=small.embeddings)
 
 
 def test_training_starts_from_published_files(small, data, tmp_path) -> None:
@@ -459,7 +460,7 @@ def test_a_u_net_trains_too(kind: str, tmp_path) -> None:
     assert (plain - expected).abs().max() > 1e-3 * expected.abs().max(), "training changed something"
 
     lr = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(2))
-    model = load_unet(base, tmp_path / "run", dtype=torch.float32).model
+    model = open_lora(base, tmp_path / "run", dtype=torch.float32).model
     bare = replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
     validated = TSDObjective(trained, condition, null, TSDConfig()).restore(lr, 0)
     assert (upscale(bare, lr, UpscaleOptions(4)) - validated).abs().max() < 2e-3
@@ -487,32 +488,40 @@ def test_code_in_a_bases_folder_is_not_run(tmp_path) -> None:
 def test_a_vae_that_overflows_in_half_precision_runs_in_float32(tmp_path) -> None:
     base = small_unet.write(tmp_path / "base")
     shaken(SharedBase(open_base(base, torch.float32), RANKS)).save(tmp_path / "lora")
-    loaded = load_unet(base, tmp_path / "lora", dtype=torch.float16)
+    loaded = open_lora(base, tmp_path / "lora", dtype=torch.float16)
     assert [next(module.parameters()).dtype for module in loaded.modules] == [torch.float16, torch.float32]
 
 
 def test_bases_and_loras_of_two_kinds_are_told_apart(small, tmp_path) -> None:
     base = small_unet.write(tmp_path / "base")
     shaken(SharedBase(open_base(base, torch.float32), RANKS)).save(tmp_path / "lora")
-    weights = one_step_lora.read(tmp_path / "lora")
-    assert "U-Net LoRA, rank 4; VAE encoder LoRA, rank 4" in one_step_lora.summary(weights)
-    one_step_lora.save(tmp_path / "one.safetensors", weights)
-    one = one_step_lora.read(tmp_path / "one.safetensors")
-    assert one.unet.keys() == weights.unet.keys() and one.vae.keys() == weights.vae.keys() and not one.transformer
-    with pytest.raises(UserError, match="is a LoRA for Stable Diffusion 3 medium, and"):
-        load_unet(base, small.lora)
-    with pytest.raises(UserError, match="is a LoRA for a Stable Diffusion with a U-Net"):
-        load_sd3(small.folder, tmp_path / "lora", embeddings=small.embeddings)
+    weights = read_lora(tmp_path / "lora")
+    summary = convert(tmp_path / "lora", tmp_path / "one.safetensors")
+    assert summary == "Self-trained (tsd-sr): U-Net LoRA, rank 4; VAE encoder LoRA, rank 4"
+    one = read_lora(tmp_path / "one.safetensors")
+    assert one.base == weights.base and one.base.network == "unet"
+    for ours, theirs in ((one.network, weights.network), (one.vae, weights.vae)):
+        assert [adapter.update.keys() for adapter in ours] == [adapter.update.keys() for adapter in theirs]
+    with pytest.raises(
+        UserError,
+        match="is a TSD-SR LoRA for Stable Diffusion 3 medium, but the base is a Stable Diffusion with a U-Net",
+    ):
+        open_lora(base, small.lora)
+    with pytest.raises(
+        UserError,
+        match="is a self-trained LoRA for a Stable Diffusion with a U-Net, but the base is Stable Diffusion 3",
+    ):
+        open_lora(small.folder, tmp_path / "lora", embeddings=small.embeddings)
     for name in ("transformer.safetensors", "unet.safetensors"):
         (tmp_path / "both").mkdir(exist_ok=True)
         (tmp_path / "both" / name).touch()
     with pytest.raises(UserError, match="two kinds of base"):
-        one_step_lora.read(tmp_path / "both")
+        read_lora(tmp_path / "both")
     with pytest.raises(UserError, match=r"lacks transformer\.safetensors"):
-        one_step_lora.read(base)
+        read_lora(base)
     other = small_unet.write(tmp_path / "other", "SDXL")
-    with pytest.raises(UserError, match="connect a Stable Diffusion with a U-Net"):
-        load_unet(other, tmp_path / "lora")
+    with pytest.raises(UserError, match="use a Stable Diffusion with a U-Net"):
+        open_lora(other, tmp_path / "lora")
 
 
 @pytest.mark.parametrize(
@@ -520,8 +529,8 @@ def test_bases_and_loras_of_two_kinds_are_told_apart(small, tmp_path) -> None:
 )
 def test_a_u_nets_lora_names_its_base(width: int, name: str) -> None:
     layer = LowRank(torch.zeros(4, width), torch.zeros(64, 4))
-    weights = one_step_lora.TSDWeights("mine", "tsd-sr", unet={"down_blocks.0.attentions.0.attn2.to_k": layer})
-    assert weights.base == name
+    update = {"down_blocks.0.attentions.0.attn2.to_k": layer}
+    assert str(lora_files.base_of(update, lora_files.UNET)) == name
 
 
 def test_sdxl_is_told_the_pictures_size() -> None:

@@ -1,0 +1,135 @@
+"""What a file must hold, as data: conditions on a header, which can also say why a file is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from .header import FileKind, Header
+from .weights_file import shortened
+
+
+class Condition(Protocol):
+    def missing(self, header: Header) -> str:
+        """Empty where the file fits, else why not: a phrase that follows the file's name, "lacks conv_in.weight"."""
+        ...
+
+    def share(self, header: Header) -> float:
+        """How much of what is wanted the file holds, 0 to 1, to find what a refused file comes nearest to."""
+        ...
+
+
+class Has:
+    """Every one of some tensors."""
+
+    def __init__(self, *names: str):
+        self.names = names
+
+    def missing(self, header: Header) -> str:
+        absent = [name for name in self.names if name not in header.shapes]
+        return f"lacks {shortened(absent)}" if absent else ""
+
+    def share(self, header: Header) -> float:
+        return sum(name in header.shapes for name in self.names) / len(self.names)
+
+
+class _Simple:
+    """Fits or not: a test, and the phrase for a file that does not pass it."""
+
+    def __init__(self, fits: Callable[[Header], bool], phrase: str):
+        self.fits, self.phrase = fits, phrase
+
+    def missing(self, header: Header) -> str:
+        return "" if self.fits(header) else self.phrase
+
+    def share(self, header: Header) -> float:
+        return float(self.fits(header))
+
+
+class HasPrefix(_Simple):
+    """Some tensor whose name begins so."""
+
+    def __init__(self, prefix: str):
+        super().__init__(lambda header: any(n.startswith(prefix) for n in header.shapes), f"lacks {prefix}*")
+
+
+class HasSuffix(_Simple):
+    """Some tensor whose name ends so."""
+
+    def __init__(self, suffix: str):
+        super().__init__(lambda header: any(n.endswith(suffix) for n in header.shapes), f"lacks *{suffix}")
+
+
+class Metadata(_Simple):
+    """An entry of the metadata, whatever its value."""
+
+    def __init__(self, key: str):
+        super().__init__(lambda header: key in header.metadata, f"lacks the description {key!r}")
+
+
+class Kind(_Simple):
+    """A file format."""
+
+    def __init__(self, kind: FileKind):
+        super().__init__(lambda header: header.kind == kind, f"is not a {kind} file")
+
+
+class Shape:
+    """A tensor of a shape, with None for a side of any length."""
+
+    def __init__(self, name: str, *sides: int | None):
+        self.name, self.sides = name, sides
+
+    def missing(self, header: Header) -> str:
+        found = header.shapes.get(self.name)
+        if found is None:
+            return f"lacks {self.name}"
+        if len(found) == len(self.sides) and all(s in (None, f) for s, f in zip(self.sides, found, strict=True)):
+            return ""
+        wanted = ", ".join("any" if side is None else str(side) for side in self.sides)
+        return f"has {self.name} of shape {found} instead of ({wanted})"
+
+    def share(self, header: Header) -> float:
+        return (self.name in header.shapes) / 2 + (not self.missing(header)) / 2
+
+
+class All:
+    """Every one of some conditions."""
+
+    def __init__(self, *conditions: Condition):
+        self.conditions = conditions
+
+    def missing(self, header: Header) -> str:
+        phrases = [condition.missing(header) for condition in self.conditions]
+        return " and ".join(filter(None, phrases))
+
+    def share(self, header: Header) -> float:
+        return sum(condition.share(header) for condition in self.conditions) / len(self.conditions)
+
+
+class AnyOf:
+    """At least one of some conditions; a refusal names what the nearest one misses."""
+
+    def __init__(self, *conditions: Condition):
+        self.conditions = conditions
+
+    def missing(self, header: Header) -> str:
+        if not all(condition.missing(header) for condition in self.conditions):
+            return ""
+        return max(self.conditions, key=lambda condition: condition.share(header)).missing(header)
+
+    def share(self, header: Header) -> float:
+        return max(condition.share(header) for condition in self.conditions)
+
+
+class Not:
+    """The opposite of a condition. `phrase` says what a refused file is or has; an absence is no resemblance."""
+
+    def __init__(self, condition: Condition, phrase: str):
+        self.condition, self.phrase = condition, phrase
+
+    def missing(self, header: Header) -> str:
+        return self.phrase if not self.condition.missing(header) else ""
+
+    def share(self, header: Header) -> float:
+        return 0.0

@@ -1,0 +1,49 @@
+"""The Stable Diffusions that LoRAs are made for, and telling one from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..core.process import Prediction
+
+NetworkKind = Literal["transformer", "unet"]  # the folder's name in a diffusers folder
+
+
+@dataclass(frozen=True)
+class BaseKind:
+    """A Stable Diffusion by its name; `prediction` None where a LoRA takes any, or where it follows from the name."""
+
+    title: str
+    network: NetworkKind
+    prediction: Prediction | None = None
+
+    def __str__(self) -> str:
+        return f"{self.title} that predicts {self.prediction}" if self.prediction else self.title
+
+    def suits(self, found: BaseKind) -> bool:
+        """Whether something found may be what is wanted here. Networks of unknown widths are left to their shapes."""
+        other = self.title != found.title and OTHER_UNET.title not in (self.title, found.title)
+        predictions = {self.prediction, found.prediction} - {None}
+        return self.network == found.network and not other and len(predictions) < 2
+
+
+SD3_MEDIUM = BaseKind("Stable Diffusion 3 medium", "transformer")
+SD35_MEDIUM = BaseKind("Stable Diffusion 3.5 medium", "transformer")
+SD35_LARGE = BaseKind("Stable Diffusion 3.5 large", "transformer")
+SD15 = BaseKind("Stable Diffusion 1.5", "unet")
+SD21 = BaseKind("Stable Diffusion 2.1", "unet")
+SDXL = BaseKind("SDXL", "unet")
+OTHER_UNET = BaseKind("a Stable Diffusion with a U-Net", "unet")
+BY_PROMPT_WIDTH = {768: SD15, 1024: SD21, 2048: SDXL}
+
+
+def sd3_kind(*, normalized: bool, dual: bool) -> BaseKind:
+    """By what SD3's versions differ in: 3.5 normalizes queries and keys, its medium also has a second attention."""
+    if not normalized:
+        return SD3_MEDIUM
+    return SD35_MEDIUM if dual else SD35_LARGE
+
+
+def unet_kind(prompt_width: int, prediction: Prediction | None = None) -> BaseKind:
+    return replace(BY_PROMPT_WIDTH.get(prompt_width, OTHER_UNET), prediction=prediction)

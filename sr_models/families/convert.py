@@ -1,0 +1,33 @@
+"""Two LoRA files and the encoded prompt, put into one file to share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..checkpoints.header import read_header
+from ..checkpoints.prompt_embeddings import read_embeddings
+from ..errors import UserError
+from . import lora_files
+from .registry import FAMILIES, read_lora
+
+
+def convert(lora: Path, output: Path, embeddings: Path | None = None) -> str:
+    """Write the single file; returns what it holds, in a few words.
+
+    Raises UserError for LoRAs of other methods, as `read_lora` does, and for an output that cannot be written.
+    """
+    if output.suffix != ".safetensors":
+        raise UserError(f"{output} has to end in .safetensors: choose another name.")
+    if not output.parent.is_dir():
+        raise UserError(f"{output.parent} is not a folder: create it first.")
+    read = read_lora(lora)
+    if read.recipe not in (lora_files.DEFAULT, lora_files.MSE):
+        raise UserError(f"{read.sentence}, which has no such form: use its own file.")
+    if embeddings is not None and read.base.network == "unet":
+        raise UserError(f"{read.base} encodes the prompt with its own CLIP: leave --embeddings out.")
+    if embeddings is not None:
+        read = replace(read, embeddings=read_embeddings(embeddings))
+    lora_files.save(output, read)
+    header = read_header(output)
+    return FAMILIES.identify(header).summary(header)

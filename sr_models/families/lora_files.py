@@ -1,0 +1,183 @@
+"""The files of TSD-SR and of what is trained here: two LoRA files, or one that holds both.
+
+Names are diffusers' module names after a prefix. The single file is our own form: it carries the prefixes of both,
+the encoded prompt if there is one, and metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from ..checkpoints import low_rank, prompt_embeddings
+from ..checkpoints.conditions import All, AnyOf, Has, HasPrefix, Metadata, Not
+from ..checkpoints.header import Header, header_of
+from ..checkpoints.low_rank import Adapter, Update
+from ..checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE, PromptEmbeddings
+from ..checkpoints.weights_file import read_weights
+from ..errors import UserError
+from ..files.whole import write_whole
+from .bases import SD3_MEDIUM, SD35_MEDIUM, BaseKind, NetworkKind, unet_kind
+from .family import LoraFamily, OneStepLora
+
+VAE_FILE = "vae.safetensors"
+OWN_VAE_PREFIX = "vae."
+ENCODER_ENTRANCE = "encoder.conv_in"
+METADATA_KEY = "onestep_sr_lora"
+MSE_MARK = "mse"  # the published folder of TSD-SR's set for evaluation is `tsdsr-mse`
+DEFAULT, MSE = "tsd-sr", "tsd-sr-mse"  # recipes, as users and our own files name them
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of set names things. `entrance` is the network's first module: other LoRAs share the prefixes, but
+    none of them changes the way into the networks."""
+
+    network: NetworkKind
+    vae_prefix: str
+    entrance: str
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.network}."
+
+    @property
+    def files(self) -> tuple[str, str]:
+        return f"{self.network}.safetensors", VAE_FILE
+
+    @property
+    def condition(self) -> AnyOf:
+        network, vae = (
+            Has(module + low_rank.DOWN) for module in (self.prefix + self.entrance, self.vae_prefix + ENCODER_ENTRANCE)
+        )
+        own = Metadata(METADATA_KEY)  # whose VAE's prefix is the same for every base
+        return AnyOf(network, All(vae, Not(own, "is a single file of another base")), All(own, HasPrefix(self.prefix)))
+
+
+TRANSFORMER = Layout("transformer", "transformer.", "pos_embed.proj")
+UNET = Layout("unet", OWN_VAE_PREFIX, "conv_in")
+LAYOUTS = {layout.network: layout for layout in (TRANSFORMER, UNET)}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one file holds: a LoRA for the network, for the VAE's encoder, or both."""
+
+    name: str
+    recipe: str
+    network: Update = field(default_factory=dict)
+    vae: Update = field(default_factory=dict)
+    embeddings: PromptEmbeddings | None = None
+
+
+def read(family: LoraFamily, path: Path, partner: Path | None, layout: Layout) -> OneStepLora:
+    """A set from one of its files; the other one is `partner`, or lies beside the first under its published name.
+
+    The encoded prompt is taken from beside the files, too. Raises UserError for files that are missing or broken, and
+    for two files of one kind.
+    """
+    part = _read_part(path, layout, family)
+    if partner is None and not (part.network and part.vae):
+        partner = path.with_name(layout.files[1] if part.network else layout.files[0])
+        if not partner.is_file():
+            raise UserError(
+                f"{part.name} is one part of a {family.title} LoRA, and {partner} does not exist: copy it there, or "
+                "choose it."
+            )
+    if partner is not None:
+        part = _joined(part, _read_part(partner, layout, family), layout)
+    if part.embeddings is None and all(path.with_name(name).is_file() for name in (PROMPT_FILE, POOLED_FILE)):
+        part = replace(part, embeddings=prompt_embeddings.read_embeddings(path.parent))
+    network, vae = (Adapter(kind, update) for kind, update in ((layout.network, part.network), ("vae", part.vae)))
+    base = base_of(part.network, layout)
+    return OneStepLora(family, part.name, base, part.recipe, (network,), (vae,), embeddings=part.embeddings)
+
+
+def base_of(network: Update, layout: Layout) -> BaseKind:
+    """What a LoRA was made for, from its modules and their widths."""
+    if layout is TRANSFORMER:  # SD3.5 medium alone has a second attention
+        return SD35_MEDIUM if any(".attn2." in module for module in network) else SD3_MEDIUM
+    widths = {layer.down.shape[1] for module, layer in network.items() if module.endswith("attn2.to_k")}
+    return unet_kind(min(widths, default=0))
+
+
+def _read_part(path: Path, layout: Layout, family: LoraFamily) -> _Part:
+    file = read_weights(path)
+    header = header_of(file)
+    missing = layout.condition.missing(header)
+    if missing:
+        raise UserError(
+            f"{file.name} is not a part of a {family.title} LoRA (it {missing}): choose {' or '.join(layout.files)}, "
+            "or a file from `onestep-sr convert`."
+        )
+    name, recipe = _name_and_recipe(header, layout)
+    if METADATA_KEY in file.metadata:
+        network, vae = (
+            low_rank.parse(low_rank.under(file.tensors, prefix), file.name)
+            for prefix in (layout.prefix, OWN_VAE_PREFIX)
+        )
+        embeddings = prompt_embeddings.from_file(file) if prompt_embeddings.has_embeddings(file) else None
+        return _Part(name, recipe, network, vae, embeddings)
+    is_network = any(key.startswith(layout.prefix + layout.entrance) for key in file.tensors)
+    update = low_rank.parse(low_rank.under(file.tensors, layout.prefix if is_network else layout.vae_prefix), name)
+    return _Part(name, recipe, network=update) if is_network else _Part(name, recipe, vae=update)
+
+
+def _name_and_recipe(header: Header, layout: Layout) -> tuple[str, str]:
+    """Published files are called alike in every set, so that their folder says which set it is."""
+    if METADATA_KEY not in header.metadata:
+        name = f"{header.path.parent.name}/{header.name}" if header.name in layout.files else header.name
+        return name, MSE if MSE_MARK in name.lower() else DEFAULT
+    try:
+        return header.name, str(json.loads(header.metadata[METADATA_KEY])["method"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{header.name} has a broken description ({error}): download it again.") from error
+
+
+def _joined(first: _Part, second: _Part, layout: Layout) -> _Part:
+    if (first.network and second.network) or (first.vae and second.vae):
+        part = "VAE encoder" if first.vae else PART_TITLES[layout.network]
+        raise UserError(f"{first.name} and {second.name} are both for the {part}: choose one file of each kind.")
+    return replace(first, network=first.network or second.network, vae=first.vae or second.vae)
+
+
+# Our own single file
+
+
+def save(path: Path, lora: OneStepLora) -> None:
+    """Write both LoRAs and the encoded prompt into one file, whole or not at all."""
+    layout = LAYOUTS[lora.base.network]
+    tensors = {}
+    for prefix, adapters in ((layout.prefix, lora.network), (OWN_VAE_PREFIX, lora.vae)):
+        for adapter in adapters:
+            tensors |= low_rank.to_tensors(adapter.update, prefix)
+    if lora.embeddings is not None:
+        tensors |= prompt_embeddings.to_tensors(lora.embeddings)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    description = {"format": 1, "method": lora.recipe, "base": lora.base.title}
+    write_whole(path, partial(save_file, tensors, metadata={METADATA_KEY: json.dumps(description)}))
+
+
+# In words
+
+
+PART_TITLES = {"transformer": "transformer", "unet": "U-Net", "vae": "VAE encoder"}
+
+
+def summary(header: Header, title: str, layout: Layout) -> str:
+    """What a file holds, in a few words."""
+    ranks: dict[str, set[int]] = {layout.network: set(), "vae": set()}
+    for key in (key for key in header.shapes if key.endswith(low_rank.DOWN)):
+        is_vae = key.startswith((OWN_VAE_PREFIX, layout.vae_prefix + "encoder."))
+        ranks["vae" if is_vae else layout.network].add(header.shapes[key][0])
+    held = [f"{PART_TITLES[part]} LoRA, {_ranks(found)}" for part, found in ranks.items() if found]
+    held += ["prompt embeddings"] if prompt_embeddings.PROMPT_KEY in header.shapes else []
+    return f"{title} ({_name_and_recipe(header, layout)[1]}): " + "; ".join(held)
+
+
+def _ranks(found: set[int]) -> str:
+    return f"rank {min(found)}" if len(found) == 1 else f"ranks {min(found)} to {max(found)}"

@@ -1,0 +1,114 @@
+"""The methods that this pack runs, and finding the one that a file belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checkpoints.header import Header, read_header
+from ..core.recipe import Recipe
+from ..errors import UserError
+from . import bundled, resshift, trained_here, tsd_sr
+from .family import Family, LoraFamily, ModelFamily, OneStepLora
+from .other_kinds import OTHER_KINDS
+
+
+class Registry:
+    """Families in the order in which they are asked for a file."""
+
+    def __init__(self, *families: Family):
+        self._families: tuple[Family, ...] = ()
+        for family in families:
+            self.register(family)
+
+    def register(self, family: Family) -> None:
+        """Add a family at the end. Raises ValueError, and changes nothing, for one that cannot be told from others."""
+        if family.name in {known.name for known in self._families}:
+            raise ValueError(f"a family named {family.name!r} is registered already")
+        if not family.condition.missing(Header(Path("empty"), {})):
+            raise ValueError(f"{family.name!r} would take every file: its condition asks for nothing")
+        if isinstance(family, LoraFamily) and not all(hasattr(r.step, "on") for r in family.recipes.values()):
+            raise ValueError(f"{family.name!r} has a recipe whose step cannot be taken on a base")
+        self._families = (*self._families, family)
+
+    def remove(self, name: str) -> None:
+        """Take a family out again."""
+        self._families = tuple(family for family in self._families if family.name != name)
+
+    def __iter__(self) -> Iterator[Family]:
+        return iter(self._families)
+
+    @property
+    def loras(self) -> list[LoraFamily]:
+        return [family for family in self if isinstance(family, LoraFamily)]
+
+    @property
+    def lora_recipes(self) -> dict[str, Recipe]:
+        """Recipes that can be chosen for LoRAs, by name; where methods share a name, the first one's."""
+        found: dict[str, Recipe] = {}
+        for name, recipe in (item for family in self.loras for item in family.recipes.items()):
+            found.setdefault(name, recipe)
+        return found
+
+    def identify(self, header: Header) -> Family:
+        """The family that a file belongs to. Raises UserError for any other file, saying what that is instead."""
+        for family in self:
+            if not family.condition.missing(header):
+                return family
+        for kind in OTHER_KINDS:
+            if not kind.condition.missing(header):
+                raise UserError(f"{header.name} is {kind.title}: {kind.advice}.")
+        nearest = max(self, key=lambda family: family.condition.share(header))
+        hint = ""
+        if nearest.condition.share(header):
+            hint = f" (it is nearest to {nearest.title}, but {nearest.condition.missing(header)})"
+        raise UserError(
+            f"{header.name} is not a model that this pack knows{hint}: choose a TAD-SR, SinSR or ResShift x4 file, or "
+            "a one-step LoRA."
+        )
+
+
+FAMILIES = Registry(bundled.FAMILY, resshift.FAMILY, tsd_sr.FAMILY, trained_here.FAMILY)
+
+
+def identify(path: Path) -> Family:
+    """The family of a file. Raises UserError as `Registry.identify` and `read_header` do."""
+    return FAMILIES.identify(read_header(path))
+
+
+def require_model(header: Header) -> ModelFamily:
+    """Raises UserError for files of methods that do not open by themselves, too."""
+    family = FAMILIES.identify(header)
+    if isinstance(family, ModelFamily):
+        return family
+    raise UserError(
+        f"{header.name} is a {family.title} LoRA, which works on a Stable Diffusion: choose Apply One-Step SR LoRA for "
+        "it in ComfyUI (from models/loras), or give --base and --lora on the command line."
+    )
+
+
+def read_lora(path: Path, partner: Path | None = None) -> OneStepLora:
+    """Read a one-step LoRA.
+
+    Args:
+        path: one of its files, or a folder that holds its files under their published names.
+        partner: the second file, for methods that have two, where it is not beside the first.
+
+    Raises UserError for files that are missing, broken or of another kind, and for two files of one kind.
+    """
+    file = _in_folder(path) if path.is_dir() else path
+    family = identify(file)
+    if isinstance(family, LoraFamily):
+        return family.read(family, file, partner)
+    raise UserError(f"{file.name} is a {family.title} model, which needs no base: choose it as the model, not a LoRA.")
+
+
+def _in_folder(folder: Path) -> Path:
+    """The file by which a set in a folder is known."""
+    names = dict.fromkeys(family.files[0] for family in FAMILIES.loras if family.files)
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{folder} holds LoRAs for two kinds of base: put each into a folder of its own.")
+    if not found:
+        raise UserError(f"{folder} lacks {' or '.join(names)}: choose the LoRA's folder, or its file.")
+    return found[0]

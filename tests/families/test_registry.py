@@ -1,0 +1,132 @@
+"""Which method a file belongs to, and one sentence for each file that belongs to none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from onestep_sr.sr_models.checkpoints.conditions import All
+from onestep_sr.sr_models.checkpoints.header import Header
+from onestep_sr.sr_models.core.step import OneStep
+from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families import bundled, resshift, trained_here, tsd_sr
+from onestep_sr.sr_models.families.catalogue import describe, files_in, recipes
+from onestep_sr.sr_models.families.loading import recipe_of
+from onestep_sr.sr_models.families.registry import FAMILIES, Registry, read_lora
+from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
+
+LORA = (".lora_A.weight", ".lora_B.weight")
+
+
+def header(*names: str, metadata: dict | None = None, kind="safetensors") -> Header:
+    return Header(Path("file.safetensors"), dict.fromkeys(names, (4, 4)), metadata or {}, kind)
+
+
+OWN_VAE = "vae.encoder.conv_in.lora_A.weight"
+OURS = {
+    "bundled": header("conv_in.weight", metadata={"onestep_sr": "{}"}),
+    "resshift": header(*resshift.NETWORK.names),
+    "tsd-sr": header("transformer.pos_embed.proj.lora_A.weight"),
+    "tsd-sr, VAE": header("transformer.encoder.conv_in.lora_A.weight"),
+    "tsd-sr, one file": header("transformer.x.lora_A.weight", OWN_VAE, metadata={"onestep_sr_lora": "{}"}),
+    "own-lora": header("unet.conv_in.lora_A.weight"),
+    "own-lora, VAE": header(OWN_VAE),
+    "own-lora, one file": header("unet.x.lora_A.weight", OWN_VAE, metadata={"onestep_sr_lora": "{}"}),
+}
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_one_family_alone_takes_each_file(kind) -> None:
+    assert FAMILIES.identify(OURS[kind]).name == kind.split(",")[0]
+    assert [family.name for family in FAMILIES if not family.condition.missing(OURS[kind])] == [kind.split(",")[0]]
+
+
+with torch.device("meta"):
+    VQ = VQAutoencoder().state_dict()
+
+OTHERS = {
+    "ESRGAN, old": (header("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"), "Load Upscale Model"),
+    "Real-ESRGAN": (header("conv_first.weight", "body.0.rdb1.conv1.weight"), "Load Upscale Model"),
+    "compact": (header("body.0.weight", "body.1.weight", "body.2.weight"), "Load Upscale Model"),
+    "SPAN": (header("conv_1.sk.weight", "block_1.c1_r.sk.weight"), "Load Upscale Model"),
+    "SwinIR": (header("conv_first.weight", "layers.0.residual_group.blocks.0.norm1.weight"), "Load Upscale Model"),
+    "kohya": (header("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"), "Load LoRA"),
+    "diffusers": (header(*(f"unet.down_blocks.0.attentions.0.to_q{end}" for end in LORA)), "Load LoRA"),
+    "SD3 style": (header(*(f"transformer.transformer_blocks.0.attn.to_q{end}" for end in LORA)), "Load LoRA"),
+    "GGUF": (header(kind="gguf"), "GGUF loader"),
+    "checkpoint": (
+        header("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.encoder.conv_in.weight"),
+        "Load Checkpoint, or as --base",
+    ),
+    "U-Net": (header("conv_in.weight", "conv_out.weight", "down_blocks.0.resnets.0.conv1.weight"), "as --base"),
+    "VAE": (header("encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight"), "Load VAE"),
+    "VQ": (header(*VQ), "this one as its autoencoder"),
+    "ControlNet": (header("control_model.input_hint_block.0.weight"), "Load ControlNet Model"),
+    "CLIP": (header("text_model.encoder.layers.0.mlp.fc1.weight"), "Load CLIP"),
+    "T5": (header("encoder.block.0.layer.0.SelfAttention.q.weight"), "Load CLIP"),
+    "embedding": (header("string_to_param/*"), "models/embeddings"),
+    "prompt": (header("prompt_embeds", "pool_embeds"), "One-Step SR Prompt"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_any_other_file_is_named_in_one_sentence(kind) -> None:
+    other, home = OTHERS[kind]
+    with pytest.raises(UserError) as caught:
+        FAMILIES.identify(other)
+    message = str(caught.value)
+    assert message.startswith("file.safetensors is ") and home in message
+    assert message.count(". ") == 0 and message.endswith(".") and "\n" not in message
+
+
+def test_the_nearest_family_is_named_with_what_it_misses() -> None:
+    with pytest.raises(UserError, match=r"nearest to TAD-SR, SinSR or ResShift x4, but lacks time_embed\.0\.weight\)"):
+        FAMILIES.identify(header(*resshift.NETWORK.names[1:]))
+    with pytest.raises(UserError, match="is not a model that this pack knows: choose"):
+        FAMILIES.identify(header("a"))
+
+
+def test_a_registration_that_fails_changes_nothing() -> None:
+    known = Registry(bundled.FAMILY, tsd_sr.FAMILY)
+    recipe, _ = recipe_of(bundled.BUNDLED)
+    for broken, words in (
+        (tsd_sr.FAMILY, "registered already"),
+        (replace(tsd_sr.FAMILY, name="greedy", condition=All()), "would take every file"),
+        (replace(tsd_sr.FAMILY, name="steps", recipes={"x": recipe}), "cannot be taken on a base"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            known.register(broken)
+        assert list(known) == [bundled.FAMILY, tsd_sr.FAMILY]
+    known.register(resshift.FAMILY)
+    assert list(known) == [bundled.FAMILY, tsd_sr.FAMILY, resshift.FAMILY]
+    known.remove("tsd-sr")
+    assert list(known) == [bundled.FAMILY, resshift.FAMILY]
+
+
+def test_recipes_that_workflows_name_are_those_of_each_lora() -> None:
+    assert list(FAMILIES.lora_recipes) == ["tsd-sr", "tsd-sr-mse"]
+    for family, timestep in ((tsd_sr.FAMILY, 1000), (trained_here.FAMILY, 999)):
+        assert [recipe.color for recipe in family.recipes.values()] == ["wavelet", "adain"]
+        assert {recipe.step for recipe in family.recipes.values()} == {OneStep(float(timestep))}
+    with pytest.raises(UserError, match="'magic' is unknown for TSD-SR: choose one of tsd-sr, tsd-sr-mse"):
+        tsd_sr.FAMILY.recipe("magic")
+
+
+def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
+    assert [line.split()[0] for line in recipes()] == [
+        *("bundled", "tad-sr", "sinsr", "resshift", "resshift-s4", "tsd-sr", "tsd-sr-mse")
+    ]
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "notes.txt").write_text("no weights")
+    [line] = files_in(tmp_path)
+    assert line.startswith("model.gguf is a GGUF file, which holds a quantized model: ")
+    with pytest.raises(UserError, match="is not a folder"):
+        files_in(tmp_path / "model.gguf")
+
+
+def test_a_model_given_as_a_lora_says_so() -> None:
+    with pytest.raises(UserError, match="is a One-Step SR model, which needs no base"):
+        read_lora(bundled.BUNDLED)
+    assert describe(bundled.BUNDLED) == "One-Step SR model, x4, 1 evaluation(s)"

@@ -1,4 +1,4 @@
-"""`onestep-sr train teacher`, `student` and `mix`: models of the bundled kind."""
+"""`onestep-sr train faithful`, `teacher`, `student` and `mix`: small models of our own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import Output, Switch, Whole, flat
-from .training_options import StudentWeightOptions, TrainingOptions, say_result
+from .training_options import PictureTraining, StudentWeightOptions, TrainingOptions, say_result
 
 if TYPE_CHECKING:
     from ..training.runs import Crops
@@ -27,6 +27,37 @@ class PhotoOptions:
         from ..training.runs import Crops
 
         return Crops(self.data, self.crop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faithful:
+    """Train a small x4 network from picture to picture to the least error.
+
+    Run it again to resume.
+    """
+
+    data: Path = field(kw_only=False)
+    "A folder of pictures, read with its subfolders and kept in memory."
+    training: PictureTraining
+    crop: Whole = 192
+    "Side of the HR crops, a multiple of 4."
+    channels: Whole = 64
+    "Width of the network, a multiple of 4."
+    blocks: Whole = 16
+    "Residual blocks of the network."
+    learning_rate: float = 5e-4
+    "AdamW's learning rate."
+    start: Path | None = None
+    "Start from this model's weights."
+
+    def __call__(self) -> None:
+        from ..networks.conv_sr import ConvSRConfig
+        from ..training.picture_objective import FaithfulRun, train_faithful
+        from ..training.pictures import PairConfig
+
+        network, pairs = ConvSRConfig(self.channels, self.blocks), PairConfig(self.crop)
+        run = FaithfulRun(self.data, network, pairs, self.learning_rate, self.start)
+        say_result("model", train_faithful(self.training.config_of(self), run))
 
 
 @dataclass(frozen=True, kw_only=True)

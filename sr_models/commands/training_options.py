@@ -101,6 +101,16 @@ class TadTraining(TsdTraining):
 
 @flat
 @dataclass(frozen=True, kw_only=True)
+class PictureTraining(TsdTraining):
+    """As TSD's, for a small network."""
+
+    steps: AtLeastOne = 24_000
+    batch: AtLeastOne = 16
+    warmup: AtLeastZero = 200
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
 class StudentWeightOptions:
     """How much each loss of time-aware distillation counts."""
 

@@ -65,6 +65,17 @@ class OneStep:
 
 
 @dataclass(frozen=True)
+class Direct:
+    """x_0 as the network gives it, for networks from picture to picture: no noise, and no timestep that matters."""
+
+    evaluations: int = 1
+    needs_noise: bool = False
+
+    def __call__(self, network: Network, latent: Tensor, noise: Tensor, lr: Tensor) -> Tensor:
+        return network(latent, lr, torch.zeros(len(latent), device=latent.device))
+
+
+@dataclass(frozen=True)
 class ResShiftStep:
     """ResShift's sampler: x_0 predicted once at t = T - 1 (TAD-SR, SinSR), or all T steps (ResShift)."""
 

@@ -34,6 +34,8 @@ FLAGS = {
     "evaluate": "--folder! --model=bundled --autoencoder --device=auto --dtype=auto --json",
     "prepare": """--folder! --output! -o --base! --crop=512 --crops=4 --shard=64 --seed=0 --captions=True --no-captions
         --embeddings --null-embeddings --lr --targets --device=auto --precision=no --workers=2""",
+    "train faithful": f"""--data! {TRAINING.replace("=30000", "=24000")} --warmup=200 --best=psnr --lpips --musiq
+        --crop=192 --channels=64 --blocks=16 --learning-rate=0.0005 --start""",
     "train teacher": f"--data! --crop=128 {TRAINING} --learning-rate=0.0005 --init --regression",
     "train student": f"--data! --crop=128 {TRAINING} --teacher! --learning-rate=5e-05 {WEIGHTS}",
     "train mix": "--student! --teacher! --output! -o --share=0.8",

@@ -1,0 +1,76 @@
+"""The file format of networks from picture to picture, and running one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from onestep_sr.sr_models.core.options import UpscaleOptions
+from onestep_sr.sr_models.core.upscale import upscale
+from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families import conv_sr
+from onestep_sr.sr_models.families.catalogue import describe
+from onestep_sr.sr_models.families.loading import load
+from onestep_sr.sr_models.networks.conv_sr import ConvSR, ConvSRConfig
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def network() -> ConvSR:
+    torch.manual_seed(0)
+    made = ConvSR(ConvSRConfig(16, 2))
+    torch.nn.init.normal_(made.out.weight, std=0.02)
+    return made
+
+
+@pytest.fixture
+def file(network: ConvSR, tmp_path: Path) -> Path:
+    conv_sr.save(tmp_path / "mine.safetensors", network, dtype=torch.float32)
+    return tmp_path / "mine.safetensors"
+
+
+def test_a_file_gives_the_network_back(network: ConvSR, file: Path) -> None:
+    found = conv_sr.read(file)
+    assert found.config == network.config
+    assert all(torch.equal(weight, found.get_parameter(name)) for name, weight in network.named_parameters())
+    assert describe(file) == "One-Step SR network, x4, 16 channels, 2 blocks"
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (23, 40)])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_upscaling_is_the_network_itself(network: ConvSR, file: Path, height: int, width: int, seed: int) -> None:
+    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = network(image).clamp(0, 1)
+    assert (upscale(load(file).model, image, UpscaleOptions(4, seed=seed)) - expected).abs().max() < 1e-5
+
+
+def test_tiles_blend_without_a_trace(file: Path) -> None:
+    """Tiles share more than the network sees, so that only their weights' rounding remains between them."""
+    image = torch.rand(1, 3, 60, 90, generator=torch.Generator().manual_seed(1))
+    whole, tiled = (upscale(load(file).model, image, UpscaleOptions(4, tile, 112)) for tile in (1024, 224))
+    inner = slice(48, -48)  # tiles begin with the canvas's border only at its own
+    assert (whole - tiled)[..., inner, inner].abs().mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"network": {"channels": 16}, "x": ' + "[" * 100_000, '{"network": {"depth": 3}}']
+    + [json.dumps({"network": {"channels": c, "blocks": b}}) for c, b in ((10**9, 2), (16, 10**9), (18, 2), (16, 0))],
+)
+def test_a_broken_description_is_named(text: str, file: Path) -> None:
+    save_file(load_file(file), file, metadata={conv_sr.METADATA_KEY: text})
+    for opening in (load, describe, conv_sr.read):
+        try:
+            sentence = str(opening(file))
+        except UserError as error:
+            sentence = str(error)
+        assert "mine.safetensors has a broken description" in sentence
+
+
+def test_another_file_is_not_read(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="was not created by `onestep-sr train faithful`"):
+        conv_sr.read(tmp_path / "other.safetensors")

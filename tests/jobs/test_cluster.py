@@ -7,10 +7,13 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from limits import HANGING_SECONDS
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.jobs import cluster
@@ -46,7 +49,13 @@ def expected(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(jobs: list[Job], monkeypatch: pytest.MonkeyPatch, **options) -> list[Outcome]:
+    """On a local cluster that is never given up because the machine is busy."""
     monkeypatch.setenv("RAY_object_store_memory", "80000000")
+    monkeypatch.setenv("RAY_worker_register_timeout_seconds", str(HANGING_SECONDS))
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "1000")
+    # Ray gives up starting after 30 s, a limit that cannot be set: slow its clock down.
+    slow = SimpleNamespace(**vars(time) | {"monotonic": lambda: time.monotonic() / 30})
+    monkeypatch.setattr("ray._private.node.time", slow)
     return list(cluster.run_on_cluster("local", CHOICE, jobs, FileOptions(**options), workers=2))
 
 

@@ -18,8 +18,8 @@ from ..sr_models.core.upscale import upscale
 from ..sr_models.errors import UserError
 from ..sr_models.families.bundled import BUNDLED
 from ..sr_models.families.loading import load
+from ..sr_models.families.registry import FAMILIES
 from ..sr_models.families.resshift import AUTOENCODER_NAME
-from ..sr_models.families.resshift import FAMILY as RESSHIFT
 from . import host, pace
 from .schema import advanced, schema
 
@@ -57,7 +57,7 @@ class LoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "recipe",
-                    options=[AUTO, *RESSHIFT.recipes],
+                    options=[AUTO, *FAMILIES.model_recipes],
                     default=AUTO,
                     tooltip="How a published file takes its step. auto: by the file's name. Unused by 'bundled'.",
                 ),

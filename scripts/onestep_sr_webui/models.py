@@ -17,16 +17,15 @@ from ...sr_models.errors import UserError
 from ...sr_models.families.bundled import BUNDLED
 from ...sr_models.families.family import LoraFamily, OpenedModel
 from ...sr_models.families.loading import load
-from ...sr_models.families.registry import identify, read_lora
+from ...sr_models.families.registry import FAMILIES, identify, read_lora
 from ...sr_models.families.resshift import AUTOENCODER_NAME
-from ...sr_models.families.tsd_sr import FAMILY as TSD_SR
 from ...sr_models.files.picture import from_pillow, to_pillow
 from ...sr_models.jobs.run import enlarge
 from . import host
 
 TITLE = "One-Step SR"
 BUNDLED_NAME = f"{TITLE} x4"
-PARTS = (AUTOENCODER_NAME, *TSD_SR.files[1:], PROMPT_FILE, POOLED_FILE)  # of a model, none by themselves
+PARTS = (AUTOENCODER_NAME, PROMPT_FILE, POOLED_FILE)  # of a model, none by themselves
 WORKSPACE = 2**30  # bytes, beside the weights
 
 
@@ -44,10 +43,11 @@ class Choice:
 
 def listed() -> dict[str, Choice]:
     """The models that can be chosen, by the names that the host shows: the bundled one, what is in our folder, and
-    TSD-SR's published pairs of files among the host's LoRA files."""
-    ours = [path for path in host.weights_files(host.MODEL_FOLDER) if path.name not in PARTS]
+    published sets of files among the host's LoRA files."""
+    parts = {*PARTS, *(name for family in FAMILIES.loras for name in family.files[1:])}
+    ours = [path for path in host.weights_files(host.MODEL_FOLDER) if path.name not in parts]
     loras = {path: family for path in ours if (family := _lora_family(path))}
-    loras |= dict.fromkeys(filter(_is_pair, host.weights_files(host.lora_folder())), TSD_SR)
+    loras |= {path: family for path in host.weights_files(host.lora_folder()) if (family := _set_of(path))}
     choices = {BUNDLED_NAME: Choice(BUNDLED)}
     choices |= {f"{TITLE}: {_inside(path)}": Choice(path) for path in ours if path not in loras}
     return choices | {f"{f.title}: {_set_name(path)}": Choice(path, is_lora=True) for path, f in loras.items()}
@@ -74,9 +74,13 @@ def _lora_family(path: Path) -> LoraFamily | None:
     return family if isinstance(family, LoraFamily) else None
 
 
-def _is_pair(path: Path) -> bool:
-    """By name: the host's folder may hold hundreds of other LoRAs."""
-    return path.name == TSD_SR.files[0] and all(path.with_name(name).is_file() for name in TSD_SR.files)
+def _set_of(path: Path) -> LoraFamily | None:
+    """The family whose published set of several files begins with this one, by name: the host's folder may hold
+    hundreds of other LoRAs."""
+    for family in FAMILIES.loras:
+        if len(family.files) > 1 and path.name == family.files[0]:
+            return family if all(path.with_name(name).is_file() for name in family.files) else None
+    return None
 
 
 def _inside(path: Path) -> str:
@@ -85,7 +89,8 @@ def _inside(path: Path) -> str:
 
 def _set_name(lora: Path) -> str:
     """Published files are called alike in every set; the sets' folders are not."""
-    return lora.parent.name if lora.name == TSD_SR.files[0] else lora.stem
+    is_published = any(lora.name in family.files[:1] for family in FAMILIES.loras)
+    return lora.parent.name if is_published else lora.stem
 
 
 # Running

@@ -78,6 +78,8 @@ def _config(file: Header | WeightsFile) -> ConvSRConfig:
 
 
 def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
+    if chosen is not None:
+        FAMILY.recipe(chosen)  # refused: it has none
     _config(header)
     name = header.path.stem
     return Recipe(name, name, FAMILY.citation, Direct(), scale=SCALE, tile=256, overlap=32, multiple=1), SCALE

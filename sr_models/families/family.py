@@ -52,6 +52,8 @@ class Family:
 
     def recipe(self, name: str) -> Recipe:
         """Raises UserError for a name that this method does not have."""
+        if not self.recipes:
+            raise UserError(f"{self.title} models bring a recipe of their own: leave {name!r} out.")
         if name not in self.recipes:
             raise UserError(f"Recipe {name!r} is unknown for {self.title}: choose one of {', '.join(self.recipes)}.")
         return self.recipes[name]

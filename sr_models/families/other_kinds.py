@@ -47,6 +47,7 @@ OTHER_KINDS = (
             HasSuffix(".lora_A.weight"),
             HasSuffix(".lora_down.weight"),
             HasSuffix(".lora.down.weight"),
+            HasSuffix("_lora.down.weight"),
         ),
         "choose it in Load LoRA",
     ),
@@ -58,7 +59,7 @@ OTHER_KINDS = (
     OtherKind(
         "a Stable Diffusion checkpoint",
         All(HasPrefix("model.diffusion_model."), HasPrefix("first_stage_model.")),
-        "choose it in Load Checkpoint, or as --base",
+        "choose it in Load Checkpoint, or as --base (a file for Stable Diffusion 3, a folder for others)",
     ),
     OtherKind(
         "a diffusion model without the rest of its checkpoint",

@@ -12,6 +12,8 @@ from . import bundled, conv_sr, resshift, trained_here, tsd_sr
 from .family import Family, LoraFamily, ModelFamily, OneStepLora
 from .other_kinds import OTHER_KINDS
 
+LIKELY = 0.5  # of the conditions of a method; a file that meets more may be a broken one of it
+
 
 class Registry:
     """Families in the order in which they are asked for a file."""
@@ -50,6 +52,12 @@ class Registry:
             found.setdefault(name, recipe)
         return found
 
+    @property
+    def model_recipes(self) -> dict[str, Recipe]:
+        """Recipes that can be chosen for files of methods that open by themselves, by name."""
+        families = (family for family in self if isinstance(family, ModelFamily))
+        return {name: recipe for family in families for name, recipe in family.recipes.items()}
+
     def identify(self, header: Header) -> Family:
         """The family that a file belongs to. Raises UserError for any other file, saying what that is instead."""
         for family in self:
@@ -60,7 +68,7 @@ class Registry:
                 raise UserError(f"{header.name} is {kind.title}: {kind.advice}.")
         nearest = max(self, key=lambda family: family.condition.share(header))
         hint = ""
-        if nearest.condition.share(header):
+        if nearest.condition.share(header) > LIKELY:
             hint = f" (it is nearest to {nearest.title}, but {nearest.condition.missing(header)})"
         raise UserError(
             f"{header.name} is not a model that this pack knows{hint}: choose a TAD-SR, SinSR or ResShift x4 file, or "

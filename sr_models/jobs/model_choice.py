@@ -34,12 +34,20 @@ class ModelChoice:
     offload: bool = False
 
 
+def _refuse_lora_options(choice: ModelChoice) -> None:
+    options = {"--embeddings": choice.embeddings, "--prompt": choice.prompt, "--offload": choice.offload or None}
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"Only one-step LoRAs take {' and '.join(given)}: give --base and --lora, or leave it out.")
+
+
 def open_model(choice: ModelChoice) -> OpenedModel:
     """The model on its device. Raises UserError as the loaders do."""
     place = find_device(choice.device)
     dtype = default_dtype(place) if choice.dtype == "auto" else DTYPES[choice.dtype]
     recipe = None if choice.recipe == "auto" else choice.recipe
     if choice.base is None and choice.lora is None:
+        _refuse_lora_options(choice)
         path = BUNDLED if choice.model == BUNDLED_NAME else Path(choice.model)
         return load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype).to(place)
     if choice.base is None or choice.lora is None:

@@ -130,3 +130,13 @@ def test_a_model_given_as_a_lora_says_so() -> None:
     with pytest.raises(UserError, match="is a One-Step SR model, which needs no base"):
         read_lora(bundled.BUNDLED)
     assert describe(bundled.BUNDLED) == "One-Step SR model, x4, 1 evaluation(s)"
+
+
+def test_recipes_of_a_method_from_outside_can_be_chosen() -> None:
+    outside = replace(resshift.FAMILY, name="outside", recipes={"outside": resshift.FAMILY.recipes["sinsr"]})
+    assert list(Registry(resshift.FAMILY, outside).model_recipes) == [*resshift.FAMILY.recipes, "outside"]
+
+
+def test_only_a_file_that_is_nearly_one_of_a_method_is_called_near_to_it() -> None:
+    with pytest.raises(UserError, match=r"^file\.safetensors is not a model that this pack knows: choose"):
+        FAMILIES.identify(header("unet.something.weight"))

@@ -17,6 +17,7 @@ from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.process import flow_level
 from onestep_sr.sr_models.core.recipe import Recipe
 from onestep_sr.sr_models.core.step import OneStep
+from onestep_sr.sr_models.families.bundled import FAMILY as BUNDLED
 from PIL import Image
 
 ADAPTER = "onestep_sr.scripts.onestep_sr_webui"
@@ -67,7 +68,7 @@ def test_memory_runs_out_once_for_a_batch_and_is_told(adapter, monkeypatch):
     models, modules = adapter
     recipe = Recipe("test", "Test", "", OneStep(1000.0, level=flow_level(1000.0)), tile=32, overlap=4, multiple=8)
     limited = Limited()
-    opened = models.OpenedModel(SRModel(recipe, limited, PixelShuffleCodec(4)), 0)
+    opened = models.OpenedModel(BUNDLED, SRModel(recipe, limited, PixelShuffleCodec(4)))
     monkeypatch.setattr(models, "_open", lambda *choice: opened)
     choice, picture = models.Choice(Path("model.safetensors")), Image.new("RGB", (40, 50), (90, 120, 30))
     for batch in (1, 2):

@@ -1,20 +1,32 @@
-"""Reading weights files that nobody vouches for: safetensors, or torch files without any code in them."""
+"""Reading weights files of unknown origin: safetensors, or torch files without any code in them."""
 
 from __future__ import annotations
 
-import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .pickle_scan import shown
+from .scaled_fp8 import with_scales_applied
+from .torch_file import read_torch_file
 
+SUFFIX = ".safetensors"
 WRAPPER_KEYS = ("state_dict", "params_ema", "params", "model")
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = re.compile(r"(^|[./])(?:(?:module|_orig_mod)\.)+")
+GGUF_MAGIC = b"GGUF"
+MAX_HEADER = 2**23  # 100,000 tensors; the largest published ones have 3,000
+MAX_NAME = 500
 SHOWN_KEYS = 5
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -31,93 +43,99 @@ class WeightsFile:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Open a `.safetensors`, `.pth`, `.pt` or `.ckpt` file.
+    """Open a `.safetensors` file, or a torch file of any other suffix.
 
-    A dictionary under `state_dict` and the like is unpacked; `module.` and `_orig_mod.` before every name
-    are dropped. Raises UserError for a file that is missing, empty, cut short or no weights file.
+    A dictionary under `state_dict` and the like is unpacked; `module.` and `_orig_mod.` are dropped from names, and the
+    scales of fp8 weights are applied. Raises UserError for a file that is missing, empty, cut short or not a weights
+    file.
     """
-    _must_exist(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return WeightsFile(path, _without_prefixes(_read_torch(path)), {})
+    must_exist(path)
+    if path.suffix.lower() != SUFFIX:
+        return WeightsFile(path, _finished(_read_torch(path), path), {})
+    with open_safetensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+        return WeightsFile(path, _finished(tensors, path), file.metadata() or {})
 
 
-def _read_safetensors(path: Path) -> WeightsFile:
+def _finished(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    unreadable = next((name for name in tensors if len(name) > MAX_NAME or not name.isprintable()), None)
+    if unreadable is not None:
+        raise UserError(f"{path.name} has a weight with an unreadable name ({shown(unreadable)}): choose another file.")
+    return with_scales_applied(without_prefixes(tensors), path.name)
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """safetensors' `safe_open`. Raises UserError for a file that is not one, also where that shows in its use."""
+    _refuse_gguf(path)
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < header < path.stat().st_size:
+        raise UserError(
+            f"{path.name} has a header of {header:,} bytes, which weights do not need: choose another file."
+        )
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-            return WeightsFile(path, _without_prefixes(tensors), file.metadata() or {})
+        with safe_open(path, framework="pt") as opened:
+            yield opened
     except (SafetensorError, OSError) as error:
-        raise _broken(path, error) from error
+        raise broken_safetensors(path, error) from error
 
 
-def _broken(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path.name} is cut short or no safetensors file ({error}): download it again.")
+def _refuse_gguf(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(GGUF_MAGIC)) == GGUF_MAGIC:
+            raise UserError(
+                f"{path.name} is a GGUF file, which holds a quantized model that cannot be read here: choose the model "
+                "as safetensors."
+            )
+
+
+def broken_safetensors(path: Path, error: Exception) -> UserError:
+    reason = shown(str(error))
+    return UserError(f"{path.name} is cut short or not a safetensors file ({reason}): download it again.")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What a safetensors file says about itself, without its tensors; nothing for other formats."""
-    _must_exist(path)
-    if path.suffix != ".safetensors":
+    must_exist(path)
+    if path.suffix.lower() != SUFFIX:
         return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise _broken(path, error) from error
+    with open_safetensors(path) as file:
+        return file.metadata() or {}
 
 
 def read_tensor(path: Path) -> Tensor:
     """A `.pt` file that holds one tensor. Raises UserError for any other."""
-    _must_exist(path)
-    content = _load_torch(path)
+    must_exist(path)
+    content = read_torch_file(path)
     if not isinstance(content, Tensor):
-        raise UserError(f"{path.name} holds no single tensor: choose another file.")
+        raise UserError(f"{path.name} does not hold a single tensor: choose another file.")
     return content
 
 
-def _must_exist(path: Path) -> None:
+def must_exist(path: Path) -> None:
     if not path.is_file():
-        raise UserError(f"{path} is not there: check the name, or copy the weights file to that place.")
+        raise UserError(f"{path} does not exist: check the name, or copy the weights file to that place.")
     if path.stat().st_size == 0:
         raise UserError(f"{path.name} is empty (0 bytes): download it again.")
 
 
-def _load_torch(path: Path) -> object:
-    try:
-        # as a string: torch 2.1 maps no file that is named by a Path
-        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path.name} is no weights file, or holds more than weights, which could run code: get it as safetensors."
-        ) from error
-    except Exception as error:  # on broken bytes torch.load raises what its parser trips over, of any kind
-        raise UserError(f"{path.name} is cut short or no torch file: download it again.") from error
-    if content is None:  # Automatic1111 puts a check of its own before torch.load, which refuses some newer files so
-        raise UserError(f"{path.name} is empty, or the host's own check refused it: get it as safetensors.")
-    return content
-
-
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    content = _load_torch(path)
+    _refuse_gguf(path)
+    content = read_torch_file(path)
     for key in WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path.name} holds no table of weights: choose a checkpoint file.")
-    return content
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES * 2:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise UserError(f"{path.name} does not hold a table of weights: choose a checkpoint file.")
     return tensors
+
+
+def without_prefixes(table: dict[str, Value]) -> dict[str, Value]:
+    """Without what trainers put into names; unchanged where two names would become one."""
+    shorter = {PREFIXES.sub(r"\1", name): value for name, value in table.items()}
+    return shorter if len(shorter) == len(table) else table
 
 
 def mismatches(file: WeightsFile, network: nn.Module) -> list[str]:
@@ -139,7 +157,7 @@ def mismatches(file: WeightsFile, network: nn.Module) -> list[str]:
 
 def shortened(names: list[str]) -> str:
     """The first few names, for a sentence."""
-    return ", ".join(names[:SHOWN_KEYS]) + (", ..." if len(names) > SHOWN_KEYS else "")
+    return ", ".join(shown(name) for name in names[:SHOWN_KEYS]) + (", ..." if len(names) > SHOWN_KEYS else "")
 
 
 def fill(network: nn.Module, file: WeightsFile, title: str, dtype: torch.dtype) -> nn.Module:
@@ -153,10 +171,15 @@ def fill(network: nn.Module, file: WeightsFile, title: str, dtype: torch.dtype) 
             f"{file.name} is not a complete {title} checkpoint (it {'; it '.join(reasons)}): "
             "download it again or choose another file."
         )
-    broken = [n for n, t in file.tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    broken = [n for n, t in file.tensors.items() if t.is_floating_point() and not _finite(t)]
     if broken:
         raise UserError(f"{file.name} holds values that are not finite in {shortened(broken)}: download it again.")
     weights = {name for name, _ in network.named_parameters()}
     learned = {name: file.tensors[name].to(dtype) for name in weights}
     network.load_state_dict(learned, strict=False, assign=True)
     return network.requires_grad_(False).eval()
+
+
+def _finite(tensor: Tensor) -> bool:
+    readable = tensor.half() if tensor.dtype.itemsize == 1 else tensor  # torch does not ask float8
+    return bool(torch.isfinite(readable).all())

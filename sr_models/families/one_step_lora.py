@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..checkpoints import low_rank, prompt_embeddings
 from ..checkpoints.low_rank import Update
+from ..checkpoints.metadata import broken_description, read_json
 from ..checkpoints.prompt_embeddings import PROMPT_FILE, PromptEmbeddings
 from ..checkpoints.weights_file import WeightsFile, read_weights
 from ..core.process import Process, flow_level
@@ -189,9 +190,9 @@ def read_file(path: Path) -> TSDWeights:
 
 def _from_own(file: WeightsFile) -> TSDWeights:
     try:
-        recipe = str(json.loads(file.metadata[METADATA_KEY])["method"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file.name} has a broken description ({error}): download it again.") from error
+        recipe = str(read_json(file.metadata[METADATA_KEY], file.name)["method"])
+    except (KeyError, TypeError) as error:
+        raise broken_description(file.name, error) from error
     transformer, unet, vae = (
         low_rank.parse(_under(file.tensors, prefix), file.name)
         for prefix in (TRANSFORMER_PREFIX, UNET_PREFIX, VAE_PREFIX)

@@ -88,7 +88,7 @@ def test_a_recipe_is_known_without_reading_weights(tmp_path) -> None:
     published.write_bytes(b"never opened")
     assert recipe_of(published) == (RESSHIFT_FAMILY["sinsr"], 4)
     assert recipe_of(published, "tad-sr") == (RESSHIFT_FAMILY["tad-sr"], 4)
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         recipe_of(tmp_path / "absent.safetensors")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"12345678")

@@ -378,7 +378,7 @@ def test_embeddings_are_read_from_every_form(small, tmp_path):
         (torch.zeros(1, 333, 4096), torch.zeros(1, 768), "(1, 768)"),
         (torch.zeros(333, 4096), torch.zeros(1, 2048), "(333, 4096)"),
         (torch.full((1, 3, 4096), torch.nan), torch.zeros(1, 2048), "not finite"),
-        ({"a": torch.zeros(1)}, torch.zeros(1, 2048), "holds no single tensor"),
+        ({"a": torch.zeros(1)}, torch.zeros(1, 2048), "does not hold a single tensor"),
     ],
 )
 def test_embeddings_that_are_none_are_refused(prompt, pooled, words, tmp_path):

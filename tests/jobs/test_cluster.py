@@ -115,7 +115,7 @@ def test_broken_files_are_reported_and_the_rest_goes_on(pictures, tmp_path, monk
 @pytest.mark.slow
 def test_a_model_that_cannot_be_opened_ends_in_its_own_sentence(pictures, tmp_path):
     choice = ModelChoice(model=str(tmp_path / "absent.safetensors"), device="cpu")
-    with pytest.raises(UserError, match=r"absent\.safetensors is not there"):
+    with pytest.raises(UserError, match=r"absent\.safetensors does not exist"):
         list(cluster.run_on_cluster("local", choice, plan_jobs([str(pictures)], tmp_path), Options(), workers=1))
 
 

@@ -15,17 +15,12 @@ from typing import IO, Any
 
 from ..errors import UserError
 
-MAX_INSTRUCTIONS = 500_000  # about ten times what a checkpoint of 2,500 tensors takes
+MAX_INSTRUCTIONS = 300_000  # 10,000 tensors
 MAX_DEPTH = 50
-MAX_VALUES = 1_000_000
+MAX_VALUES = 200_000
 SHOWN_CHARACTERS = 80
 GET_SAFETENSORS = "get it as safetensors"
 
-PUSHED = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-PUSHED |= {"SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES", "BINBYTES"}
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-CONTAINERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # In Python 2, and in numpy before 2.0.
 OLD_MODULES = {"__builtin__": "builtins", "numpy.core.multiarray": "numpy._core.multiarray"}
 
@@ -76,14 +71,16 @@ def read_pickle(stream: IO[bytes], rules: Rules, file_name: str) -> Any:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if count == MAX_INSTRUCTIONS:
             raise machine.refusal(f"more than {MAX_INSTRUCTIONS:,} pickle instructions, which weights do not need")
-        machine.run(opcode.name, argument)
+        if opcode.name not in _OPERATIONS:
+            raise machine.unknown(opcode.name, argument)
+        _OPERATIONS[opcode.name](machine, argument)
     return machine.stack.pop()
 
 
 def walked(value: Any, leaf: Callable[[Any], Any], file_name: str) -> Any:
     """A copy of nested dict, list, tuple and `Foreign` with names for `Named` and `leaf(value)` for all other values.
 
-    Raises UserError where it is deeper than 50 or holds more than 1,000,000 values, counting shared ones each time.
+    Raises UserError where it is deeper than 50 or holds more than 200,000 values, counting shared ones each time.
     """
     visited = 0
 
@@ -120,26 +117,18 @@ class _Machine:
     def refusal(self, found: str) -> UserError:
         return UserError(f"{self.file_name} contains {found}: {GET_SAFETENSORS}.")
 
-    def run(self, opcode: str, argument: Any) -> None:
-        if opcode in PUSHED:
-            self.stack.append(argument)
-        elif opcode in CONSTANTS:
-            self.stack.append(CONSTANTS[opcode])
-        elif opcode in CONTAINERS:
-            self.stack.append(CONTAINERS[opcode]())
-        elif opcode in TUPLES:
-            self.stack.append(tuple(self._popped(TUPLES[opcode])))
-        elif opcode in _OPERATIONS:
-            _OPERATIONS[opcode](self, argument)
-        else:
-            named = f" of {shown(argument)}" if opcode == "INST" else ""
-            raise self.refusal(f"the pickle instruction {opcode}{named}, which weights do not need")
+    def unknown(self, opcode: str, argument: Any) -> UserError:
+        named = f" of {shown(argument)}" if opcode == "INST" else ""
+        return self.refusal(f"the pickle instruction {opcode}{named}, which weights do not need")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
 
     def _popped(self, count: int) -> list[Any]:
-        if count > len(self.stack):
-            raise IndexError(count)
         values = self.stack[-count:]
         del self.stack[-count:]
+        if len(values) < count:
+            raise IndexError(count)
         return values
 
     def skip(self, argument: Any) -> None:
@@ -154,8 +143,11 @@ class _Machine:
         return values
 
     def make_tuple(self, argument: Any) -> None:
-        values = self._above_mark()
-        self.stack.append(tuple(values))
+        values = tuple(self._above_mark())
+        self.stack.append(values)
+
+    def make_short_tuple(self, count: int) -> None:
+        self.stack.append(tuple(self._popped(count)))
 
     # The memo
 
@@ -240,6 +232,18 @@ class _Machine:
 
 
 _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Machine.push),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"), _Machine.push),
+    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES"), _Machine.push),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "TUPLE1": lambda machine, _: machine.make_short_tuple(1),
+    "TUPLE2": lambda machine, _: machine.make_short_tuple(2),
+    "TUPLE3": lambda machine, _: machine.make_short_tuple(3),
     "PROTO": _Machine.skip,
     "FRAME": _Machine.skip,
     "STOP": _Machine.skip,

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onestep_sr.sr_models.checkpoints import pickle_scan
 from onestep_sr.sr_models.checkpoints.pickle_scan import Foreign
 from onestep_sr.sr_models.checkpoints.torch_file import read_tensors_only, read_torch_file
 from onestep_sr.sr_models.checkpoints.weights_file import read_weights
@@ -192,8 +191,8 @@ HOSTILE = {
     "bytearray(2**33)": (b"\x80\x02cbuiltins\nbytearray\n" + BIG + b"\x85R.", r"a call of builtins\.bytearray"),
     "depth by tuples": (nested(100_000, b"\x85"), "values nested deeper than 50"),
     "depth by lists": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "values nested deeper than 50"),
-    "many instructions": (b"\x80\x02" + b"N" * 600_000 + b".", "more than 500,000 pickle instructions"),
-    "doubled lists": (doubled(40), "more than 1,000,000 values"),
+    "many instructions": (b"\x80\x02" + b"N" * 600_000 + b".", "more than 300,000 pickle instructions"),
+    "doubled lists": (doubled(40), "more than 200,000 values"),
     "a list in itself": (b"\x80\x02]q\x00h\x00a.", "values nested deeper than 50"),
     "a tuple as key": (b"\x80\x02})K\x01s.", "a dictionary with a tuple as key"),
     "an odd name": (b"\x80\x04\x8c\x04os\n\x07\x8c\x06system\x93.", r"a call of os\?\?\.system"),
@@ -227,7 +226,7 @@ def test_hostile_pickles_end_in_a_sentence(tmp_path: Path, name: str, layout: st
     if layout == "bare":
         path.write_bytes(data)
         words = (
-            words if words.startswith(("a call", "the pickle", "more than 500,000", "a dictionary")) else "model.pth"
+            words if words.startswith(("a call", "the pickle", "more than 300,000", "a dictionary")) else "model.pth"
         )
     else:
         torch.save({"a": torch.ones(1)}, path)
@@ -304,10 +303,9 @@ def test_a_zip_directory_of_many_members_takes_no_time(tmp_path: Path) -> None:
         read_weights(path)
 
 
-def test_bounds_are_far_from_what_checkpoints_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2,500 tensors, about those of SDXL, with their optimizer's state."""
+def test_bounds_are_beyond_what_checkpoints_need(tmp_path: Path) -> None:
+    """2,500 tensors, more than SDXL has, with their optimizer's state."""
     weights = {f"model.diffusion_model.blocks.{i}.attention.weight": torch.ones(1) for i in range(2500)}
-    states = {i: {"exp_avg": torch.ones(1), "exp_avg_sq": torch.ones(1), "step": torch.ones(1)} for i in range(2500)}
+    states = {i: {"step": i, "exp_avg": torch.ones(1), "exp_avg_sq": torch.ones(1)} for i in range(2500)}
     torch.save({"state_dict": weights, "optimizer": states}, tmp_path / "m.ckpt")
-    monkeypatch.setattr(pickle_scan, "MAX_INSTRUCTIONS", 400_000)
     assert len(read_weights(tmp_path / "m.ckpt").tensors) == 2500

@@ -18,6 +18,7 @@ from ..errors import UserError
 MAX_INSTRUCTIONS = 300_000  # 10,000 tensors
 MAX_DEPTH = 50
 MAX_VALUES = 200_000
+MAX_COPIED = 1_000_000
 SHOWN_CHARACTERS = 80
 GET_SAFETENSORS = "get it as safetensors"
 
@@ -112,6 +113,7 @@ class _Machine:
         self.rules, self.file_name = rules, file_name
         self.stack: list[Any] = []
         self.below_marks: list[list[Any]] = []
+        self.copied = 0  # values that calls and states were given
         self.memo: dict[int, Any] = {}
 
     def refusal(self, found: str) -> UserError:
@@ -212,15 +214,25 @@ class _Machine:
         self.stack.append(self._result(function, arguments))
 
     def _result(self, function: Named, arguments: tuple[Any, ...]) -> Any:
+        if not isinstance(arguments, tuple):
+            raise TypeError(type(arguments))
+        self._count(arguments, *arguments)
         if function.name in self.rules.calls:
             return self.rules.calls[function.name](*arguments)
         return Foreign(function.name)
+
+    def _count(self, *values: Any) -> None:
+        """One instruction may copy what many have made, and be repeated."""
+        self.copied += sum(len(value) for value in values if isinstance(value, dict | list | tuple))
+        if self.copied > MAX_COPIED:
+            raise self.refusal(f"calls of more than {MAX_COPIED:,} values, which weights do not need")
 
     def build(self, argument: Any) -> None:
         """Attributes of an object: kept of foreign ones, of no use on others."""
         (state,) = self._popped(1)
         target = self.stack[-1]
         state = state[0] if isinstance(state, tuple) and len(state) == 2 else state
+        self._count(state)
         if isinstance(target, Foreign) and isinstance(state, dict):
             target.entries.update(state)
 

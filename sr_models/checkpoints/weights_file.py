@@ -23,7 +23,7 @@ WRAPPER_KEYS = ("state_dict", "params_ema", "params", "model")
 PREFIXES = re.compile(r"(^|[./])(?:(?:module|_orig_mod)\.)+")
 GGUF_MAGIC = b"GGUF"
 MAX_HEADER = 2**23  # 100,000 tensors; the largest published ones have 3,000
-MAX_NAME = 500
+MAX_NAME, MAX_DIMENSIONS = 500, 8
 SHOWN_KEYS = 5
 
 Value = TypeVar("Value")
@@ -58,9 +58,12 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def _finished(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    unreadable = next((name for name in tensors if len(name) > MAX_NAME or not name.isprintable()), None)
-    if unreadable is not None:
-        raise UserError(f"{path.name} has a weight with an unreadable name ({shown(unreadable)}): choose another file.")
+    for name, tensor in tensors.items():
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise UserError(f"{path.name} has a weight with an unreadable name ({shown(name)}): choose another file.")
+        if tensor.ndim > MAX_DIMENSIONS or tensor.is_complex():
+            kind = "complex" if tensor.is_complex() else f"{tensor.ndim}-dimensional"
+            raise UserError(f"{path.name} has a {kind} weight ({shown(name)}), as no model here: choose another file.")
     return with_scales_applied(without_prefixes(tensors), path.name)
 
 

@@ -159,6 +159,12 @@ def doubled(levels: int) -> bytes:
     return b"\x80\x02]q\x00" + body + b"."
 
 
+def copies(target: bytes, again: bytes) -> bytes:
+    """A tuple (memo 0) and a table (memo 2) of 50,000 values, each of which `again` copies with one instruction."""
+    table = b"}q\x02(" + b"".join(b"J" + struct.pack("<i", i) + b"N" for i in range(20_000)) + b"u"
+    return b"\x80\x02(" + b"N" * 50_000 + b"tq\x00" + table + target + b"q\x01" + again * 30_000 + b"."
+
+
 def tensor_of(storage: int, shape: bytes, strides: bytes, offset: bytes = b"K\x00") -> bytes:
     count = b"J" + struct.pack("<i", storage)
     key = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + count + b"tQ"
@@ -193,6 +199,16 @@ HOSTILE = {
     "depth by lists": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "values nested deeper than 50"),
     "many instructions": (b"\x80\x02" + b"N" * 600_000 + b".", "more than 300,000 pickle instructions"),
     "doubled lists": (doubled(40), "more than 200,000 values"),
+    "one list copied by many calls": (
+        copies(b"ctorch\nSize\n", b"h\x01h\x00\x85R"),
+        "calls of more than 1,000,000 values",
+    ),
+    "one tuple of many arguments": (copies(b"ccollections\nCounter\n", b"h\x01h\x00R"), "calls of more than 1,000,000"),
+    "one state put into many objects": (
+        copies(b"ccollections\nCounter\n)R", b"h\x01h\x02b"),
+        "calls of more than 1,000",
+    ),
+    "a call without a tuple": (b"\x80\x02ctorch\nSize\n]R.", "is cut short or not a torch file"),
     "a list in itself": (b"\x80\x02]q\x00h\x00a.", "values nested deeper than 50"),
     "a tuple as key": (b"\x80\x02})K\x01s.", "a dictionary with a tuple as key"),
     "an odd name": (b"\x80\x04\x8c\x04os\n\x07\x8c\x06system\x93.", r"a call of os\?\?\.system"),

@@ -100,6 +100,15 @@ def test_a_name_that_spoils_a_sentence_is_refused(tmp_path: Path, name: str) -> 
     assert str(caught.value).isprintable() and "has a weight with an unreadable name" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "words"), [(torch.ones([1] * 70), "70-dimensional"), (torch.ones(1).to(torch.complex64), "complex")]
+)
+def test_weights_that_no_model_has_are_refused(tmp_path: Path, tensor: torch.Tensor, words: str) -> None:
+    save_file({"a.weight": tensor}, tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match=rf"has a {words} weight \(a\.weight\)"):
+        read_weights(tmp_path / "m.safetensors")
+
+
 DOWN, UP = torch.ones(2, 5), torch.ones(3, 2)
 
 

@@ -92,5 +92,5 @@ def test_a_recipe_is_known_without_reading_weights(tmp_path) -> None:
         recipe_of(tmp_path / "absent.safetensors")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"12345678")
-    with pytest.raises(UserError, match="cut short or no safetensors file"):
+    with pytest.raises(UserError, match="cut short or not a safetensors file"):
         recipe_of(broken)

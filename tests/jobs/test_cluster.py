@@ -138,7 +138,7 @@ def test_broken_files_are_reported_and_all_others_done(pictures, tmp_path, monke
 @pytest.mark.slow
 def test_a_model_that_cannot_be_opened_gives_its_own_message(pictures, tmp_path):
     choice = ModelChoice(model=str(tmp_path / "absent.safetensors"), device="cpu")
-    with pytest.raises(UserError, match=r"absent\.safetensors is not there"):
+    with pytest.raises(UserError, match=r"absent\.safetensors does not exist"):
         list(cluster.run_on_cluster("local", choice, plan_jobs([str(pictures)], tmp_path), FileOptions(), workers=1))
 
 

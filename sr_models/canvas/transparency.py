@@ -1,4 +1,4 @@
-"""Colours where a picture is transparent, and pictures without colour: what a network must not see, and not add."""
+"""Colours under transparency, which a network must not see, and grey pictures, to which it must not add colour."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def is_grey(pixels: Tensor) -> bool:
 
 def to_grey(pixels: Tensor) -> Tensor:
     """(..., 3, H, W) -> the same with R = G = B: the luma of BT.601, in float64, so that greys keep their values."""
-    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64, device=pixels.device)
-    grey = (pixels.double() * luma[:, None, None]).sum(-3, keepdim=True)
-    return grey.to(pixels.dtype).expand_as(pixels).contiguous()
+    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    grey = (pixels.cpu().double() * luma[:, None, None]).sum(-3, keepdim=True)  # not every device has float64
+    return grey.to(pixels.device, pixels.dtype).expand_as(pixels).contiguous()

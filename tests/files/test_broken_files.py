@@ -78,7 +78,7 @@ def test_cut_files_are_broken_whatever_their_depth(tmp_path: Path, name: str, sh
     make_files(tmp_path)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError, match=f"{name} is (broken|not a picture)"):
+    with pytest.raises(UserError, match=f"{name} is (broken|not a supported picture)"):
         list(read_pictures(tmp_path / name))
 
 

@@ -202,7 +202,7 @@ FTYP = b"\0\0\0\x18ftyp%s\0\0\0\0mif1miaf" + bytes(100)
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (FTYP % b"heic", "HEIC|broken|not a picture"),
+        (FTYP % b"heic", "HEIC|broken|not a supported picture"),
         (FTYP % b"isom", "is a video"),
         (FTYP % b"crx ", "raw file"),
         (b"II*\0\x10\0\0\0CR\2\0" + bytes(100), "raw file"),
@@ -211,7 +211,7 @@ FTYP = b"\0\0\0\x18ftyp%s\0\0\0\0mif1miaf" + bytes(100)
         (b"%PDF-1.7" + bytes(100), "PDF document"),
         (b"<svg xmlns=''/>", "no pixels"),
         (b"%!PS-Adobe", "PostScript"),
-        (b"hello", "not a picture"),
+        (b"hello", "not a supported picture"),
     ],
 )
 def test_refusals_say_what_the_file_is(tmp_path: Path, content: bytes, reason: str) -> None:

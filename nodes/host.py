@@ -70,7 +70,7 @@ def register_model_folder() -> None:
 def weights_files(*folders: str) -> list[str]:
     """Names of the weights files in the host's model folders of these kinds."""
     names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
-    return sorted({name for name in names if name.endswith(SUFFIXES)})
+    return sorted({name for name in names if name.lower().endswith(SUFFIXES)})
 
 
 def weights_path(name: str, *folders: str) -> Path:

@@ -7,12 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError, safe_open
-
-from .weights_file import WeightsFile, broken_safetensors, must_exist, read_torch, without_prefixes
+from .scaled_fp8 import without_scales
+from .weights_file import (
+    WeightsFile,
+    is_gguf,
+    is_safetensors,
+    must_exist,
+    open_safetensors,
+    plain_names,
+    read_torch,
+)
 
 FileKind = Literal["safetensors", "torch", "gguf"]
-GGUF_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True)
@@ -32,25 +38,19 @@ class Header:
 def read_header(path: Path) -> Header:
     """Raises UserError for a file that is missing, empty, cut short or not a weights file."""
     must_exist(path)
-    with path.open("rb") as file:
-        if file.read(len(GGUF_MAGIC)) == GGUF_MAGIC:
-            return Header(path, {}, kind="gguf")
-    if path.suffix == ".safetensors":
-        return _of_safetensors(path)
-    return header_of(read_torch(path, "meta"))
+    if is_gguf(path):
+        return Header(path, {}, kind="gguf")
+    return _of_safetensors(path) if is_safetensors(path) else header_of(read_torch(path, "meta"))
 
 
 def header_of(file: WeightsFile) -> Header:
     """Of a file that is open already."""
     shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
-    return Header(file.path, shapes, file.metadata, "safetensors" if file.path.suffix == ".safetensors" else "torch")
+    kind = "safetensors" if is_safetensors(file.path) else "torch"
+    return Header(file.path, without_scales(shapes), file.metadata, kind)
 
 
 def _of_safetensors(path: Path) -> Header:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            return Header(path, without_prefixes(shapes), file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise broken_safetensors(path, error) from error
+    with open_safetensors(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no iterator)
+        return Header(path, without_scales(plain_names(shapes, path.name)), file.metadata() or {})

@@ -80,15 +80,18 @@ def parse(tensors: Mapping[str, Tensor], name: str) -> Update:
 
 
 def _layer(tensors: Mapping[str, Tensor], module: str, name: str) -> LowRank:
-    down, up = tensors[module + DOWN], tensors[module + UP]
-    if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or up[0, 0].numel() != 1:
+    down, up, alpha = tensors[module + DOWN], tensors[module + UP], tensors.get(module + ALPHA)
+    empty = not down.numel() or not up.numel()
+    if empty or down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or up[0, 0].numel() != 1:
         raise UserError(
             f"{name} is broken ({module} has matrices of shapes {tuple(down.shape)} and {tuple(up.shape)}, which do "
             "not belong together): download it again."
         )
-    if not all(torch.isfinite(matrix.float()).all() for matrix in (down, up)):
+    if alpha is not None and alpha.numel() != 1:
+        raise UserError(f"{name} is broken ({module} has {alpha.numel()} values as its alpha): download it again.")
+    if not all(torch.isfinite(part.float()).all() for part in (down, up, *([] if alpha is None else [alpha]))):
         raise UserError(f"{name} holds values that are not finite in {module}: download it again.")
-    return LowRank(down, up, float(tensors[module + ALPHA]) if module + ALPHA in tensors else None)
+    return LowRank(down, up, None if alpha is None else float(alpha))
 
 
 def to_tensors(update: Update, prefix: str = "") -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ def read_embeddings(path: Path) -> PromptEmbeddings:
 
     Raises UserError for files that are missing or of another shape.
     """
-    if path.is_dir() or path.suffix == ".pt":
+    if path.is_dir() or path.suffix.lower() == ".pt":
         folder = path if path.is_dir() else path.parent
         return _checked(read_tensor(folder / PROMPT_FILE), read_tensor(folder / POOLED_FILE), str(path))
     return from_file(read_weights(path))

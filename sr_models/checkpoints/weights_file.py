@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +15,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .pickle_scan import shown
+from .scaled_fp8 import with_scales_applied
+from .torch_file import read_torch_file
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pkl")
+SAFETENSORS = ".safetensors"
+SUFFIXES = (SAFETENSORS, ".pth", ".pt", ".ckpt", ".pkl")
 WRAPPER_KEYS = ("state_dict", "params_ema", "params", "model")
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = re.compile(r"(^|[./])(?:(?:module|_orig_mod)\.)+")
+GGUF_MAGIC = b"GGUF"
+MAX_HEADER = 2**23  # 100,000 tensors; the largest published ones have 3,000
+MAX_NAME, MAX_DIMENSIONS, MAX_LISTED = 500, 8, 1000
 SHOWN_KEYS = 5
 
 Value = TypeVar("Value")
@@ -40,28 +48,65 @@ def read_weights(path: Path) -> WeightsFile:
     """Open a `.safetensors` file, or a torch file of any other suffix.
 
     A dictionary under `state_dict` and the like is unpacked, tables inside a table get names with `/` between, and
-    what is neither table nor tensor becomes metadata. `module.` and `_orig_mod.` before every name are dropped.
+    what is neither table nor tensor becomes metadata. `module.` and `_orig_mod.` are dropped from names, and the scales
+    of fp8 weights are applied. Nothing in the file is executed.
+
     Raises UserError for a file that is missing, empty, cut short or not a weights file.
     """
     must_exist(path)
-    if path.suffix != ".safetensors":
-        return read_torch(path)
+    refuse_gguf(path)
+    file = _read_safetensors(path) if is_safetensors(path) else read_torch(path)
+    for name, tensor in file.tensors.items():
+        if tensor.ndim > MAX_DIMENSIONS or tensor.is_complex():
+            kind = "complex" if tensor.is_complex() else f"{tensor.ndim}-dimensional"
+            raise UserError(f"{path.name} has a {kind} weight ({shown(name)}), as no model here: choose another file.")
+    return replace(file, tensors=with_scales_applied(file.tensors, path.name))
+
+
+def _read_safetensors(path: Path) -> WeightsFile:
+    with open_safetensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+        return WeightsFile(path, plain_names(tensors, path.name), file.metadata() or {})
+
+
+def is_safetensors(path: Path) -> bool:
+    return path.suffix.lower() == SAFETENSORS
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """safetensors' `safe_open`. Raises UserError for a file that is not one, also where that shows in its use."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < header < path.stat().st_size:
+        raise UserError(
+            f"{path.name} has a header of {header:,} bytes, which weights do not need: choose another file."
+        )
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-            return WeightsFile(path, without_prefixes(tensors), file.metadata() or {})
+        with safe_open(path, framework="pt") as opened:
+            yield opened
     except (SafetensorError, OSError) as error:
-        raise broken_safetensors(path, error) from error
+        reason = shown(str(error))
+        raise UserError(f"{path.name} is cut short or not a safetensors file ({reason}): download it again.") from error
 
 
-def broken_safetensors(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path.name} is cut short or not a safetensors file ({error}): download it again.")
+def is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+
+
+def refuse_gguf(path: Path) -> None:
+    if is_gguf(path):
+        raise UserError(
+            f"{path.name} is a GGUF file, which holds a quantized model that cannot be read here: choose the model "
+            "as safetensors."
+        )
 
 
 def read_tensor(path: Path) -> Tensor:
     """A `.pt` file that holds one tensor. Raises UserError for any other."""
     must_exist(path)
-    content = _load_torch(path)
+    content = read_torch_file(path)
     if not isinstance(content, Tensor):
         raise UserError(f"{path.name} does not hold a single tensor: choose another file.")
     return content
@@ -74,60 +119,58 @@ def must_exist(path: Path) -> None:
         raise UserError(f"{path.name} is empty (0 bytes): download it again.")
 
 
-def _load_torch(path: Path, device: str = "cpu") -> object:
-    try:
-        # as a string: torch 2.1 maps no file that is named by a Path
-        content = torch.load(str(path), map_location=device, weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path.name} is not a weights file, or holds more than weights, which could run code: get it as "
-            "safetensors."
-        ) from error
-    except Exception as error:  # on broken bytes torch.load raises what its parser trips over, of any kind
-        raise UserError(f"{path.name} is cut short or not a torch file: download it again.") from error
-    if content is None:  # Automatic1111 puts a check of its own before torch.load, which refuses some newer files so
-        raise UserError(f"{path.name} is empty, or the host's own check refused it: get it as safetensors.")
-    return content
-
-
 def read_torch(path: Path, device: str = "cpu") -> WeightsFile:
     """A torch file; on the device `meta` its tensors have shapes and no values. Raises UserError as `read_weights`."""
-    content = _load_torch(path, device)
+    content = read_torch_file(path, device)
     for key in WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    leaves = dict(_leaves(content)) if isinstance(content, dict) else {}
+    leaves = dict(_leaves(content, path.name)) if isinstance(content, dict) else {}
     tensors = {name: value for name, value in leaves.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path.name} does not hold a table of weights: choose a checkpoint file.")
     metadata = {name: _as_text(value) for name, value in leaves.items() if name not in tensors}
-    return WeightsFile(path, without_prefixes(tensors), metadata)
+    return WeightsFile(path, plain_names(tensors, path.name), metadata)
 
 
-def _leaves(table: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _leaves(table: Mapping[Any, Any], file_name: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """What is in a table and the tables in it, by names with `/` between."""
-    found = []
     for key, value in table.items():
         name = f"{prefix}{key}"
-        found += _leaves(value, f"{name}/") if isinstance(value, dict) else [(name, value)]
-    return found
+        _require_readable(name, file_name)  # before they add up
+        if isinstance(value, dict):
+            yield from _leaves(value, file_name, f"{name}/")
+        else:
+            yield name, value
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=lambda other: type(other).__name__)
+    """Strings and numbers, and lists of a few of them; of others the type's name."""
+    if isinstance(value, str):
+        return value
+    short = not isinstance(value, list | tuple) or (
+        len(value) <= MAX_LISTED
+        and all(isinstance(entry, int | float) or len(str(entry)) <= MAX_NAME for entry in value)
+    )
+    return json.dumps(value if short else type(value).__name__, default=lambda other: type(other).__name__)
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
+def plain_names(table: dict[str, Value], file_name: str) -> dict[str, Value]:
+    """The table `without_prefixes`. Raises UserError for names that no sentence can show."""
+    for name in table:
+        _require_readable(name, file_name)
+    return without_prefixes(table)
+
+
+def _require_readable(name: str, file_name: str) -> None:
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise UserError(f"{file_name} has a weight with an unreadable name ({shown(name)}): choose another file.")
 
 
 def without_prefixes(table: dict[str, Value]) -> dict[str, Value]:
-    """Without what trainers put before every name."""
-    for prefix in PREFIXES * 2:
-        if table and all(name.startswith(prefix) for name in table):
-            table = {name.removeprefix(prefix): value for name, value in table.items()}
-    return table
+    """Without what trainers put into names; unchanged where two names would become one."""
+    shorter = {PREFIXES.sub(r"\1", name): value for name, value in table.items()}
+    return shorter if len(shorter) == len(table) else table
 
 
 def mismatches(file: WeightsFile, network: nn.Module) -> list[str]:
@@ -149,7 +192,7 @@ def mismatches(file: WeightsFile, network: nn.Module) -> list[str]:
 
 def shortened(names: list[str]) -> str:
     """The first few names, for a sentence."""
-    return ", ".join(names[:SHOWN_KEYS]) + (", ..." if len(names) > SHOWN_KEYS else "")
+    return ", ".join(shown(name) for name in names[:SHOWN_KEYS]) + (", ..." if len(names) > SHOWN_KEYS else "")
 
 
 def fill(network: nn.Module, file: WeightsFile, title: str, dtype: torch.dtype) -> nn.Module:
@@ -163,10 +206,15 @@ def fill(network: nn.Module, file: WeightsFile, title: str, dtype: torch.dtype) 
             f"{file.name} is not a complete {title} checkpoint (it {'; it '.join(reasons)}): "
             "download it again or choose another file."
         )
-    broken = [n for n, t in file.tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    broken = [n for n, t in file.tensors.items() if t.is_floating_point() and not _finite(t)]
     if broken:
         raise UserError(f"{file.name} holds values that are not finite in {shortened(broken)}: download it again.")
     weights = {name for name, _ in network.named_parameters()}
     learned = {name: file.tensors[name].to(dtype) for name in weights}
     network.load_state_dict(learned, strict=False, assign=True)
     return network.requires_grad_(False).eval()
+
+
+def _finite(tensor: Tensor) -> bool:
+    readable = tensor.half() if tensor.dtype.itemsize == 1 else tensor  # torch does not ask float8
+    return bool(torch.isfinite(readable).all())

@@ -42,14 +42,16 @@ class Upscale:
     "Match the result's colours to the input's."
     seed: Whole = 0
     "Seed of the noise."
-    format: Literal["same", "png", "jpg", "webp", "tif"] = "same"
+    format: Literal["same", "png", "jpg", "webp", "tif", "avif", "gif"] = "same"
     "File type of the results."
     quality: Annotated[Whole, Parameter(validator=Number(gte=1, lte=100))] = 95
-    "For JPEG and WebP."
+    "For JPEG, WebP and AVIF."
     overwrite: Switch = False
     "Redo files that exist already."
     compare: Switch = False
     "Also write a before/after picture."
+    strip_metadata: Switch = False
+    "Write no metadata: neither the input's (EXIF, GPS, XMP, texts) nor how the result was made."
     batch: AtLeastZero = 0
     "Tiles that go through the network at once; 0: by memory."
     memory: AtLeastZero = 0
@@ -80,7 +82,9 @@ class Upscale:
             seed=self.seed,
             batch=self.batch or None,
         )
-        return FileOptions(upscale, self.memory or None, self.quality, self.overwrite, self.compare)
+        return FileOptions(
+            upscale, self.memory or None, self.quality, self.overwrite, self.compare, self.strip_metadata
+        )
 
     def _outcomes(self, jobs: list[Job], progress: Progress) -> Iterator[Outcome]:
         """Of the jobs, done on this machine or on a cluster."""
@@ -101,6 +105,8 @@ class Upscale:
         counts = Counter(outcome.status for outcome in outcomes)
         say(f"{counts['done']} done, {counts['skipped']} skipped (exist already), {counts['failed']} failed.")
         for outcome in outcomes:
+            for notice in outcome.notices:
+                warn(f"{outcome.job.source}: {notice}")
             if outcome.status == "failed":
                 warn(outcome.reason)
             elif outcome.status == "done" and self.compare:

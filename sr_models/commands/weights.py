@@ -35,7 +35,9 @@ class Download:
     to: Path
     "The folder to put the files into."
     sha256: str | None = None
-    "The hash that the first file must have; by default the publisher's, where there is one."
+    "The hash that the first file must have; by default the one on record."
+    hash: bool = True
+    "Compare each file with a hash; --no-hash also accepts a file without a known one."
 
     def __call__(self) -> None:
         from ..checkpoints.download import download
@@ -44,7 +46,7 @@ class Download:
         for position, file in enumerate(files_of(self.name)):
             say(f"{file.name}, {file.licence}, from {file.url}")
             with byte_bar() as report:
-                found = download(file, self.to, report, self.sha256 if position == 0 else None)
+                found = download(file, self.to, report, self.sha256 if position == 0 else None, not self.hash)
             say(f"{self.to / file.name} (sha256 {found})")
 
 

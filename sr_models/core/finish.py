@@ -1,4 +1,7 @@
-"""The second stage of a result: colours matched and alpha back on, row by row or all at once."""
+"""What comes before and after the network: hidden colours filled; colours matched, greys kept grey, alpha back on.
+
+The second stage works row by row or on all rows at once.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,21 @@ from torch import Tensor
 
 from ..canvas import color as colors
 from ..canvas.resample_rows import Rows, resized_rows, rows_of
+from ..canvas.transparency import fill_transparent, is_grey, to_grey
 from .geometry import Size
 
 BAND = 256  # rows that are looked at together where all of them count
+
+
+def visible(image: Tensor) -> Tensor:
+    """Pictures (B, 3 or 4, H, W), with the colours under alpha 0 filled from what is visible beside them.
+
+    What is invisible then has no influence on the result. Opaque pictures are returned unchanged.
+    """
+    if image.shape[1] == 3:
+        return image
+    filled = [fill_transparent(picture[:3], picture[3:]) for picture in image]
+    return torch.cat([torch.stack(filled), image[:, 3:]], dim=1)
 
 
 def finished_rows(rows: Rows, picture: Tensor, size: Size, method: colors.ColorMatch) -> Rows:
@@ -17,11 +32,13 @@ def finished_rows(rows: Rows, picture: Tensor, size: Size, method: colors.ColorM
 
     Args:
         rows: the same of the result before, with three channels, held in memory or on disk.
-        picture: (1, 3 or 4, h, w) in [0, 1], that the result was made from; a fourth channel is alpha, which is
-            resized by itself.
+        picture: (1, 3 or 4, h, w) in [0, 1], that the result was made from, as `visible` gives it; a fourth channel
+            is alpha, which is resized by itself. Where R = G = B in all its pixels, the result has R = G = B too.
         size: the result's (height, width).
     """
     matched = _matched_rows(rows, picture[:, :3], size, method)
+    if is_grey(picture[0, :3]):
+        matched = _grey_rows(matched)
     if picture.shape[1] == 3:
         return matched
 
@@ -30,6 +47,10 @@ def finished_rows(rows: Rows, picture: Tensor, size: Size, method: colors.ColorM
         return torch.cat([matched(top, bottom), alpha])
 
     return with_alpha
+
+
+def _grey_rows(rows: Rows) -> Rows:
+    return lambda top, bottom: to_grey(rows(top, bottom))
 
 
 def _matched_rows(rows: Rows, image: Tensor, size: Size, method: colors.ColorMatch) -> Rows:

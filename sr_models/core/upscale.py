@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..canvas.resample_rows import rows_of
-from .finish import finished_rows
+from .finish import finished_rows, visible
 from .memory import out_of_memory_as_user_error
 from .model import SRModel
 from .options import DEFAULTS, UpscaleOptions
@@ -35,7 +35,8 @@ def upscale(
 
     Args:
         image: (B, 3 or 4, H, W) float32 in [0, 1], at least 8 px a side; a fourth channel is alpha,
-            which is enlarged bicubically on its own.
+            which is enlarged bicubically on its own. Colours under alpha 0 have no influence, and a grey picture
+            (R = G = B) stays grey.
         options: scale, tiles, colours and seed. Where memory runs out, the batch is halved, then the tile.
         progress: called after each tile with (tiles done, tiles in all, a rough picture (3, h, w) in
             [0, 1] that grows). Whatever it raises ends the run.
@@ -51,6 +52,7 @@ def upscale(
             finite in the picture or from the network, or too little memory.
     """
     size, method = result_size(image, options), options.color or model.recipe.color
+    image = visible(image)
     policy = policy or TilePolicy()
     with out_of_memory_as_user_error():
         # Channels last, so that a host that keeps pictures that way need not copy it.

@@ -26,7 +26,7 @@ def files_in(folder: Path) -> list[str]:
     """A line for each weights file. Raises UserError for anything but a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: choose a folder that contains weights files.")
-    files = sorted(path for path in folder.iterdir() if path.suffix in (*SUFFIXES, ".gguf"))
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (*SUFFIXES, ".gguf"))
     lines = {file.name: describe(file) for file in files}
     return [line if line.startswith(name) else f"{name}: {line}" for name, line in lines.items()]
 

@@ -17,6 +17,7 @@ from ..checkpoints import low_rank, prompt_embeddings
 from ..checkpoints.conditions import All, AnyOf, Has, HasPrefix, Metadata, Not
 from ..checkpoints.header import Header, header_of
 from ..checkpoints.low_rank import Adapter, Update
+from ..checkpoints.metadata import broken_description, read_json
 from ..checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE, PromptEmbeddings
 from ..checkpoints.weights_file import read_weights
 from ..errors import UserError
@@ -133,9 +134,9 @@ def _name_and_recipe(header: Header, layout: Layout) -> tuple[str, str]:
         name = f"{header.path.parent.name}/{header.name}" if header.name in layout.files else header.name
         return name, MSE if MSE_MARK in name.lower() else DEFAULT
     try:
-        return header.name, str(json.loads(header.metadata[METADATA_KEY])["method"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{header.name} has a broken description ({error}): download it again.") from error
+        return header.name, str(read_json(header.metadata[METADATA_KEY], header.name)["method"])
+    except (KeyError, TypeError) as error:
+        raise broken_description(header.name, error) from error
 
 
 def _joined(first: _Part, second: _Part, layout: Layout) -> _Part:
@@ -173,7 +174,7 @@ def summary(header: Header, title: str, layout: Layout) -> str:
     ranks: dict[str, set[int]] = {layout.network: set(), "vae": set()}
     for key in (key for key in header.shapes if key.endswith(low_rank.DOWN)):
         is_vae = key.startswith((OWN_VAE_PREFIX, layout.vae_prefix + "encoder."))
-        ranks["vae" if is_vae else layout.network].add(header.shapes[key][0])
+        ranks["vae" if is_vae else layout.network].update(header.shapes[key][:1])
     held = [f"{PART_TITLES[part]} LoRA, {_ranks(found)}" for part, found in ranks.items() if found]
     held += ["prompt embeddings"] if prompt_embeddings.PROMPT_KEY in header.shapes else []
     return f"{title} ({_name_and_recipe(header, layout)[1]}): " + "; ".join(held)

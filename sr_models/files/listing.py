@@ -7,8 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
+from .formats import PLUGINS, REFUSED, format_of
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a path inside a folder is hidden: dot files, and the companion files that macOS adds."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the file's content is a picture that `read_pictures` knows, whatever its name; False where it cannot
+    be opened. HEIC, JPEG XL and OpenEXR count: where their package is not installed, reading says so."""
+    try:
+        found = format_of(path)
+    except OSError:
+        return False
+    return found in PLUGINS or (found is not None and found not in REFUSED)
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -1,73 +1,185 @@
-"""Reading picture files of any mode and depth."""
+"""Reading picture files of any format, mode and depth: the content decides what a file is, not its name."""
 
 from __future__ import annotations
 
+import logging
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from ..errors import UserError
-from .picture import MAX_PIXELS, Picture, from_pillow
+from . import png
+from .animation import count_frames, plays_of, read_frames
+from .exr import read_exr
+from .formats import format_of, require_decoder
+from .metadata import metadata_of
+from .picture import MAX_PIXELS, Picture, PictureSequence, from_pillow, from_values, orientation_of, turned
+from .profiles import UnreadableError, from_code_points
+from .tiff import count_pages, read_pages
+
+COPY_AGAIN = "copy or download it again."
+BOXES = 2**16  # bytes at the beginning of an AVIF or HEIC file that hold its description
 
 
 def read_picture(path: Path) -> Picture:
-    """Read the first frame of any file that Pillow supports, with EXIF rotation applied.
+    """Read the only picture of a file, the first frame or the first page. Raises UserError as `read_pictures` does."""
+    return next(iter(read_pictures(path)))
 
-    16 bits per channel are kept for PNG and TIFF; CMYK is converted to sRGB by its own profile.
-    Raises UserError for a file that is missing, empty, truncated or not a picture.
+
+def read_pictures(path: Path) -> PictureSequence:
+    """Open a picture, an animation (GIF, WebP, APNG, AVIF) or the pages of a TIFF file.
+
+    Pictures come upright, with their depth, alpha, RGB profile and metadata. Grey with a profile, CMYK and Lab become
+    sRGB, and so do PNGs with another transfer curve. Raises UserError, here or while iterating, for a file that is
+    missing, empty, truncated, not a picture, or cannot be read correctly.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: check the name.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes): copy or download it again.")
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path} has {image.width} x {image.height} px, too large: split it into parts.")
-            return _deep_picture(path, image) or from_pillow(image)
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not a supported picture: choose a PNG, JPEG, WebP or TIFF file.") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} is too large to read safely: split it into parts.") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is broken or truncated ({error}): copy or download it again.") from error
+    with _said_of(path):
+        if path.stat().st_size == 0:
+            raise UnreadableError("is empty (0 bytes): " + COPY_AGAIN)
+        kind = format_of(path)
+        if kind is None:
+            raise UnidentifiedImageError
+        require_decoder(kind)
+        if kind == "TIFF":
+            count = count_pages(path)
+            return PictureSequence("pages" if count > 1 else "single", count, partial(_each, path, read_pages))
+        if kind == "EXR":
+            return PictureSequence("single", 1, partial(_each, path, _exr_pictures))
+        return _open_pillow(path, kind)
+
+
+def _exr_pictures(path: Path) -> Iterator[Picture]:
+    yield read_exr(path)
+
+
+def _open_pillow(path: Path, kind: str) -> PictureSequence:
+    if kind == "PNG":
+        png.require_plausible(path)
+    Image.init()
+    if kind not in Image.OPEN:
+        raise UnreadableError(f"is {kind}, which this version of Pillow cannot read: update Pillow.")
+    with Image.open(path, formats=[kind]) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableError(f"has {image.width} x {image.height} px, too large: split it into parts.")
+        count, plays = count_frames(image), plays_of(image)
+    read = partial(_each, path, partial(_pillow_pictures, kind))
+    return PictureSequence("animation" if count > 1 else "single", count, read, plays)
+
+
+def _pillow_pictures(kind: str, path: Path) -> Iterator[Picture]:
+    colors = _color_of(path, kind)
+    with Image.open(path, formats=[kind]) as image:
+        if count_frames(image) > 1:
+            pictures = read_frames(image)
+        else:
+            pictures = iter([_deep_picture(path, image) or from_pillow(image)])
+        for picture in pictures:
+            yield replace(_in_srgb(picture, colors), metadata=metadata_of(image), notices=_notices(image))
+
+
+def _notices(image: Image.Image) -> tuple[str, ...]:
+    others = getattr(image, "n_frames", 1) - 1 if image.format == "MPO" else 0
+    return (
+        (f"The file holds {others} more pictures (a preview or another view), which are not used.",) if others else ()
+    )
 
 
 def _deep_picture(path: Path, image: Image.Image) -> Picture | None:
-    """Read 16-bit and float files, which Pillow would reduce to 8 bits or one channel; None for all others."""
-    if image.format == "PNG" and _png_depth(path) == 16:
+    """Files of more than 8 bits, which Pillow would reduce; None for all others."""
+    if image.format == "PNG" and png.head_chunks(path)[b"IHDR"][8] == 16:
+        values = png.decode_deep(path)
+    elif image.format == "AVIF" and (bits := _avif_bits(path)) > 8:
         import imagecodecs
 
-        values = imagecodecs.png_decode(path.read_bytes())
-    elif image.format == "TIFF" and max(image.tag_v2.get(258, (8,))) > 8:  # pyright: ignore[reportAttributeAccessIssue]
-        import tifffile
-
-        values = tifffile.imread(path, key=0)
-        if image.tag_v2.get(284) == 2 and values.ndim == 3:  # pyright: ignore[reportAttributeAccessIssue] (planes)
-            values = np.moveaxis(values, 0, -1)
+        values = (imagecodecs.avif_decode(path.read_bytes()).astype(np.float32) * (65535 / (2**bits - 1))).round()
+        values = np.atleast_3d(values.astype(np.uint16))
     else:
         return None
-    values = values[..., None] if values.ndim == 2 else values
-    scale = np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
-    channels = torch.from_numpy(np.moveaxis(values.astype(np.float32) / scale, -1, 0).clip(0, 1).copy())
-    channels = _upright(channels, image.getexif().get(0x0112, 1))
-    color = channels[: 3 if len(channels) >= 3 else 1].expand(3, -1, -1).contiguous()
-    alpha = channels[-1:] if len(channels) in (2, 4) else None
-    return Picture(color, alpha, 16, image.info.get("icc_profile"))
+    return turned(from_values(values, image.info.get("icc_profile")), orientation_of(image))
 
 
-def _png_depth(path: Path) -> int:
-    """Bits per channel, from the header: byte 24 of every PNG file."""
+def _boxes(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(25)[24]
+        return file.read(BOXES)
 
 
-def _upright(channels: Tensor, orientation: int) -> Tensor:
-    """Undo EXIF orientation 1 to 8 of (C, H, W)."""
-    if orientation >= 5:
-        channels = channels.transpose(-1, -2)
-    flips = {2: (-1,), 3: (-1, -2), 4: (-2,), 6: (-1,), 7: (-1, -2), 8: (-2,)}
-    return channels.flip(flips[orientation]) if orientation in flips else channels
+def _avif_bits(path: Path) -> int:
+    """From the decoder's configuration (AV1 ISOBMFF binding, section 2.3)."""
+    boxes = _boxes(path)
+    start = boxes.find(b"av1C")
+    flags = boxes[start + 6] if 0 <= start < len(boxes) - 6 else 0
+    return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
+
+
+Color = tuple[int, int]
+
+
+def _color_of(path: Path, kind: str) -> dict[bytes, bytes] | Color | None:
+    """What a file says about its colours other than by a profile: PNG's chunks, or H.273's numbers."""
+    if kind == "PNG":
+        return png.head_chunks(path)
+    if kind not in ("AVIF", "HEIF"):
+        return None
+    boxes = _boxes(path)
+    start = boxes.find(b"colrnclx") + 8
+    return struct.unpack_from(">HH", boxes, start) if start > 8 and b"colrprof" not in boxes else None
+
+
+def _in_srgb(picture: Picture, color: dict[bytes, bytes] | Color | None) -> Picture:
+    """In sRGB's curve, and a profile where the primaries are others."""
+    if color is None:
+        return picture
+    values = picture.pixels.numpy()
+    changed, profile = png.apply_color(values, color) if isinstance(color, dict) else from_code_points(values, *color)
+    if changed is not values:
+        picture = replace(picture, pixels=torch.from_numpy(np.ascontiguousarray(changed, np.float32)).clamp(0, 1))
+    return replace(picture, icc_profile=picture.icc_profile or profile)
+
+
+def _each(path: Path, read) -> Iterator[Picture]:
+    """One picture after the other; what goes wrong is said of the file."""
+    with _said_of(path):
+        pictures = read(path)
+    while True:
+        with _said_of(path):
+            picture = next(pictures, None)
+        if picture is None:
+            return
+        yield picture
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises becomes a UserError of one sentence; its warnings about damaged parts are not shown."""
+    log = logging.getLogger("tifffile")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except UnreadableError as error:
+        raise UserError(f"{path} {error}") from error
+    except UnidentifiedImageError as error:
+        formats = "a PNG, JPEG, WebP, AVIF, GIF or TIFF file"
+        raise UserError(f"{path} is not a supported picture: choose {formats}.") from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise UserError(f"{path} is too large to read safely: split it into parts.") from error
+    except Exception as error:  # decoders of many makers: on a damaged file they raise anything
+        reason = " ".join(str(error).split())[:150].rstrip(".:") or type(error).__name__
+        if "support" in reason.lower():
+            raise UserError(f"{path} cannot be read ({reason}): save it as PNG or plain TIFF first.") from error
+        raise UserError(f"{path} is broken or truncated ({reason}): {COPY_AGAIN}") from error
+    finally:
+        log.disabled = was_disabled

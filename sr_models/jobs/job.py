@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..core.model import SRModel
 from ..core.options import DEFAULTS, UpscaleOptions
+from ..files.metadata import Metadata, describe
+from .release import SOFTWARE, release
 
 
 @dataclass(frozen=True)
@@ -22,20 +25,30 @@ class Job:
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What is done to every file; see `is_too_large` for `memory`."""
+    """What is done to every file; see `is_too_large` for `memory`.
+
+    strip: write no metadata, neither the source's nor how the result was made.
+    """
 
     upscale: UpscaleOptions = DEFAULTS
     memory: int | None = None
     quality: int = 95
     overwrite: bool = False
     compare: bool = False
+    strip: bool = False
+
+    def described(self, source: Metadata, model: SRModel) -> Metadata:
+        """The metadata of a result: the source's and how the result was made, or none."""
+        settings = {"model": model.recipe.title, "scale": f"{self.upscale.scale:g}", "seed": str(self.upscale.seed)}
+        return describe(source, {"software": f"{SOFTWARE} {release()}", **settings}, self.strip)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one job: how long it took, and why it failed."""
+    """What became of one job: how long it took, why it failed, and what its user should know about the result."""
 
     job: Job
     status: Literal["done", "skipped", "failed"]
     seconds: float = 0.0
     reason: str = ""
+    notices: tuple[str, ...] = ()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..canvas.resample_rows import Rows
 from ..canvas.resize import target_size
-from ..core.finish import finished_rows
+from ..core.finish import finished_rows, visible
 from ..core.forecast import memory_of
 from ..core.geometry import Size
 from ..core.memory import available, out_of_memory_as_user_error
@@ -23,8 +22,9 @@ from ..files.picture import Picture
 from ..files.row_files import RowPicture, write_rows
 from ..files.spool import Spool, SpoolSize
 from ..files.whole import write_whole
-from ..files.write import DEEP, require_writable
+from ..files.write import depth_of, has_room_for_alpha, require_writable
 from .job import FileOptions, Job
+from .release import release
 
 SHARE = 4  # a quarter of what is free
 
@@ -49,11 +49,14 @@ def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions) ->
     The spool stays when the run is interrupted, and the same call resumes with it. Raises UserError as `upscale` and
     `write_picture` do.
     """
-    image = as_batch(picture)
+    image = visible(as_batch(picture))
     size = result_size(image, run.options)
     if options.compare:
         raise UserError(f"A comparison of {size[1]} x {size[0]} px does not fit in memory: leave out --compare.")
     require_writable(job.target, *size)
+    if picture.excess is not None:
+        run.notice("Values outside 0 to 1 are not kept: the result is written row by row.")
+    described = replace(picture, metadata=options.described(picture.metadata, run.model))
     settings = SpoolSize(*size, channels=3), _settings(run, job.source)
     try:
         with out_of_memory_as_user_error(), Spool(job.target, *settings) as spool:
@@ -61,7 +64,7 @@ def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions) ->
                 for rows in result_rows(run, image[:, :3], banded=True, first=spool.finished):
                     spool.append(rows)
             rows = finished_rows(spool.read, image, size, run.options.color or run.model.recipe.color)
-            write_whole(job.target, partial(_write, picture, rows, size, options.quality))
+            write_whole(job.target, partial(_write, described, rows, size, options.quality))
             spool.discard()
     except OSError as error:
         raise UserError(f"{job.target} cannot be written ({error.strerror}): choose another place.") from error
@@ -69,12 +72,12 @@ def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions) ->
 
 def _write(picture: Picture, rows: Rows, size: Size, quality: int, path: Path) -> None:
     suffix = path.suffix.lower()
-    has_alpha, is_jpeg = picture.alpha is not None, suffix in (".jpg", ".jpeg")
-    if has_alpha and is_jpeg:
+    has_alpha, has_room = picture.alpha is not None, has_room_for_alpha(suffix)
+    if has_alpha and not has_room:
         rows = partial(_on_white, rows)
-    channels = 4 if has_alpha and not is_jpeg else 3
-    bits = 16 if picture.bits == 16 and suffix in DEEP else 8
-    write_rows(path, suffix, RowPicture(rows, *size, channels, bits, picture.icc_profile), quality)
+    channels = 4 if has_alpha and has_room else 3
+    bits = depth_of(picture.bits, suffix)
+    write_rows(path, suffix, RowPicture(rows, *size, channels, bits, picture.icc_profile, picture.metadata), quality)
 
 
 def _on_white(rows: Rows, top: int, bottom: int) -> Tensor:
@@ -86,13 +89,9 @@ def _settings(run: Run, source: Path) -> dict[str, object]:
     """What the spool's rows depend on."""
     status = source.stat()
     kept = {name: asdict(run.options)[name] for name in ("scale", "tile", "overlap", "seed")}
-    try:
-        release = version("onestep-sr")
-    except PackageNotFoundError:
-        release = "unknown"
     recipe, dtype = run.model.recipe, str(run.model.denoiser.dtype)
     return kept | {
         "source": [str(source.resolve()), status.st_size, status.st_mtime_ns],
         "model": [recipe.name, repr(recipe.step), dtype],
-        "release": release,
+        "release": release(),
     }

@@ -16,9 +16,10 @@ from ..core.rows import Run
 from ..core.tile_policy import TilePolicy
 from ..core.upscale import upscale
 from ..errors import UserError
-from ..files.picture import Picture
-from ..files.read import read_picture
-from ..files.write import write_picture
+from ..files.animation import Film
+from ..files.picture import Picture, PictureSequence
+from ..files.read import read_pictures
+from ..files.write import require_room, write_picture, write_pictures
 from .job import FileOptions, Job, Outcome
 from .large import as_batch, is_too_large, run_large_job
 
@@ -34,21 +35,34 @@ def run_jobs(
     """Do the jobs in turn. A file that fails is reported and the others continue; a finished one is skipped.
 
     All files share one tile policy: where memory ran out once, no later file tries that much again. `policy` is for
-    a run of several calls with this model.
+    a run of several calls with this model. `notice` hears what each outcome carries as its notices, too.
     """
     policy = policy or TilePolicy()
     for job in jobs:
         if job.target.exists() and not options.overwrite:
             yield Outcome(job, "skipped")
             continue
-        begin = time.perf_counter()
+        begin, heard = time.perf_counter(), _Heard(notice)
         try:
-            run_job(model, job, options, progress, notice, policy)
+            run_job(model, job, options, progress, heard, policy)
         except UserError as error:
             named = str(job.source) in str(error)
-            yield Outcome(job, "failed", reason=str(error) if named else f"{job.source}: {error}")
+            reason = str(error) if named else f"{job.source}: {error}"
+            yield Outcome(job, "failed", reason=reason, notices=heard.notices)
         else:
-            yield Outcome(job, "done", time.perf_counter() - begin)
+            yield Outcome(job, "done", time.perf_counter() - begin, notices=heard.notices)
+
+
+class _Heard:
+    """Notices of one file, each passed on once."""
+
+    def __init__(self, notice: Notice):
+        self.notice, self.notices = notice, ()
+
+    def __call__(self, sentence: str) -> None:
+        if sentence not in self.notices:
+            self.notices = (*self.notices, sentence)
+            self.notice(sentence)
 
 
 def run_job(
@@ -59,19 +73,48 @@ def run_job(
     notice: Notice = ignored,
     policy: TilePolicy | None = None,
 ) -> None:
-    """Read, upscale and write one picture; nothing is written where any of it fails."""
-    picture = read_picture(job.source)
+    """Read, upscale and write one file, all frames or pages of it; nothing is written where any of it fails."""
+    pictures = read_pictures(job.source)
+    require_room(job.target, pictures.kind, len(pictures))
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{job.target.parent} cannot be created ({error.strerror}): choose another output.") from error
-    if is_too_large(model, picture, options):
-        run_large_job(Run(model, options.upscale, policy or TilePolicy(), progress, notice), job, picture, options)
+    run = Run(model, options.upscale, policy or TilePolicy(), progress, notice)
+    if pictures.kind != "single":
+        _run_sequence(run, job, pictures, options)
         return
-    large = enlarge(model, picture, options.upscale, progress, notice, policy)
+    [picture] = pictures
+    for sentence in picture.notices:
+        notice(sentence)
+    if is_too_large(model, picture, options):
+        run_large_job(run, job, picture, options)
+        return
+    large = _finished(run, options, picture)
     if options.compare:
         write_picture(job.comparison, before_after(picture, large))
     write_picture(job.target, large, quality=options.quality)
+
+
+def _run_sequence(run: Run, job: Job, pictures: PictureSequence, options: FileOptions) -> None:
+    """Frames or pages, one in memory at a time."""
+
+    def finished() -> Iterator[Picture]:
+        for number, picture in enumerate(pictures):
+            for sentence in picture.notices:
+                run.notice(sentence)
+            large = _finished(run, options, picture)
+            if options.compare and number == 0:
+                run.notice(f"The comparison shows the first of {len(pictures)} pictures.")
+                write_picture(job.comparison, before_after(picture, large))
+            yield large
+
+    write_pictures(job.target, finished(), pictures.kind, Film(len(pictures), pictures.plays, options.quality))
+
+
+def _finished(run: Run, options: FileOptions, picture: Picture) -> Picture:
+    large = enlarge(run.model, picture, run.options, run.progress, run.notice, run.policy)
+    return replace(large, metadata=options.described(picture.metadata, run.model))
 
 
 def enlarge(
@@ -82,13 +125,16 @@ def enlarge(
     notice: Notice = ignored,
     policy: TilePolicy | None = None,
 ) -> Picture:
-    """The picture upscaled in memory, alpha and all. Raises UserError as `upscale` does."""
+    """The picture upscaled in memory, alpha and all; values outside [0, 1] are resized bicubically and stay with it.
+    Raises UserError as `upscale` does."""
     result = upscale(model, as_batch(picture), options, progress=progress, notice=notice, policy=policy)[0]
-    return replace(picture, pixels=result[:3], alpha=result[3:] if picture.alpha is not None else None)
+    excess = None if picture.excess is None else resize(picture.excess[None], (result.shape[-2], result.shape[-1]))[0]
+    alpha = result[3:] if picture.alpha is not None else None
+    return replace(picture, pixels=result[:3], alpha=alpha, excess=excess)
 
 
 def before_after(small: Picture, large: Picture) -> Picture:
     """The small picture enlarged bicubically, and the large one, side by side."""
     size = (large.pixels.shape[-2], large.pixels.shape[-1])
     before = resize(small.pixels[None], size)[0].clamp(0, 1)
-    return replace(large, pixels=torch.cat([before, large.pixels], dim=-1), alpha=None)
+    return replace(large, pixels=torch.cat([before, large.pixels], dim=-1), alpha=None, excess=None)

@@ -1,16 +1,31 @@
-"""Downloads against a real HTTP server on this machine: whole, cut, refused, wrong, redirected."""
+"""Downloads against a real HTTP server on this machine: whole, cut, silent, refused, wrong, redirected."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import os
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
-from onestep_sr.sr_models.checkpoints.download import HuggingFaceFile, download
+import requests
+from huggingface_hub import constants as hub_constants
+from onestep_sr.sr_models.checkpoints import download as download_module
+from onestep_sr.sr_models.checkpoints.download import (
+    GitHubFile,
+    HuggingFaceFile,
+    PublishedFile,
+    _refuse_other_scheme,
+    download,
+)
 from onestep_sr.sr_models.commands.cli import app
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.published import PUBLISHED, files_of
@@ -18,7 +33,11 @@ from onestep_sr.sr_models.families.published import PUBLISHED, files_of
 CONTENT = bytes(range(256)) * 20_000
 HASH = hashlib.sha256(CONTENT).hexdigest()
 FILE = HuggingFaceFile("somebody/model", "weights.safetensors", "free")
-PATH = "/somebody/model/resolve/main/weights.safetensors"
+ASSET = GitHubFile("somebody/model", "v1", "weights.safetensors", "free", HASH)
+RECORDED = GitHubFile("somebody/model", "v1", "weights.safetensors", "free")
+HALVES = pytest.mark.parametrize("file", [FILE, ASSET], ids=["Hugging Face", "GitHub"])
+PAGE = b"<!DOCTYPE html><html>Sign in to the hotel's network</html>"
+TOKEN = "hf_mine"
 
 
 @dataclass
@@ -26,14 +45,22 @@ class Publisher:
     """What the server does, and what it was asked."""
 
     port: int = 0
-    cut_after: int | None = None
     hash: str = HASH
+    commit: str | None = "c" * 40
     gated: bool = False
+    status: int | None = None
+    storage_status: int | None = None
+    cuts: list[int] = field(default_factory=list)
+    silence: float = 0
+    content: bytes = CONTENT
+    claimed: int | None = None
+    place: str = "http://localhost:{port}/storage"
+    digest: str | None = f"sha256:{HASH}"
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
 
 
 @pytest.fixture
-def publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
+def publisher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Publisher]:
     state = Publisher()
 
     class Handler(BaseHTTPRequestHandler):
@@ -49,31 +76,55 @@ def publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
         def answer(self) -> None:
             headers = self.headers
             state.requests.append((self.command, self.path, headers["Range"], headers["Authorization"]))
-            if self.path == PATH:
-                if state.gated and headers["Authorization"] != "Bearer mine":
-                    return self.send_error(401)
-                self.send_response(302)
-                self.send_header("Location", f"http://localhost:{state.port}/storage")
-                self.send_header("X-Linked-ETag", f'"{state.hash}"')
-                self.end_headers()
-                return None
-            start = int((headers["Range"] or "bytes=0-")[6:-1])
-            if start >= len(CONTENT):
-                return self.send_error(416)
-            body = CONTENT[start:]
-            self.send_response(206 if headers["Range"] else 200)
+            if self.path == "/storage":
+                return self.send_content()
+            if state.status is not None:
+                return self.send_error(state.status)
+            if self.path.startswith("/repos/"):
+                asset = {"name": ASSET.name, "digest": state.digest}
+                return self.send(200, json.dumps({"assets": [asset]}).encode())
+            if state.gated and headers["Authorization"] != f"Bearer {TOKEN}":
+                return self.send(401, b"", {"X-Error-Code": "GatedRepo"})
+            place = {"Location": state.place.format(port=state.port), "X-Linked-ETag": f'"{state.hash}"'}
+            place |= {"X-Linked-Size": str(len(state.content))}
+            return self.send(302, b"", place | ({"X-Repo-Commit": state.commit} if state.commit else {}))
+
+        def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            sent = body if state.cut_after is None else body[: state.cut_after]
-            state.cut_after = None
-            self.wfile.write(sent)
+            self.wfile.write(body)
+
+        def send_content(self) -> None:
+            if state.storage_status is not None:
+                return self.send_error(state.storage_status)
+            start = int((self.headers["Range"] or "bytes=0-")[6:-1])
+            body = state.content[start:]
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(state.claimed or len(body)))
+            self.end_headers()
+            sent = body[: state.cuts.pop(0)] if state.cuts else body
+            self.wfile.write(sent[: len(sent) // 2])
+            self.wfile.flush()
+            time.sleep(state.silence)
+            if not state.silence:
+                self.wfile.write(sent[len(sent) // 2 :])
             return None
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
     state.port = server.server_port
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{state.port}/")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    address = f"http://127.0.0.1:{state.port}"
+    monkeypatch.setenv("HF_ENDPOINT", address + "/")
+    for name in ("GITHUB", "GITHUB_API"):
+        monkeypatch.setattr(download_module, name, address)
+    monkeypatch.setattr(hub_constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(hub_constants, "DOWNLOAD_CHUNK_SIZE", 2**18)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield state
@@ -81,77 +132,241 @@ def publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
     server.server_close()
 
 
-def ignore(there: int, total: int) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "new"
+    made.mkdir()
+    return made
+
+
+def ignore(done: int, total: int) -> None:
     pass
 
 
-def test_a_file_arrives_whole_from_the_mirror(publisher: Publisher, tmp_path: Path) -> None:
+def refusal(file: PublishedFile, folder: Path, *arguments, **options) -> str:
+    """The one sentence, after which nothing is left in the folder."""
+    with pytest.raises(UserError) as caught:
+        download(file, folder, ignore, *arguments, **options)
+    message = str(caught.value)
+    assert message.endswith(".") and message.isprintable() and TOKEN not in message
+    assert caught.value.__cause__ is None, "no other error, which may show a token, is printed with it"
+    assert not list(folder.iterdir())
+    return message
+
+
+@HALVES
+def test_a_file_arrives_whole(publisher: Publisher, folder: Path, file: PublishedFile) -> None:
     seen = []
-    assert download(FILE, tmp_path / "new", lambda *progress: seen.append(progress)) == HASH
-    assert (tmp_path / "new" / FILE.name).read_bytes() == CONTENT
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [FILE.name]
-    assert seen == sorted(seen) and seen[-1] == (len(CONTENT), len(CONTENT))
-    asked = len(publisher.requests)
-    assert download(FILE, tmp_path / "new", ignore) == HASH
-    assert len(publisher.requests) == asked, "what is there is not asked for"
+    assert download(file, folder / "deeper", lambda *progress: seen.append(progress)) == HASH
+    assert (folder / "deeper" / file.name).read_bytes() == CONTENT
+    assert [path.name for path in (folder / "deeper").iterdir()] == [file.name]
+    assert seen[-1] == (len(CONTENT), len(CONTENT)) and len(seen) > 1
+    assert all(0 < done <= total == len(CONTENT) for done, total in seen)
 
 
-def test_a_cut_download_goes_on_where_it_stopped(publisher: Publisher, tmp_path: Path) -> None:
-    publisher.cut_after = 1_500_000
-    with pytest.raises(UserError, match=r"cannot be read .* run the command again"):
-        download(FILE, tmp_path, ignore)
-    assert not (tmp_path / FILE.name).exists()
-    held = (tmp_path / f".{FILE.name}.part").stat().st_size
-    assert 0 < held <= 1_500_000
-    assert download(FILE, tmp_path, ignore) == HASH
-    assert publisher.requests[-1][2] == f"bytes={held}-"
-    assert (tmp_path / FILE.name).read_bytes() == CONTENT
+@HALVES
+def test_what_is_there_is_compared_and_not_asked_for(publisher: Publisher, folder: Path, file: PublishedFile) -> None:
+    (folder / file.name).write_bytes(CONTENT)
+    assert download(file, folder, ignore) == download(file, folder, ignore, f"SHA256:{HASH.upper()}") == HASH
+    with pytest.raises(UserError, match=f"has the hash {HASH} instead of {'0' * 64}: delete it"):
+        download(file, folder, ignore, "0" * 64)
+    (folder / file.name).write_bytes(b"other")
+    if file.sha256:
+        with pytest.raises(UserError, match=f"instead of {HASH}: delete it"):
+            download(file, folder, ignore)
+    assert not publisher.requests
 
 
-def test_a_part_that_is_complete_is_only_checked(publisher: Publisher, tmp_path: Path) -> None:
-    (tmp_path / f".{FILE.name}.part").write_bytes(CONTENT)
-    assert download(FILE, tmp_path, ignore) == HASH
+def test_a_cut_download_goes_on_where_it_stopped(publisher: Publisher, folder: Path) -> None:
+    publisher.cuts = [1_500_000, 700_000]
+    assert download(FILE, folder, ignore) == HASH
+    starts = [int(asked[6:-1]) for *_, asked, _ in publisher.requests if asked]
+    assert len(starts) == 2 and 0 < starts[0] < starts[1] < len(CONTENT)
+    assert (folder / FILE.name).read_bytes() == CONTENT
 
 
+@HALVES
+def test_a_download_that_is_cut_again_and_again_is_given_up(publisher: Publisher, folder: Path, file) -> None:
+    publisher.cuts = [1000] + [0] * 20
+    assert "cannot be read (the connection ended early): check the connection, and run" in refusal(file, folder)
+
+
+@HALVES
+def test_a_server_that_falls_silent(publisher: Publisher, folder: Path, file, monkeypatch) -> None:
+    publisher.silence = 3
+    monkeypatch.setattr(download_module, "SECONDS_OF_SILENCE", 0.3)
+    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    publisher.content = CONTENT[:100]  # so that each try of huggingface_hub soon has no more to ask for
+    assert "cannot be read (" in refusal(file, folder, HASH)
+
+
+@HALVES
 @pytest.mark.parametrize("given", [None, "0" * 64])
-def test_a_wrong_hash_leaves_nothing(publisher: Publisher, tmp_path: Path, given: str | None) -> None:
+def test_a_wrong_hash_leaves_nothing(publisher: Publisher, folder: Path, file: PublishedFile, given) -> None:
     publisher.hash = HASH if given else "f" * 64
-    with pytest.raises(UserError, match=f"came with the hash {HASH} in place of"):
-        download(FILE, tmp_path, ignore, given)
-    assert not list(tmp_path.iterdir())
+    publisher.content = CONTENT if given or file is FILE else CONTENT[::-1]
+    found = hashlib.sha256(publisher.content).hexdigest()
+    assert f"came with the hash {found} instead of" in refusal(file, folder, given)
 
 
-def test_a_token_opens_gated_files_and_does_not_travel_on(
-    publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("given", ["abc", "", "g" * 64])
+def test_a_hash_that_is_none_is_said(publisher: Publisher, folder: Path, given: str) -> None:
+    assert "is not a SHA-256 hash: give its 64 hexadecimal digits" in refusal(FILE, folder, given)
+    assert not publisher.requests
+
+
+def test_a_hash_that_github_has_is_used(publisher: Publisher, folder: Path) -> None:
+    publisher.digest = "sha256:" + "0" * 64
+    assert f"instead of {'0' * 64}" in refusal(RECORDED, folder)
+    publisher.digest = f"sha256:{HASH}"
+    assert download(RECORDED, folder, ignore) == HASH
+
+
+@pytest.mark.parametrize("file", [FILE, RECORDED], ids=["Hugging Face", "GitHub"])
+def test_without_a_hash_a_file_is_taken_only_when_the_user_says_so(publisher: Publisher, folder: Path, file) -> None:
+    publisher.digest, publisher.hash = None, "a" * 40
+    assert "has no hash on record to compare with: give its hash with --sha256, or" in refusal(file, folder)
+    assert not any(path == "/storage" for _, path, *_ in publisher.requests), "nothing is fetched before"
+    assert download(file, folder, ignore, unchecked=True) == HASH
+    (folder / file.name).unlink()
+    assert download(file, folder, ignore, HASH) == HASH
+
+
+def login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    monkeypatch.setattr(hub_constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+
+
+@pytest.mark.parametrize(
+    "give", [lambda patch, _: patch.setenv("HF_TOKEN", TOKEN), login], ids=["HF_TOKEN", "hf auth login"]
+)
+def test_a_token_opens_gated_files_and_is_not_sent_to_another_host(
+    publisher: Publisher, folder: Path, tmp_path: Path, monkeypatch, give: Callable
 ) -> None:
     publisher.gated = True
-    with pytest.raises(UserError, match=r"answered 401 .*: accept its licence at .* and set HF_TOKEN"):
-        download(FILE, tmp_path, ignore)
-    monkeypatch.setenv("HF_TOKEN", "mine")
-    assert download(FILE, tmp_path, ignore) == HASH
+    words = r"does not let you in (401): accept its licence at https://huggingface.co/somebody/model, and run `hf auth"
+    assert words in refusal(FILE, folder)
+    give(monkeypatch, tmp_path)
+    assert download(FILE, folder, ignore) == HASH
     assert {token for _, path, _, token in publisher.requests if path == "/storage"} == {None}
+    assert any(token == f"Bearer {TOKEN}" for *_, token in publisher.requests)
 
 
-def test_offline_is_honoured(publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("token", ["hf_mine\nX: y", "hf_mine ö \x07"])
+def test_a_broken_token_is_not_printed(publisher: Publisher, folder: Path, monkeypatch, token: str) -> None:
+    publisher.gated = True
+    monkeypatch.setenv("HF_TOKEN", token)
+    refusal(FILE, folder)
+
+
+def test_offline_is_honoured(publisher: Publisher, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids"):
-        download(FILE, tmp_path, ignore)
-    assert not publisher.requests and not list(tmp_path.iterdir())
+    assert "HF_HUB_OFFLINE forbids" in refusal(FILE, folder)
+    assert not publisher.requests
 
 
-def test_an_address_that_nobody_answers_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@HALVES
+def test_an_address_that_nobody_answers(publisher: Publisher, folder: Path, file, monkeypatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:9.* cannot be read"):
-        download(FILE, tmp_path, ignore)
+    monkeypatch.setattr(download_module, "GITHUB", "http://127.0.0.1:9")
+    message = refusal(file, folder)
+    assert "127.0.0.1:9/" in message and "cannot be read (no connection)" in message
 
 
-def test_the_command_fetches_by_name(publisher: Publisher, tmp_path: Path, monkeypatch, capsys) -> None:
+@HALVES
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "let you in"),
+        (403, "let you in"),
+        (404, "does not exist (404)"),
+        (429, "later"),
+        (500, "answered 500: try"),
+    ],
+)
+@pytest.mark.parametrize("where", ["status", "storage_status"])
+def test_each_refusal_has_its_sentence(publisher: Publisher, folder: Path, file, status, words, where) -> None:
+    setattr(publisher, where, status)
+    assert words in refusal(file, folder)
+
+
+def test_a_web_page_in_place_of_the_file(publisher: Publisher, folder: Path) -> None:
+    publisher.content = PAGE
+    for file in (ASSET, FILE):
+        assert "answered with a web page instead of the file" in refusal(file, folder)
+
+
+def test_a_server_that_is_not_hugging_face(publisher: Publisher, folder: Path) -> None:
+    publisher.commit = None
+    assert "it does not answer as Hugging Face does, so check HF_ENDPOINT" in refusal(FILE, folder)
+
+
+@HALVES
+@pytest.mark.parametrize("length", [len(CONTENT) + 5, len(CONTENT) - 5])
+def test_a_length_that_is_wrong(publisher: Publisher, folder: Path, file: PublishedFile, length: int) -> None:
+    publisher.claimed = length
+    refusal(file, folder)
+
+
+@HALVES
+def test_a_redirect_to_another_scheme(publisher: Publisher, folder: Path, file: PublishedFile) -> None:
+    publisher.place = "ftp://localhost/storage"
+    assert "redirects from http to ftp, which is not safe" in refusal(file, folder)
+
+
+@pytest.mark.parametrize(
+    ("address", "place", "fine"),
+    [
+        ("https://a.org/x", "http://a.org/x", False),
+        ("https://a.org/x", "http://b.org/x", False),
+        ("https://a.org/x", "file:///etc/passwd", False),
+        ("https://a.org/x", "https://b.org/x", True),
+        ("https://a.org/x", "/y", True),
+        ("https://a.org/x", "//b.org/y", True),
+        ("http://a.org/x", "https://a.org/x", True),
+    ],
+)
+def test_schemes(address: str, place: str, fine: bool) -> None:
+    answer = requests.Response()
+    answer.status_code, answer.url, answer.headers["location"] = 302, address, place
+    if fine:
+        return _refuse_other_scheme(answer)
+    with pytest.raises(UserError, match=r"a\.org redirects from https to (http|file), which is not safe"):
+        _refuse_other_scheme(answer)
+
+
+@HALVES
+def test_a_full_disk_and_a_folder_that_cannot_be_written(publisher: Publisher, folder: Path, file, monkeypatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download_module.os, "replace", full)
+        assert "cannot be written (the disk is full): make room, or choose another folder" in refusal(file, folder)
+    (folder / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot be written \((Not a directory|File exists)\): choose another folder"):
+        download(file, folder / "file", ignore)
+
+
+@pytest.mark.parametrize(("file", "package"), [(FILE, "huggingface_hub"), (ASSET, "pooch")])
+def test_a_package_that_is_missing_is_named(folder: Path, monkeypatch, file: PublishedFile, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"Downloading needs a package: pip install {package}"):
+        download(file, folder, ignore)
+
+
+def test_the_hubs_client_is_left_as_it_was(publisher: Publisher, folder: Path) -> None:
+    before = huggingface_hub.get_session().event_hooks
+    download(FILE, folder, ignore)
+    assert huggingface_hub.get_session().event_hooks == before
+
+
+def test_the_command_fetches_by_name(publisher: Publisher, folder: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(PUBLISHED, "sd3-medium", (FILE,))
-    assert app(["download", "sd3-medium", "--to", str(tmp_path)]) == 0
+    assert app(["download", "sd3-medium", "--to", str(folder)]) == 0
     output = capsys.readouterr().out
     assert f"sha256 {HASH}" in output.replace("\n", "") and "free" in output
-    assert (tmp_path / FILE.name).read_bytes() == CONTENT
+    assert (folder / FILE.name).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(("name", "words"), [("tsd-sr", "page for browsers"), ("nothing", "'nothing' is unknown")])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+
 import pytest
 import torch
 from onestep_sr.sr_models.checkpoints.conditions import (
@@ -16,7 +19,8 @@ from onestep_sr.sr_models.checkpoints.conditions import (
     Shape,
 )
 from onestep_sr.sr_models.checkpoints.header import Header, header_of, read_header
-from onestep_sr.sr_models.checkpoints.weights_file import read_weights
+from onestep_sr.sr_models.checkpoints.weights_file import read_torch, read_weights
+from onestep_sr.sr_models.errors import UserError
 from safetensors.torch import save_file
 
 TENSORS = {"a.weight": torch.rand(3, 2), "b": torch.rand(5)}
@@ -50,12 +54,43 @@ def test_tables_in_tables_get_joined_names_and_the_rest_is_metadata(tmp_path) ->
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_no_values_are_read(tmp_path, zipped, monkeypatch) -> None:
-    """Tensors of a torch file are made without memory."""
+    """Tensors of a torch file are made without memory, and the file is not mapped."""
     torch.save(TENSORS, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    loaded, load = [], torch.load
-    monkeypatch.setattr(torch, "load", lambda *args, **options: loaded.append(load(*args, **options)) or loaded[-1])
-    read_header(tmp_path / "x.pth")
-    assert all(tensor.is_meta for tensor in loaded[0].values())
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", lambda *args: pytest.fail("values were read"))
+    assert all(tensor.is_meta for tensor in read_torch(tmp_path / "x.pth", "meta").tensors.values())
+    assert read_header(tmp_path / "x.pth").shapes == SHAPES
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+def test_a_header_names_no_scales(tmp_path, name) -> None:
+    tensors = {"a.weight": torch.ones(3, 2).to(torch.float8_e5m2), "a.scale_weight": torch.ones(1)}
+    (save_file if name.endswith("s") else torch.save)(tensors, tmp_path / name)
+    assert read_header(tmp_path / name).shapes == {"a.weight": (3, 2)}
+    assert header_of(read_weights(tmp_path / name)) == read_header(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ["a" * 2**20, [["x" * 2**20] * 1000] * 1000], ids=["text", "shared lists"])
+def test_metadata_that_would_grow_stays_small(tmp_path, content) -> None:
+    """A pickle may show one string a million times."""
+    torch.save(TENSORS | {"note": content}, tmp_path / "x.pth")
+    try:
+        header = read_header(tmp_path / "x.pth")
+    except UserError as error:
+        assert "which weights do not need" in str(error)
+    else:
+        assert len(header.metadata["note"]) <= 2**20
+
+
+@pytest.mark.parametrize("reader", [read_header, read_weights])
+def test_code_in_a_file_is_refused_by_every_reader(tmp_path, reader) -> None:
+    (tmp_path / "x.pth").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(UserError, match=r"posix\.system|nt\.system"):
+        reader(tmp_path / "x.pth")
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("true",)
 
 
 def test_gguf_is_known_by_its_first_bytes(tmp_path) -> None:

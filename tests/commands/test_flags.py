@@ -27,9 +27,9 @@ WEIGHTS = "--regression-weight=1.0 --score-weight=1.0 --adversarial-weight=0.02"
 FLAGS = {
     "upscale": """--in! --output! -o --scale=4.0 --model=bundled --recipe=auto --autoencoder --device=auto --dtype=auto
         --base --lora --embeddings --prompt --offload --tile=0 --overlap=-1 --color=auto --seed=0 --format=same
-        --quality=95 --overwrite --compare --batch=0 --memory=0 --ray""",
+        --quality=95 --overwrite --compare --strip-metadata --batch=0 --memory=0 --ray""",
     "models": "--folder",
-    "download": "--name! --to! --sha256",
+    "download": "--name! --to! --sha256 --hash=True --no-hash",
     "convert": "--lora! --output! -o --embeddings",
     "evaluate": "--folder! --model=bundled --autoencoder --device=auto --dtype=auto --json",
     "prepare": """--folder! --output! -o --base! --crop=512 --crops=4 --shard=64 --seed=0 --captions=True --no-captions

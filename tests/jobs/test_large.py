@@ -148,7 +148,7 @@ def test_a_run_that_ran_out_of_memory_can_be_cut_and_resumed(model, job):
 def test_failures_are_one_sentence_and_leave_no_picture(model, job, tmp_path):
     [outcome] = run_jobs(model, [job], replace(BANDED, compare=True))
     assert outcome.status == "failed" and "leave out --compare" in outcome.reason
-    [outcome] = run_jobs(model, [replace(job, target=tmp_path / "out.gif")], BANDED)
+    [outcome] = run_jobs(model, [replace(job, target=tmp_path / "out.bmp")], BANDED)
     assert "extension that is not supported" in outcome.reason
     (tmp_path / "folder.png.part").mkdir()
     (tmp_path / ".folder.png.part").mkdir()

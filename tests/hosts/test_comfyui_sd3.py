@@ -162,9 +162,9 @@ def test_what_does_not_fit_is_refused_in_one_sentence(comfyui_results):
         "VAE of 4 channels": "a TAESD with 4 channels",
         "TAESD": "a TAESD with 16 channels",
         "seamless TAESD": "use ComfyUI's VAE Decode (Tiled) for it",
-        "sigmas": "begin at 0.5",
+        "sigmas": "start at 0.5",
         "latent": "got (1, 4, 8, 8)",
-        "unshifted": "carries no one-step LoRA for Stable Diffusion 3: connect it through Apply One-Step SR LoRA",
+        "unshifted": "has no one-step LoRA for Stable Diffusion 3: connect it through Apply One-Step SR LoRA",
     }
     assert refusals.keys() == expected.keys()
     for name, words in expected.items():

@@ -113,7 +113,7 @@ def test_what_goes_otherwise_than_asked_is_told():
     image = picture()
     image[..., 4:8, 4:8] = 1.0
     upscale(model(Limited(dtype=torch.float16)), image, notice=notices.append)
-    assert notices == ["1 of 9 tiles overflowed in torch.float16 and were done in float32."]
+    assert notices == ["1 of 9 tiles overflowed in torch.float16 and were computed in float32."]
     notices.clear()
     upscale(model(Limited()), picture(), notice=notices.append)
     assert not notices
@@ -189,7 +189,7 @@ def test_tiles_that_overflow_in_bands_are_told_once():
     image[..., 4:8, 4:8] = image[..., 150:154, 4:8] = 1.0
     result = banded(model(Limited(dtype=torch.float16)), image, notice=notices.append)
     assert torch.allclose(result, upscale(model(Limited()), image), atol=1e-6)
-    assert notices == ["2 of 21 tiles overflowed in torch.float16 and were done in float32."]
+    assert notices == ["2 of 21 tiles overflowed in torch.float16 and were computed in float32."]
 
 
 def test_bands_have_the_same_failures():

@@ -508,7 +508,7 @@ def failing_network(fail):
 )
 def test_too_little_memory_says_what_to_change(fail):
     message = refusal(model(failing_network(fail)), picture(16, 16))
-    assert message == "There is not enough memory for this: choose a smaller tile or a smaller scale."
+    assert message == "There is not enough memory: choose a smaller tile or a smaller scale."
 
 
 def test_other_errors_of_a_network_pass_as_they_are():

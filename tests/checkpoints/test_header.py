@@ -77,7 +77,7 @@ HEADER = Header(None, {"in.weight": (8, 4, 3, 3), "in.bias": (8,), "out.weight":
         (HasSuffix(".bias"), "", 1),
         (HasSuffix(".lora"), "lacks *.lora", 0),
         (Metadata("made by"), "", 1),
-        (Metadata("format"), "lacks the description 'format'", 0),
+        (Metadata("format"), "lacks the metadata 'format'", 0),
         (Kind("safetensors"), "", 1),
         (Kind("gguf"), "is not a gguf file", 0),
         (Shape("in.weight", 8, None, 3, 3), "", 1),

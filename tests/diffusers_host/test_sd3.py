@@ -310,7 +310,7 @@ def move(old: str, new: str):
     [
         (
             move("blocks.1.attn.to_q", "blocks.1.attn.to_x"),
-            "lacks 1 of the modules that it changes (transformer_blocks.1",
+            "lacks 1 of the LoRA's modules (transformer_blocks.1",
         ),
         (move("transformer_blocks.1.", "transformer_blocks.7."), "lacks 10 of the modules"),
         (
@@ -337,7 +337,7 @@ def test_other_loras_for_sd3_are_not_taken_for_tsd_sr(small, tmp_path):
             tensors.pop(key)
 
     path = changed(small.lora / "transformer.safetensors", tmp_path / "style.safetensors", style)
-    assert refusal(read_lora, path) == "style.safetensors is a LoRA that does not upscale: choose it in Load LoRA."
+    assert refusal(read_lora, path) == "style.safetensors is a LoRA that is not for upscaling: choose it in Load LoRA."
 
 
 def test_a_lora_given_as_a_model_says_where_it_belongs(small):
@@ -375,7 +375,7 @@ def test_a_missing_diffusers_is_named(small, monkeypatch):
 def test_bases_that_are_none_are_refused(small, tmp_path):
     options = {"embeddings": small.embeddings}
     assert "lacks transformer/config.json" in refusal(open_lora, tmp_path, small.lora, **options)
-    assert "does not hold a Stable Diffusion 3 transformer" in refusal(
+    assert "does not contain a Stable Diffusion 3 transformer" in refusal(
         open_lora, small.lora / "vae.safetensors", small.lora, **options
     )
     tensors = load_file(small.checkpoint)

@@ -173,7 +173,7 @@ def test_a_published_file_without_its_autoencoder_says_where_it_belongs(tmp_path
 
 def test_model_and_autoencoder_the_wrong_way_round(published):
     model, autoencoder = published / "TAD-SR.pth", published / "autoencoder_vq_f4.pth"
-    assert "is the VQ-f4 autoencoder, which cannot upscale by itself" in refusal(autoencoder)
+    assert "is the VQ-f4 autoencoder, which is not an upscaler" in refusal(autoencoder)
     # The file that is wrong is the one named, not the model that came first.
     message = refusal(model, autoencoder=model, dtype=torch.float16)
     assert message == "TAD-SR.pth is not the VQ-f4 autoencoder: choose autoencoder_vq_f4.pth."
@@ -228,7 +228,7 @@ KL_VAE = {
     [
         (ESRGAN, "an upscaler of another kind, such as ESRGAN: choose it in Load Upscale Model"),
         (KL_VAE, "a VAE: choose it in Load VAE"),
-        ({"a": (1,)}, "not a model that this pack knows: choose a TAD-SR, SinSR or ResShift x4 file"),
+        ({"a": (1,)}, "not a supported model: choose a TAD-SR, SinSR or ResShift x4 file"),
     ],
     ids=["esrgan", "kl-vae", "other"],
 )

@@ -166,7 +166,7 @@ def test_another_prediction_is_refused(case: dict, tmp_path: Path) -> None:
     """An epsilon LoRA on a base of v would give a picture, and a wrong one."""
     other = {"epsilon": "v", "v": "epsilon"}[KINDS[case["kind"]]]
     save_file(case["tensors"], tmp_path / "other.safetensors", metadata={"prediction": other})
-    words = f"other.safetensors is a Glow-SR LoRA for Stable Diffusion 2.1 that predicts {other}, but the base is"
+    words = f"other.safetensors is a Glow-SR LoRA for Stable Diffusion 2.1 with {other} prediction, but the base is"
     with pytest.raises(UserError, match=words):
         open_lora(case["base"], tmp_path / "other.safetensors", dtype=torch.float32)
 

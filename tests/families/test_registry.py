@@ -62,7 +62,7 @@ OTHERS = {
     ),
     "U-Net": (header("conv_in.weight", "conv_out.weight", "down_blocks.0.resnets.0.conv1.weight"), "as --base"),
     "VAE": (header("encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight"), "Load VAE"),
-    "VQ": (header(*VQ), "this one as its autoencoder"),
+    "VQ": (header(*VQ), "this file as its autoencoder"),
     "ControlNet": (header("control_model.input_hint_block.0.weight"), "Load ControlNet Model"),
     "CLIP": (header("text_model.encoder.layers.0.mlp.fc1.weight"), "Load CLIP"),
     "T5": (header("encoder.block.0.layer.0.SelfAttention.q.weight"), "Load CLIP"),
@@ -82,9 +82,11 @@ def test_any_other_file_is_named_in_one_sentence(kind) -> None:
 
 
 def test_the_nearest_family_is_named_with_what_it_misses() -> None:
-    with pytest.raises(UserError, match=r"nearest to TAD-SR, SinSR or ResShift x4, but lacks time_embed\.0\.weight\)"):
+    with pytest.raises(
+        UserError, match=r"most similar to TAD-SR, SinSR or ResShift x4, but lacks time_embed\.0\.weight\)"
+    ):
         FAMILIES.identify(header(*resshift.NETWORK.names[1:]))
-    with pytest.raises(UserError, match="is not a model that this pack knows: choose"):
+    with pytest.raises(UserError, match="is not a supported model: choose"):
         FAMILIES.identify(header("a"))
 
 
@@ -92,9 +94,9 @@ def test_a_registration_that_fails_changes_nothing() -> None:
     known = Registry(bundled.FAMILY, tsd_sr.FAMILY)
     recipe, _ = recipe_of(bundled.BUNDLED)
     for broken, words in (
-        (tsd_sr.FAMILY, "registered already"),
-        (replace(tsd_sr.FAMILY, name="greedy", condition=All()), "would take every file"),
-        (replace(tsd_sr.FAMILY, name="steps", recipes={"x": recipe}), "cannot be taken on a base"),
+        (tsd_sr.FAMILY, "already registered"),
+        (replace(tsd_sr.FAMILY, name="greedy", condition=All()), "would match every file"),
+        (replace(tsd_sr.FAMILY, name="steps", recipes={"x": recipe}), "cannot run on a base"),
     ):
         with pytest.raises(ValueError, match=words):
             known.register(broken)
@@ -121,12 +123,12 @@ def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     (tmp_path / "notes.txt").write_text("no weights")
     [line] = files_in(tmp_path)
-    assert line.startswith("model.gguf is a GGUF file, which holds a quantized model: ")
+    assert line.startswith("model.gguf is a GGUF file, which contains a quantized model: ")
     with pytest.raises(UserError, match="is not a folder"):
         files_in(tmp_path / "model.gguf")
 
 
 def test_a_model_given_as_a_lora_says_so() -> None:
-    with pytest.raises(UserError, match="is a One-Step SR model, which needs no base"):
+    with pytest.raises(UserError, match="is a One-Step SR model, not a LoRA"):
         read_lora(bundled.BUNDLED)
     assert describe(bundled.BUNDLED) == "One-Step SR model, x4, 1 evaluation(s)"

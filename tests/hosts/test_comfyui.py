@@ -436,7 +436,7 @@ def test_cancel_stops_within_a_few_tiles(host: Host) -> None:
         ({"overlap": 1000}, "Overlap 1000 does not fit a tile"),
         ({"tile": 128, "overlap": 72}, "Overlap 72 does not fit a tile of 128"),
         ({"model": "empty.safetensors"}, "empty.safetensors is empty (0 bytes)"),
-        ({"model": "other.safetensors"}, "other.safetensors is no model that this pack knows"),
+        ({"model": "other.safetensors"}, "other.safetensors is not a supported model"),
     ],
 )
 def test_failures_are_one_sentence(host: Host, settings: dict[str, object], words: str) -> None:

@@ -12,9 +12,10 @@ from ..errors import UserError
 
 
 class MergedAdapter:
-    """A LoRA that is merged into a network's weights. Its two matrices stay on the CPU, so that its strength can change.
+    """A LoRA that is merged into a network's weights.
 
-    A change of strength adds the difference, which is rounded once to the network's precision, as in the first merge.
+    Its two matrices stay on the CPU, so that the strength can be changed. A change adds the difference, which is
+    rounded once to the network's precision, as in the first merge.
     """
 
     def __init__(self, network: nn.Module, adapter: Adapter, lora: str, target: str, base: str):

@@ -12,8 +12,8 @@ def require_diffusers() -> None:
     except (ImportError, RuntimeError) as error:  # RuntimeError if another package's version is incompatible
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"A LoRA on a Stable Diffusion needs diffusers, which cannot be imported ({reason}): install a version from "
-            "0.31.0 on that is compatible with the installed torch and transformers."
+            f"A LoRA on a Stable Diffusion needs diffusers, which cannot be imported ({reason}): install a version "
+            "from 0.31.0 on that is compatible with the installed torch and transformers."
         ) from error
 
 

@@ -99,7 +99,7 @@ MISTAKES = {
     "not a choice": ("upscale a.png -o out --color blue", '"auto", "none", "wavelet", "adain"'),
     "unknown precision": ("train teacher photos -o run --precision fp8", '"fp8"'),
     "unknown device": ("prepare photos -o data --base sd3 --device abacus", '"abacus"'),
-    "too many": ("train mix a b c -o d", "'c' is one argument too many"),
+    "too many": ("train mix a b c -o d", "'c' is an unexpected argument"),
     "unknown command": ("upscail", 'did you mean "upscale"'),
     "unknown training": ("train pupil", "teacher, student, mix, tsd, tad-sd"),
 }

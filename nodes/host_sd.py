@@ -47,8 +47,8 @@ def require_vae(vae: VAE, channels: int, base: str) -> None:
     found, factor = vae.latent_channels, vae.downscale_ratio
     if (found, factor, vae.latent_dim) != (channels, VAE_FACTOR, 2) or not host_vae.supports(vae):
         raise UserError(
-            f"The connected VAE is a {type(vae.first_stage_model).__name__} with {found} channels, but {base} needs "
-            f"its own with {channels}: connect the VAE of the {base} checkpoint."
+            f"The connected VAE ({type(vae.first_stage_model).__name__}, {found} channels) does not belong to {base} "
+            f"({channels} channels): connect the VAE of the same checkpoint as the MODEL."
         )
 
 

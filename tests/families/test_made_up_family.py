@@ -240,4 +240,4 @@ def test_comfyui_and_the_command_line_give_what_the_equation_says(folder, kind, 
     for one, other in ((results["whole"], truth), (command_line, truth), (results["whole"], command_line)):
         assert (one - other).abs().max() < TOLERANCE
     assert results["warning"] == () and results["carries"] == (False, True, True) and results["as it was"]
-    assert "width 4096, where" in results["another prompt"] and "Stable Diffusion 2.1" in results["another prompt"]
+    assert "has width 4096, but" in results["another prompt"] and "Stable Diffusion 2.1" in results["another prompt"]

@@ -159,8 +159,8 @@ def test_what_does_not_fit_is_refused_in_one_sentence(comfyui_results):
     refusals = comfyui_results["refusals"] | {"unshifted": comfyui_results["unshifted"]}
     expected = {
         "SD1.5": "but the connected MODEL is Stable Diffusion 1.5",
-        "VAE of 4 channels": "a TAESD with 4 channels",
-        "TAESD": "a TAESD with 16 channels",
+        "VAE of 4 channels": "(TAESD, 4 channels)",
+        "TAESD": "(TAESD, 16 channels)",
         "seamless TAESD": "use ComfyUI's VAE Decode (Tiled) for it",
         "sigmas": "start at 0.5",
         "latent": "got (1, 4, 8, 8)",
@@ -389,7 +389,7 @@ def test_cancel_stops_a_seamless_decode_within_a_few_bands(host):
 
 def test_a_budget_that_is_too_small_says_how_much_is_needed(host):
     message = host.error(seamless_parts(1))
-    assert re.search(r"it needs at least \d+ MB\.", message), message
+    assert re.search(r"use at least \d+ MB\.", message), message
 
 
 def test_a_model_without_the_lora_is_refused(host):

@@ -91,6 +91,6 @@ def test_only_the_patched_model_carries_the_lora(results: dict) -> None:
 
 def test_what_does_not_fit_is_refused_in_one_sentence(results: dict) -> None:
     assert "connect it through Apply One-Step SR LoRA" in results["without it"]
-    assert "(16 channels)" in results["VAE of SD3"] and "with 4 channels" in results["VAE of SD3"]
-    assert "width 4096, where" in results["another prompt"] and "'from text'" in results["another prompt"]
+    assert "(16 channels)" in results["VAE of SD3"] and ", 4 channels)" in results["VAE of SD3"]
+    assert "has width 4096, but" in results["another prompt"] and "'from text'" in results["another prompt"]
     assert "lacks" in results["another LoRA"] and "Stable Diffusion with a U-Net" in results["another LoRA"]

@@ -24,7 +24,7 @@ class UpscalerOneStepSR(Upscaler):
     def upscale(self, img: Image.Image, scale: float, selected_model: str | None = None) -> Image.Image:
         """Upscale to exactly `scale` times the size; the host's own method would round sides down to multiples of 8.
 
-        Like in the host's other upscalers, Lanczos resizing is used for scales under 1, for what exceeds x8, and for
+        As in the host's other upscalers, Lanczos resizing is used for scales under 1, for what exceeds x8, and for
         the original picture if the user interrupts.
         """
         size = (round(img.width * scale), round(img.height * scale))

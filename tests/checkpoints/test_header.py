@@ -1,4 +1,4 @@
-"""What a file says about itself, and conditions on it, without its values."""
+"""Headers of files, and conditions on them, without reading values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPES = {"a.weight": (3, 2), "b": (5,)}
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "legacy.ckpt"])
-def test_a_header_says_what_the_file_holds(name, tmp_path) -> None:
+def test_a_header_describes_the_files_contents(name, tmp_path) -> None:
     path = tmp_path / name
     prefixed = {f"module.{key}": tensor for key, tensor in TENSORS.items()}
     if path.suffix == ".safetensors":
@@ -50,7 +50,7 @@ def test_tables_in_tables_get_joined_names_and_the_rest_is_metadata(tmp_path) ->
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_no_values_are_read(tmp_path, zipped, monkeypatch) -> None:
-    """Tensors of a torch file are made without memory."""
+    """Tensors of a torch file are created without memory."""
     torch.save(TENSORS, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     loaded, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: loaded.append(load(*args, **options)) or loaded[-1])

@@ -43,7 +43,7 @@ def on_meta(network_class):
 
 
 def weights_of(network_class, dtype=torch.float16) -> dict[str, torch.Tensor]:
-    """A full-size state dict; each tensor is one number seen many times."""
+    """A full-size state dict in which each tensor is one expanded number."""
     state = on_meta(network_class).state_dict()
     numbers = torch.linspace(0.01, 0.02, len(state)).to(dtype)
     return {
@@ -108,7 +108,7 @@ def test_every_weight_gets_its_own_values_in_the_asked_precision(published, vq_w
         assert parameter.flatten()[-1].item() == vq_weights[name].flatten()[0].item()
 
 
-def test_weights_are_used_where_they_lie_without_a_second_copy(published):
+def test_weights_are_used_in_place_without_a_copy(published):
     for name, part in (("TAD-SR.pth", resshift.load_network), ("autoencoder_vq_f4.pth", resshift.load_autoencoder)):
         file = read_weights(published / name)
         for key, parameter in part(file, torch.float16).named_parameters():
@@ -138,7 +138,7 @@ def test_buffers_may_be_absent(tmp_path, unet_weights):
 
 
 @pytest.mark.parametrize(("name", "recipe"), RECIPES.items())
-def test_the_published_name_tells_the_recipe(name, recipe):
+def test_the_published_name_selects_the_recipe(name, recipe):
     assert resshift.recipe_for(name).name == recipe
     step = resshift.recipe_for(name).step
     assert (step.schedule.steps, step.evaluations) == STEPS[recipe]

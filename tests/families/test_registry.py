@@ -1,4 +1,4 @@
-"""Which method a file belongs to, and one sentence for each file that belongs to none."""
+"""The method of each file, and one sentence for each file of another kind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OURS = {
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_one_family_alone_takes_each_file(kind) -> None:
+def test_exactly_one_family_matches_each_file(kind) -> None:
     assert FAMILIES.identify(OURS[kind]).name == kind.split(",")[0]
     assert [family.name for family in FAMILIES if not family.condition.missing(OURS[kind])] == [kind.split(",")[0]]
 
@@ -72,7 +72,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_any_other_file_is_named_in_one_sentence(kind) -> None:
+def test_any_other_file_is_described_in_one_sentence(kind) -> None:
     other, home = OTHERS[kind]
     with pytest.raises(UserError) as caught:
         FAMILIES.identify(other)
@@ -81,7 +81,7 @@ def test_any_other_file_is_named_in_one_sentence(kind) -> None:
     assert message.count(". ") == 0 and message.endswith(".") and "\n" not in message
 
 
-def test_the_nearest_family_is_named_with_what_it_misses() -> None:
+def test_the_most_similar_family_is_named_with_what_is_missing() -> None:
     with pytest.raises(
         UserError, match=r"most similar to TAD-SR, SinSR or ResShift x4, but lacks time_embed\.0\.weight\)"
     ):
@@ -128,7 +128,7 @@ def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
         files_in(tmp_path / "model.gguf")
 
 
-def test_a_model_given_as_a_lora_says_so() -> None:
+def test_a_model_given_as_a_lora_is_rejected() -> None:
     with pytest.raises(UserError, match="is a One-Step SR model, not a LoRA"):
         read_lora(bundled.BUNDLED)
     assert describe(bundled.BUNDLED) == "One-Step SR model, x4, 1 evaluation(s)"

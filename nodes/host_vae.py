@@ -46,11 +46,11 @@ def _within_memory(
     model_management.load_models_gpu([vae.patcher], memory_required=min(needed, budget) if budget else needed)
     free = int(SHARE * model_management.get_free_memory(vae.device))
 
-    def run(budget: int) -> Tensor:
+    def compute(budget: int) -> Tensor:
         place = {"device": vae.device, "dtype": vae.vae_dtype}
         return function(vae.first_stage_model, canvas.to("cpu"), budget=budget, progress=progress, **place)
 
-    return within_budget(run, budget or max(free, SMALLEST_BUDGET))
+    return within_budget(compute, budget or max(free, SMALLEST_BUDGET))
 
 
 def _require_support(vae: VAE, stock: str) -> None:

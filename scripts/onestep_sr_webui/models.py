@@ -88,10 +88,10 @@ def _set_name(lora: Path) -> str:
     return lora.parent.name if lora.name == TSD_SR.files[0] else lora.stem
 
 
-# Running
+# Upscaling
 
 
-def run(choice: Choice, image: Image.Image, options: UpscaleOptions) -> Image.Image | None:
+def upscale(choice: Choice, image: Image.Image, options: UpscaleOptions) -> Image.Image | None:
     """The upscaled picture, RGB or RGBA; None if the user interrupted. Raises UserError as the core does."""
     if host.is_interrupted():
         return None

@@ -30,5 +30,5 @@ class UpscalerOneStepSR(Upscaler):
         size = (round(img.width * scale), round(img.height * scale))
         if scale >= 1:
             choice = models.Choice(Path(str(selected_model)))
-            img = models.run(choice, img, host.default_options(min(scale, MAX_SCALE))) or img
+            img = models.upscale(choice, img, host.default_options(min(scale, MAX_SCALE))) or img
         return img if img.size == size else img.resize(size, LANCZOS)

@@ -129,7 +129,7 @@ class LoraTraining:
     shard: bool = False
     "Split the base between the processes (FSDP)."
 
-    def run(self, rank_auxiliary: int) -> SDRun:
+    def sd_run(self, rank_auxiliary: int) -> SDRun:
         from ..training.sd.runs import SDRun
         from ..training.sd.shared_base import Ranks
 
@@ -177,7 +177,7 @@ class Tsd:
         method = TSDConfig(
             self.learning_rate, self.auxiliary_learning_rate, self.guidance, self.early_steps, self.matching
         )
-        config, run = self.training.config_of(self), self.lora.run(self.rank_auxiliary)
+        config, run = self.training.config_of(self), self.lora.sd_run(self.rank_auxiliary)
         say_result("LoRA", train_tsd(config, run, method, distance))
 
 
@@ -207,5 +207,5 @@ class TadSd:
         method = TADConfig(
             self.learning_rate, self.discriminator_learning_rate, self.auxiliary_learning_rate, self.weights.built()
         )
-        config, run = self.training.config_of(self), self.lora.run(self.rank_auxiliary)
+        config, run = self.training.config_of(self), self.lora.sd_run(self.rank_auxiliary)
         say_result("LoRA", train_tad(config, run, method))

@@ -25,8 +25,8 @@ def require_fit(update: Update, shapes: Mapping[str, tuple[int, ...]], lora: str
         )
     if _blocks(update) != _blocks(shapes):
         raise UserError(
-            f"{lora} with {len(_blocks(update))} transformer blocks, but {target} has {len(_blocks(shapes))}: use "
-            f"{base}, or download the file again."
+            f"{lora}, but it changes only {len(_blocks(update))} of the {len(_blocks(shapes))} transformer blocks of "
+            f"{target}: use {base}, or download the file again."
         )
     unfit = [module for module in update if not update[module].fits(_taken(shapes[module], update[module].rows))]
     if unfit:

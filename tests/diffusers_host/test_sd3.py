@@ -312,10 +312,10 @@ def move(old: str, new: str):
             move("blocks.1.attn.to_q", "blocks.1.attn.to_x"),
             "lacks 1 of the LoRA's modules (transformer_blocks.1",
         ),
-        (move("transformer_blocks.1.", "transformer_blocks.7."), "lacks 10 of the modules"),
+        (move("transformer_blocks.1.", "transformer_blocks.7."), "lacks 10 of the LoRA's modules"),
         (
             lambda tensors: [tensors.pop(key) for key in list(tensors) if "transformer_blocks.1." in key],
-            "changes 1 transformer blocks, but the base's transformer has 2",
+            "changes only 1 of the 2 transformer blocks of the base's transformer",
         ),
         (
             put(f"{ONE}A.weight", lambda t: torch.zeros(4, 64)),
@@ -341,7 +341,7 @@ def test_other_loras_for_sd3_are_not_taken_for_tsd_sr(small, tmp_path):
 
 
 def test_a_lora_given_as_a_model_says_where_it_belongs(small):
-    assert "choose Apply One-Step SR LoRA" in refusal(load, small.lora / "transformer.safetensors")
+    assert "use Apply One-Step SR LoRA" in refusal(load, small.lora / "transformer.safetensors")
 
 
 # Bases and prompts

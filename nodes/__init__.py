@@ -1,4 +1,4 @@
-"""ComfyUI nodes. Each is a schema and a call into the core."""
+"""ComfyUI nodes. Each one is a schema and a call into the core."""
 
 from comfy_api.latest import ComfyExtension, io
 

@@ -1,4 +1,4 @@
-"""ComfyUI as the host: its folders, devices, model management and progress."""
+"""Interface to ComfyUI: model folders, web routes, devices, model management, image layout and progress."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from ..sr_models.families.family import OpenedModel
 
 MODEL_FOLDER = "onestep_sr"
 PREVIEW_SIDE = 512
-# What VQ-f4 keeps at full size while it encodes or decodes: about six maps of 128 channels.
+# VQ-f4 keeps about six feature maps of 128 channels at full size while it encodes or decodes.
 AUTOENCODER_VALUES_PER_PIXEL = 6 * 128
 
 
 @dataclass(frozen=True)
 class HostedModel:
-    """What the SR_MODEL socket carries: an opened model, and ComfyUI's patchers of its modules.
+    """The value of the SR_MODEL socket: an opened model, and a ComfyUI patcher for each of its modules.
 
-    The host knows what is loaded by the patcher object, so that each module needs one for as long as the model lives:
-    a new one per run would be loaded beside the old one. Models that are made of the host's own MODEL and VAE have no
-    modules and so no patchers here: the host loads those itself.
+    ComfyUI identifies loaded models by their patchers, so each module keeps one patcher for as long as the model
+    exists: with a new patcher per run, the module would be loaded twice. A model built from ComfyUI's own MODEL and
+    VAE has no modules and no patchers here, because ComfyUI loads those itself.
     """
 
     opened: OpenedModel
@@ -47,50 +47,50 @@ class HostedModel:
         return self.opened.model
 
     def to_device(self, pixels: int) -> None:
-        """Make room for all modules and a result of so many pixels, and put the modules on the compute device."""
+        """Load all modules onto the compute device, and free memory there for a result of `pixels` pixels."""
         if not self.patchers:
             return
-        # Plain modules cannot stream their weights as comfy.ops' do, so each is loaded whole.
+        # Only comfy.ops modules can stream their weights, so these are loaded completely.
         model_management.load_models_gpu(list(self.patchers), self._workspace(pixels), force_full_load=True)
         for patcher in self.patchers:
-            patcher.model.to(patcher.load_device)  # with --novram the host would leave plain modules where they are
+            patcher.model.to(patcher.load_device)  # with --novram ComfyUI does not move plain modules
 
     def _workspace(self, pixels: int) -> int:
-        """Bytes for a picture in the autoencoder, which runs on the whole of it; networks run on small tiles."""
+        """Bytes that the autoencoder needs to process `pixels` pixels at once; networks run on small tiles."""
         if len(self.patchers) == 1:
             return 0
         return pixels * AUTOENCODER_VALUES_PER_PIXEL * next(self.patchers[1].model.parameters()).element_size()
 
 
 def register_model_folder() -> None:
-    """Add `models/onestep_sr`; folders of that name in extra_model_paths.yaml stay."""
+    """Add `models/onestep_sr` to ComfyUI's model folders; paths from extra_model_paths.yaml are kept."""
     folder_paths.add_model_folder_path(MODEL_FOLDER, os.path.join(folder_paths.models_dir, MODEL_FOLDER))
 
 
 def weights_files(*folders: str) -> list[str]:
-    """Names of the weights files in the host's model folders of these kinds."""
+    """Names of the weights files in ComfyUI's model folders of these kinds."""
     names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
     return sorted({name for name in names if name.lower().endswith(SUFFIXES)})
 
 
 def weights_path(name: str, *folders: str) -> Path:
-    """Where the host finds a file of `weights_files`; a name it does not know is returned as a path."""
+    """The path of a file listed by `weights_files`; an unknown name is returned as a path."""
     found = (folder_paths.get_full_path(folder, name) for folder in folders)
     return Path(next((path for path in found if path), name))
 
 
 def modification_times(paths: Iterable[Path]) -> tuple[float, ...]:
-    """When each file was last written; 0 for one that does not exist."""
+    """The modification time of each file; 0 for a file that does not exist."""
     return tuple(path.stat().st_mtime if path.is_file() else 0.0 for path in paths)
 
 
 def user_folder() -> Path:
-    """Where the pack keeps what it learns; it may not exist yet."""
+    """This pack's folder in ComfyUI's user folder; it may not exist yet."""
     return Path(folder_paths.get_user_directory()) / MODEL_FOLDER
 
 
 def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answer POST requests of the page: JSON in, JSON out. What `answer` cannot read is refused with status 400."""
+    """Answer POST requests with JSON. A KeyError, TypeError or ValueError from `answer` gives status 400."""
 
     @PromptServer.instance.routes.post(path)
     async def respond(request: web.Request) -> web.Response:
@@ -101,7 +101,7 @@ def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> 
 
 
 def show_on_node(node_id: str, text: str) -> None:
-    """A text on a node of the graph, for what a user should know though the run goes on."""
+    """Show a text on a node of the graph without stopping the run; does nothing for an empty text."""
     if text:
         PromptServer.instance.send_progress_text(text, node_id)
 
@@ -111,7 +111,7 @@ def device_name() -> str:
 
 
 def compute_dtype() -> torch.dtype:
-    """The precision that the host wants on its compute device; on a CPU the core's own choice."""
+    """ComfyUI's precision for its compute device; on a CPU, the core's default."""
     device = model_management.get_torch_device()
     if device.type == "cpu":
         return default_dtype(device)
@@ -121,7 +121,7 @@ def compute_dtype() -> torch.dtype:
 
 
 def adopt(opened: OpenedModel) -> HostedModel:
-    """Hand the modules of an opened model to the host's model management."""
+    """Let ComfyUI manage the modules of an opened model."""
     devices = model_management.get_torch_device(), model_management.unet_offload_device()
     return HostedModel(opened, tuple(ModelPatcher(module, *devices) for module in opened.modules))
 
@@ -132,12 +132,12 @@ def from_host(image: Tensor) -> Tensor:
 
 
 def to_host(image: Tensor) -> Tensor:
-    """The core's (B, C, H, W) -> ComfyUI's (B, H, W, C), where it keeps pictures between nodes."""
+    """The core's (B, C, H, W) -> ComfyUI's (B, H, W, C), on its device for images between nodes."""
     return image.movedim(1, -1).contiguous().to(model_management.intermediate_device())
 
 
 def progress() -> Progress:
-    """A progress callback that feeds the host's bar and preview, and ends the run when the user cancels."""
+    """A callback that updates ComfyUI's progress bar and preview, and stops the run if the user cancels."""
     bar: list[comfy.utils.ProgressBar] = []
 
     def update(done: int, total: int, preview: Tensor) -> None:
@@ -150,7 +150,7 @@ def progress() -> Progress:
 
 
 def row_progress() -> Callable[[int, int], None]:
-    """A callback (done, total) that feeds the host's bar, and ends the run when the user cancels."""
+    """A callback (done, total) that updates ComfyUI's progress bar, and stops the run if the user cancels."""
     bar: list[comfy.utils.ProgressBar] = []
 
     def update(done: int, total: int) -> None:
@@ -163,7 +163,7 @@ def row_progress() -> Callable[[int, int], None]:
 
 
 def stop_if_cancelled(done: int, total: int) -> None:
-    """A callback that shows nothing, and ends the run when the user cancels."""
+    """A progress callback that only stops the run if the user cancels."""
     model_management.throw_exception_if_processing_interrupted()
 
 

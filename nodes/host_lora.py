@@ -1,6 +1,6 @@
-"""One-step LoRAs on ComfyUI's own MODEL and VAE: what any method's LoRA needs, whatever the base.
+"""Apply one-step LoRAs to ComfyUI's own MODEL and VAE: the code that all bases share.
 
-What differs between bases is in `host_sd3` and `host_unet`, which have the same functions.
+The code for each base is in `host_sd3` and `host_unet`, which define the same functions.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ from .host_sd import (
 TARGET = "the connected MODEL"
 
 
-def _host_of(model: ModelPatcher) -> Any:
-    """The module that knows the MODEL's base; None for anything but a Stable Diffusion."""
-    return next((host for host in (host_sd3, host_unet) if host.holds(model)), None)
+def _base_module(model: ModelPatcher) -> Any:
+    """The module with the functions for the MODEL's base; None if it is not a Stable Diffusion."""
+    return next((base for base in (host_sd3, host_unet) if base.holds(model)), None)
 
 
 def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple[ModelPatcher, tuple[str, ...]]:
-    """A MODEL with the LoRA and with latents as one-step LoRAs have them, and warnings. The given one stays as it was.
+    """A copy of the MODEL with the LoRA and the latent format of one-step LoRAs, and warnings.
 
-    Raises UserError where the MODEL is not what the LoRA was made for, or the LoRA does not fit it.
+    Raises UserError if the LoRA was made for another base, or does not fit the MODEL.
     """
-    host = _host_of(model)
-    if host is None:
+    base = _base_module(model)
+    if base is None:
         title = type(model.model.model_config).__name__
         raise UserError(f"{lora.sentence}, but {TARGET} is {title}: use {lora.base}.")
-    warnings, patched = lora.require_base(host.base_of(model), TARGET), model.clone()
-    _replace(patched, lora, host.parameter_names(model))
+    warnings, patched = lora.require_base(base.base_of(model), TARGET), model.clone()
+    _replace(patched, lora, base.parameter_names(model))
     for adapter in lora.network:
-        targets = host.targets(model, adapter.update)
+        targets = base.targets(model, adapter.update)
         require_fit(
             adapter.update, {m: shape for m, (_, shape) in targets.items()}, lora.sentence, TARGET, str(lora.base)
         )
         _patch(patched, adapter, {module: key for module, (key, _) in targets.items()}, strength)
-    if latent_format := host.latent_format():
+    if latent_format := base.latent_format():
         patched.add_object_patch(LATENT_FORMAT, latent_format)
     patched.set_attachments(CARRIED, Carried(lora.family, lora.base, lora.recipe))
     return patched, warnings
 
 
 def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
-    """A VAE with the LoRA on its encoder. The given VAE stays as it was. Raises UserError where it does not fit."""
+    """A copy of the VAE with the LoRA on its encoder. Raises UserError if the LoRA does not fit."""
     patched, state = copy.copy(vae), vae.first_stage_model.state_dict()
     patched.patcher = vae.patcher.clone()
     for adapter in lora.vae:
@@ -77,38 +77,40 @@ def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
 
 
 def _patch(patcher: ModelPatcher, adapter: Adapter, keys: dict[str, Any], strength: float) -> None:
-    """Let the host apply a LoRA; `keys` are the host's names for the modules' weights."""
+    """Add a LoRA to a patcher; `keys` maps the LoRA's modules to ComfyUI's names of their weights."""
     update = adapter.update
     patches = comfy.lora.load_lora(low_rank.to_tensors(update), {module: keys[module] for module in update})
     patched = patcher.add_patches(patches, strength * adapter.strength)
     left_out = [module for module in update if keys[module] not in patched]
     if left_out:
-        raise UserError(f"ComfyUI did not take the LoRA's {shortened(left_out)}: update ComfyUI.")
+        raise UserError(f"ComfyUI did not apply the LoRA to {shortened(left_out)}: update ComfyUI.")
 
 
 def _replace(patcher: ModelPatcher, lora: OneStepLora, names: dict[str, str]) -> None:
-    """Let the host put weights in the place of the network's own; `names` are its names for diffusers' parameters."""
+    """Add whole replaced weights to a patcher; `names` maps diffusers' parameters to ComfyUI's names."""
     shapes = {name: tuple(weight.shape) for name, weight in patcher.model.named_parameters()}
     for name, tensor in lora.replaced.items():
         if shapes.get(names.get(name, "")) != tensor.shape:
-            raise UserError(f"{lora.sentence}, but {TARGET} has no {name} of shape {tuple(tensor.shape)}: use another.")
+            raise UserError(
+                f"{lora.sentence}, but {TARGET} has no {name} of shape {tuple(tensor.shape)}: use {lora.base}."
+            )
         patcher.add_patches({names[name]: ("set", (tensor,))})
 
 
 def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe: str) -> OpenedModel:
-    """A MODEL and a VAE with their LoRA, and a prompt, as an SR model. A recipe that another method has means the
-    LoRA's own.
+    """An SR model from a MODEL and a VAE that have the LoRA, and a prompt.
 
-    Raises UserError for a MODEL without a LoRA, and for another model's VAE or CONDITIONING.
+    If the LoRA's method does not have the given recipe, the LoRA's own is used. Raises UserError for a MODEL without
+    a LoRA, and for a VAE or CONDITIONING of another base.
     """
     carried = carried_by(model)
     if carried is None:
-        raise UserError("The connected MODEL carries no one-step LoRA: connect it through Apply One-Step SR LoRA.")
-    host, latent_format = _host_of(model), model.get_model_object(LATENT_FORMAT)
+        raise UserError("The connected MODEL has no one-step LoRA: connect it through Apply One-Step SR LoRA.")
+    base, latent_format = _base_module(model), model.get_model_object(LATENT_FORMAT)
     require_vae(vae, latent_format.latent_channels, str(carried.base))
-    require_prompt(conditioning, host.prompt_width(model), str(carried.base))
+    require_prompt(conditioning, base.prompt_width(model), str(carried.base))
     chosen = carried.family.recipe(recipe if recipe in carried.family.recipes else carried.recipe)
-    process = host.process_of(model)
+    process = base.process_of(model)
     denoiser = GuidedDenoiser(model, process.level, start_level(chosen, process))
     codec = VAECodec(vae, latent_format)
     return OpenedModel(carried.family, SRModel(on_base(chosen, process), denoiser, codec, Fixed(conditioning)))

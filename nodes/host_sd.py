@@ -1,4 +1,4 @@
-"""ComfyUI's MODEL, VAE and CONDITIONING of any Stable Diffusion as the core's denoiser and codec."""
+"""Adapters from ComfyUI's MODEL, VAE and CONDITIONING of any Stable Diffusion to the core's denoiser and codec."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from . import host, host_vae
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
 LevelAt = Callable[[float], Level]
-LATENT_FORMAT = "latent_format"  # the host's name for it
+LATENT_FORMAT = "latent_format"  # ComfyUI's name for it
 VAE_FACTOR = 8
 MOST_TILES = 16
-CARRIED = "onestep_sr_lora"  # the attachment of a MODEL that carries a LoRA
+CARRIED = "onestep_sr_lora"  # the key of this pack's attachment on a MODEL
 
 
 @dataclass(frozen=True)
 class Carried:
-    """Which LoRA a MODEL carries."""
+    """The one-step LoRA that was applied to a MODEL."""
 
     family: LoraFamily
     base: BaseKind
@@ -43,12 +43,12 @@ def carried_by(model: ModelPatcher) -> Carried | None:
 
 
 def require_vae(vae: VAE, channels: int, base: str) -> None:
-    """Raise UserError unless the VAE has the latents and modules of the base's."""
+    """Raise UserError unless the VAE has the base's latent channels and can run without seams."""
     found, factor = vae.latent_channels, vae.downscale_ratio
     if (found, factor, vae.latent_dim) != (channels, VAE_FACTOR, 2) or not host_vae.supports(vae):
         raise UserError(
-            f"The VAE of {base} is needed ({channels} channels), and the connected one is a "
-            f"{type(vae.first_stage_model).__name__} with {found} channels: connect the VAE of the {base} checkpoint."
+            f"The connected VAE ({type(vae.first_stage_model).__name__}, {found} channels) does not belong to {base} "
+            f"({channels} channels): connect the VAE of the same checkpoint as the MODEL."
         )
 
 
@@ -57,8 +57,8 @@ def require_prompt(conditioning: Conditioning, width: int, base: str) -> None:
     found = {prompt.shape[-1] for prompt, _ in conditioning}
     if found != {width}:
         raise UserError(
-            f"The connected CONDITIONING is not of {base} (width {min(found)}, where {width} is needed): set "
-            "One-Step SR Prompt to 'from text' and connect the CLIP of its checkpoint."
+            f"The connected CONDITIONING has width {min(found)}, but {base} needs {width}: set One-Step SR Prompt to "
+            "'from text' and connect the CLIP of its checkpoint."
         )
 
 
@@ -66,11 +66,11 @@ def require_prompt(conditioning: Conditioning, width: int, base: str) -> None:
 
 
 class GuidedDenoiser:
-    """A MODEL as the core's denoiser: the host loads, patches and runs the model. Its condition is a CONDITIONING.
+    """A MODEL as the core's denoiser: ComfyUI loads, patches and runs the model. Its condition is a CONDITIONING.
 
-    The work runs inside one of the host's samplings, so that hooks, wrappers and patches of other packs hold,
-    and the host makes room for one evaluation, not for one on the whole canvas. `level_at` gives the base's process
-    at a timestep, and `start` is where the host's sampling begins.
+    The work runs inside a ComfyUI sampling, so that hooks, wrappers and patches of other packs apply, and ComfyUI
+    frees memory for one pass of the model rather than for one on the whole canvas. `level_at` gives the base's
+    process at a timestep, and `start` is the level at which the sampling starts.
     """
 
     def __init__(self, model: ModelPatcher, level_at: LevelAt, start: Level):
@@ -80,7 +80,7 @@ class GuidedDenoiser:
         self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Conditioning | None = None
     ) -> Result:
         if condition is None:
-            raise ValueError("This denoiser runs on a CONDITIONING: pass what the model's conditioner gives.")
+            raise ValueError("This denoiser needs a CONDITIONING: pass the result of the model's conditioner.")
         guider = CFGGuider(self.model)
         guider.inner_set_conds({"positive": condition})
         sampler, nothing = _WorkSampler(work, self.level_at), torch.zeros(shape)
@@ -89,7 +89,7 @@ class GuidedDenoiser:
         return sampler.result
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
-        """As many as the host estimates to fit beside the model, within what still makes it faster."""
+        """As many as fit into memory beside the model by ComfyUI's estimate, up to MOST_TILES."""
         one = self.model.model.memory_required(list(shape))
         beside = model_management.get_total_memory(self.model.load_device) - self.model.model_size()
         if model_management.is_device_cpu(self.model.load_device):
@@ -120,13 +120,14 @@ class _WorkSampler(Sampler):
 
 
 def unit_of(level: Level) -> float:
-    """What the host divides z_t = alpha x_0 + sigma n and its sigma by: it counts noise relative to the picture, but in
-    flow matching both are as they are."""
+    """ComfyUI's scale of z_t = alpha x_0 + sigma n and of its sigma: it divides both by alpha, except in flow
+    matching."""
     return 1.0 if level.prediction == "flow" else level.alpha
 
 
 def as_network(guider: CFGGuider, device: torch.device, arguments: dict[str, Any], level_at: LevelAt) -> Network:
-    """The guided model inside a sampler, on tiles, as the core's network: its raw prediction, from the host's x_0."""
+    """A guided model inside a sampler as the core's network, on tiles. ComfyUI gives x_0, from which the raw prediction
+    is computed."""
 
     def network(latent: Tensor, lr: Tensor, timestep: Tensor) -> Tensor:
         level, z_t = level_at(float(timestep[0])), latent.to(device)
@@ -139,7 +140,7 @@ def as_network(guider: CFGGuider, device: torch.device, arguments: dict[str, Any
 
 
 class VAECodec:
-    """A VAE as the core's codec, in the latents of a format."""
+    """A VAE as the core's codec; latents have the given format."""
 
     factor, is_local = VAE_FACTOR, False
 
@@ -155,7 +156,7 @@ class VAECodec:
         return image.movedim(-1, 1).to(latent.device, torch.float32)
 
     def preview(self, latent: Tensor) -> Tensor:
-        """Through the host's own factors from latents to colours."""
+        """Uses ComfyUI's linear factors from latents to colours."""
         factors = torch.tensor(self.latent_format.latent_rgb_factors, device=latent.device)
         constants = self.latent_format.latent_rgb_factors_bias or [0.0, 0.0, 0.0]
         bias = torch.tensor(constants, device=latent.device).view(1, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""ComfyUI's MODEL of Stable Diffusion 3 and 3.5, for `host_lora`, and the step as the host's sampler."""
+"""The functions of `host_lora` for ComfyUI's MODEL of Stable Diffusion 3 and 3.5, and the step as a ComfyUI sampler."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LATENT_CHANNELS = 16
 
 
 class UnshiftedLatent(latent_formats.SD3):
-    """SD3's latents as one-step LoRAs have them: scaled, not shifted."""
+    """The latent format of one-step LoRAs on SD3: scaled, not shifted."""
 
     def __init__(self) -> None:
         super().__init__()
-        # What previews show for a latent that is not shifted, from the factors for one that is.
+        # The preview factors are for shifted latents: correct their bias for latents that are not shifted.
         lift = self.shift_factor * self.scale_factor
         columns = zip(*self.latent_rgb_factors, strict=True)
         bias = zip(self.latent_rgb_factors_bias, columns, strict=True)
@@ -39,7 +39,7 @@ class UnshiftedLatent(latent_formats.SD3):
         self.shift_factor = 0.0
 
 
-# What host_lora asks
+# Functions that host_lora calls
 
 
 def holds(model: ModelPatcher) -> bool:
@@ -57,7 +57,7 @@ def prompt_width(model: ModelPatcher) -> int:
 
 
 def process_of(model: ModelPatcher) -> Process:
-    """The straight path itself: the schedule's shift only says which timesteps many steps would take."""
+    """The straight path: the schedule's shift only selects timesteps for sampling in many steps."""
     return flow_matching(shift=1.0)
 
 
@@ -66,14 +66,15 @@ def latent_format() -> UnshiftedLatent:
 
 
 def parameter_names(model: ModelPatcher) -> dict[str, str]:
-    """The host's names for diffusers' parameters, of those that are whole parameters there."""
+    """ComfyUI's names of diffusers' parameters, for those that are whole parameters in ComfyUI."""
     return {f"{module}.weight": key for module, key in _keys(model).items() if isinstance(key, str)}
 
 
 def targets(model: ModelPatcher, update: Update) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """The host's key and the weight's shape for each diffusers module of the model.
+    """ComfyUI's key and the weight's shape for each diffusers module of the model.
 
-    A key is a name, or a name with a range of rows (dimension, start, length) and a function on the change.
+    A key is a name, or a name with a range of rows (dimension, start, length) and an optional function that is applied
+    to the change.
     """
     state = model.model.state_dict()
     found = {}
@@ -91,7 +92,7 @@ def targets(model: ModelPatcher, update: Update) -> dict[str, tuple[Any, tuple[i
 
 
 def _keys(model: ModelPatcher) -> dict[str, Any]:
-    """The host's keys by diffusers' module names; it also lists other spellings, without this prefix."""
+    """ComfyUI's keys by diffusers' module names. Its list also has other spellings, without this prefix."""
     keys, prefix = comfy.lora.model_lora_keys_unet(model.model, {}), "transformer."
     return {name.removeprefix(prefix): key for name, key in keys.items() if name.startswith(prefix)}
 
@@ -100,9 +101,9 @@ def _keys(model: ModelPatcher) -> dict[str, Any]:
 
 
 class OneStepSampler(Sampler):
-    """A LoRA's step for ComfyUI's own sampling nodes: it starts from the latent image and adds no noise.
+    """A LoRA's step as a sampler for ComfyUI's own sampling nodes. It starts from the latent image and adds no noise.
 
-    Tile and overlap are in latent pixels; `batch` tiles run at once.
+    `tile` and `overlap` are in latent pixels; `batch` is how many tiles the model processes at once.
     """
 
     def __init__(self, tile: int, overlap: int, batch: int):
@@ -127,9 +128,9 @@ class OneStepSampler(Sampler):
             model_management.throw_exception_if_processing_interrupted()
 
         network = as_network(model_wrap, noise.device, extra_args, process.level)
-        canvas = Canvas(latent, None, lr=latent)  # this network looks at the latent only
+        canvas = Canvas(latent, None, lr=latent)  # this network does not use the LR picture
         if step_tiles(network, recipe.step, canvas, list(tiles), result, batch=self.batch, done=show):
-            raise UserError("The model gave values that are not finite: load the checkpoint in another precision.")
+            raise UserError("The model returned values that are not finite: load the checkpoint in another precision.")
         result = result[..., :height, :width]
         if denoise_mask is not None:
             result = latent_image + (result - latent_image) * denoise_mask
@@ -139,12 +140,12 @@ class OneStepSampler(Sampler):
 
 
 def _recipe_of(model: ModelPatcher) -> Recipe:
-    """The recipe of the LoRA that a MODEL carries. Raises UserError for one without, or with one for another base."""
+    """The recipe of the MODEL's LoRA. Raises UserError for a MODEL without a LoRA for Stable Diffusion 3."""
     carried = carried_by(model)
     if carried is None or carried.base.network != "transformer":
         raise UserError(
-            "The connected MODEL carries no one-step LoRA for Stable Diffusion 3: connect it through Apply One-Step SR "
-            "LoRA. With another Stable Diffusion use One-Step SR Model and Upscale Image (One-Step SR)."
+            "The connected MODEL has no one-step LoRA for Stable Diffusion 3: connect it through Apply One-Step SR "
+            "LoRA. With another Stable Diffusion, use One-Step SR Model and Upscale Image (One-Step SR)."
         )
     return on_base(carried.family.recipe(carried.recipe), process_of(model))
 
@@ -152,13 +153,13 @@ def _recipe_of(model: ModelPatcher) -> Recipe:
 def _checked_start(latent: Tensor | None, sigmas: Tensor) -> Tensor:
     if latent is None or latent.ndim != 4 or latent.shape[1] != LATENT_CHANNELS:
         raise UserError(
-            f"One-Step SR Sampler starts from a picture's latent with {LATENT_CHANNELS} channels, and got "
+            f"One-Step SR Sampler needs the latent of an image with {LATENT_CHANNELS} channels, but got "
             f"{None if latent is None else tuple(latent.shape)}: connect VAE Encode with the VAE of Apply One-Step "
             "SR LoRA."
         )
     if abs(float(sigmas[0]) - 1) > 1e-3:
         raise UserError(
-            f"One-Step SR Sampler takes its step at sigma 1, and the connected SIGMAS begin at {sigmas[0]:.3g}: "
-            "connect its own SIGMAS output."
+            f"One-Step SR Sampler starts at sigma 1, but the connected SIGMAS start at {sigmas[0]:.3g}: connect its "
+            "own SIGMAS output."
         )
     return latent

@@ -1,4 +1,4 @@
-"""ComfyUI's MODEL of Stable Diffusion 1.5, 2.1 and SDXL, for `host_lora`."""
+"""The functions of `host_lora` for ComfyUI's MODEL of Stable Diffusion 1.5, 2.1 and SDXL."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def prompt_width(model: ModelPatcher) -> int:
 
 
 def process_of(model: ModelPatcher) -> Process:
-    """From the host's table of sigmas."""
+    """The base's process, from ComfyUI's table of sigmas."""
     sampling = model.get_model_object("model_sampling")
     prediction = "v" if isinstance(sampling, model_sampling.V_PREDICTION) else "epsilon"
     return variance_preserving(prediction, 1 / (1 + sampling.sigmas.double().cpu() ** 2))
 
 
 def latent_format() -> None:
-    """The host's own: these latents are scaled only."""
+    """None keeps ComfyUI's format: these latents are only scaled."""
 
 
 def parameter_names(model: ModelPatcher) -> dict[str, str]:
-    """The host's names for diffusers' parameters."""
+    """ComfyUI's names of diffusers' parameters."""
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
     return {parameter: f"diffusion_model.{name}" for parameter, name in names.items()}
 
 
 def targets(model: ModelPatcher, update: Update) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The host's key and the weight's shape for each diffusers module of the model."""
+    """ComfyUI's key and the weight's shape for each diffusers module of the model."""
     state = model.model.state_dict()
     names = {parameter.removesuffix(".weight"): name for parameter, name in parameter_names(model).items()}
     return {module: (name, tuple(state[name].shape)) for module, name in names.items() if name in state}

@@ -1,4 +1,4 @@
-"""ComfyUI's VAE, encoding and decoding within a memory budget and without seams."""
+"""Encode and decode with ComfyUI's VAE within a memory budget and without seams."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Progress = Callable[[int, int], object]
 
 
 def supports(vae: VAE) -> bool:
-    """Whether the VAE is one of those that can run seamlessly."""
+    """Whether the VAE can run without seams."""
     return vae.latent_dim == 2 and seamless.supports(vae.first_stage_model)
 
 
 def encode(vae: VAE, image: Tensor, budget: int = 0, progress: Progress | None = None) -> Tensor:
-    """Pictures (B, H, W, C) in [0, 1] -> the VAE's latents (B, c, H/8, W/8), as VAE Encode gives them.
+    """Images (B, H, W, C) in [0, 1] -> the VAE's latents (B, c, H/8, W/8), the same as from VAE Encode.
 
-    budget: bytes on the VAE's device; 0 takes what the host has free. Sides are cut to multiples of 8, as the
-    host's own node does. Raises UserError for a VAE of another kind.
+    `budget`: bytes on the VAE's device; 0 uses all free memory. Sides are cropped to multiples of 8, as in VAE
+    Encode. Raises UserError for a VAE that is not supported.
     """
     _require_support(vae, "VAE Encode (Tiled)")
     pixels = vae.process_input(vae.vae_encode_crop_pixels(image)[..., :3].movedim(-1, 1))
@@ -33,7 +33,7 @@ def encode(vae: VAE, image: Tensor, budget: int = 0, progress: Progress | None =
 
 
 def decode(vae: VAE, latent: Tensor, budget: int = 0, progress: Progress | None = None) -> Tensor:
-    """Latents (B, c, h, w) -> pictures (B, 8 h, 8 w, 3) in [0, 1], as VAE Decode gives them; budget as above."""
+    """Latents (B, c, h, w) -> images (B, 8 h, 8 w, 3) in [0, 1], as from VAE Decode; `budget` as in `encode`."""
     _require_support(vae, "VAE Decode (Tiled)")
     needed = vae.memory_used_decode(latent.shape, vae.vae_dtype)
     image = _within_memory(vae, seamless.decode, latent.float(), needed, budget, progress)
@@ -46,16 +46,16 @@ def _within_memory(
     model_management.load_models_gpu([vae.patcher], memory_required=min(needed, budget) if budget else needed)
     free = int(SHARE * model_management.get_free_memory(vae.device))
 
-    def run(budget: int) -> Tensor:
+    def compute(budget: int) -> Tensor:
         place = {"device": vae.device, "dtype": vae.vae_dtype}
         return function(vae.first_stage_model, canvas.to("cpu"), budget=budget, progress=progress, **place)
 
-    return within_budget(run, budget or max(free, SMALLEST_BUDGET))
+    return within_budget(compute, budget or max(free, SMALLEST_BUDGET))
 
 
 def _require_support(vae: VAE, stock: str) -> None:
     if not supports(vae):
         raise UserError(
-            f"The connected VAE ({type(vae.first_stage_model).__name__}) cannot run seamlessly, only those of Stable "
-            f"Diffusion 1.5, SDXL, SD3 and Flux can: use ComfyUI's {stock} for it."
+            f"The connected VAE ({type(vae.first_stage_model).__name__}) is not one of Stable Diffusion 1.5, SDXL, SD3 "
+            f"or Flux, which can run without seams: use ComfyUI's {stock} for it."
         )

@@ -1,4 +1,4 @@
-"""Nodes for the results of any upscaler, in the host's menu groups: match colours, compare images."""
+"""Nodes for the results of any upscaler, in ComfyUI's own menu groups: match colours, compare images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MatchColor(io.ComfyNode):
             node_id="OneStepSRMatchColor",
             display_name="Match Colour (One-Step SR)",
             category="image/postprocessing",
-            description="Match the colours of an upscaled image to the image that it was made from.",
+            description="Match the colours of an upscaled image to those of its original.",
             search_aliases=["color match", "color fix", "colour transfer", "wavelet", "adain"],
             inputs=[
                 io.Image.Input("image", tooltip="The upscaled image, from any upscaler."),
@@ -56,7 +56,7 @@ class CompareImages(io.ComfyNode):
             node_id="OneStepSRCompareImages",
             display_name="Compare Images (One-Step SR)",
             category="image",
-            description="Shows two images in one frame with a slider between them. Drag the slider, or focus it and "
+            description="Show two images in one frame with a slider between them. Drag the slider, or focus it and "
             "use the arrow keys.",
             search_aliases=["image compare", "before after", "a/b", "slider"],
             inputs=[

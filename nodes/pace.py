@@ -13,7 +13,7 @@ from . import host
 
 
 def record(model: str, work: int, seconds: float) -> None:
-    """Store the seconds per latent pixel of a run with `model`; `work` as in `Forecast`."""
+    """Store the seconds per latent pixel of a run with `model`; `work` is as in `Forecast`."""
     with suppress(UserError):  # an estimate must not cost the user a result
         write_whole(_file(), partial(_write, _read() | {_name(model): seconds / work}))
 

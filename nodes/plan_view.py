@@ -1,4 +1,4 @@
-"""The estimate that *Upscale Image (One-Step SR)* shows before a run: the page asks, the core answers."""
+"""The estimate that *Upscale Image (One-Step SR)* shows before a run, requested by the page."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from . import host, host_sd, pace, stable_diffusion, upscaling
 
 ROUTE = "/onestep_sr/plan"
 GIGABYTE = 1e9
-LONG = 100  # seconds, from which on minutes tell more
+LONG = 100  # seconds; longer times are shown in minutes
 
 
 @dataclass(frozen=True)
 class Question:
-    """The page's: which node gives the SR_MODEL and its widgets, the image's size, and the upscale node's widgets."""
+    """The page's request: the node connected as SR_MODEL, its widgets, the image's size, the upscale node's widgets."""
 
     node: str
     model: dict[str, Any]
@@ -32,7 +32,7 @@ class Question:
 
 
 def add_route() -> None:
-    """POST a Question as JSON -> {text, width, height}: a line to show, and the result's size or None."""
+    """POST a Question as JSON -> {text, width, height}: the line to show, and the result's size or None."""
     host.add_route(ROUTE, answer)
 
 
@@ -50,7 +50,7 @@ def answer(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(node: str, widgets: dict[str, Any]) -> tuple[Recipe, int]:
-    """What the node gives, by its widgets: the recipe, and the codec's factor."""
+    """The recipe and the codec's factor of the node's SR_MODEL, from its widgets."""
     if node == stable_diffusion.MODEL_ID:
         return FAMILIES.lora_recipes[widgets["recipe"]], host_sd.VAE_FACTOR
     model, recipe = widgets["model"], widgets["recipe"]

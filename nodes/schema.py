@@ -1,4 +1,4 @@
-"""Parts of a node's schema that only newer ComfyUI versions support."""
+"""Schema features that only newer ComfyUI versions support."""
 
 from __future__ import annotations
 

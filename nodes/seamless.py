@@ -24,7 +24,7 @@ class EncodeSeamless(io.ComfyNode):
             inputs=[
                 io.Image.Input(
                     "pixels",
-                    tooltip="The image, of any size; sides are cropped like in VAE Encode.",
+                    tooltip="The image, of any size; sides are cropped as in VAE Encode.",
                 ),
                 io.Vae.Input("vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),

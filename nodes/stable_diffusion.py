@@ -31,24 +31,26 @@ class ApplyLoRA(io.ComfyNode):
             search_aliases=["tsd-sr", "tsdsr", "one step lora", "super resolution"],
             display_name="Apply One-Step SR LoRA",
             category=CATEGORY,
-            description="Put TSD-SR's LoRA on a Stable Diffusion 3 medium checkpoint: on its MODEL, and on the encoder "
-            "of its VAE. A LoRA of your own training goes on the base that it was trained on: 1.5, 2.1 and SDXL, too. "
-            "The given MODEL and VAE stay as they were.",
+            description="Apply TSD-SR's LoRA to a Stable Diffusion 3 medium checkpoint: to its MODEL and to the "
+            "encoder of its VAE. A LoRA that you trained is applied to the base that it was trained on, which can "
+            "also be 1.5, 2.1 or SDXL. The connected MODEL and VAE are not changed.",
             inputs=[
-                io.Model.Input("model", tooltip="Of a Stable Diffusion 3 medium checkpoint, or of your LoRA's base."),
-                io.Vae.Input("vae", tooltip="Of the same checkpoint."),
+                io.Model.Input(
+                    "model", tooltip="From a Stable Diffusion 3 medium checkpoint, or from your LoRA's base."
+                ),
+                io.Vae.Input("vae", tooltip="From the same checkpoint."),
                 io.Combo.Input(
                     "lora",
                     options=files,
-                    tooltip="In models/loras: TSD-SR's transformer.safetensors, your own transformer.safetensors or "
-                    "unet.safetensors, or a file from onestep-sr convert.",
+                    tooltip="A file in models/loras: TSD-SR's transformer.safetensors, your own "
+                    "transformer.safetensors or unet.safetensors, or a file from onestep-sr convert.",
                 ),
                 advanced(
                     io.Combo.Input(
                         "vae_lora",
                         options=[AUTO, *files],
                         default=AUTO,
-                        tooltip="TSD-SR's vae.safetensors. auto: in the same file as the other, or beside it.",
+                        tooltip="TSD-SR's vae.safetensors. auto: uses the one in the same file or folder as lora.",
                     ),
                 ),
                 io.Float.Input(
@@ -57,7 +59,7 @@ class ApplyLoRA(io.ComfyNode):
                     min=-2.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="1 is as published. Less gives a softer result.",
+                    tooltip="1 is the published strength. Lower values give a softer result.",
                 ),
                 advanced(
                     io.Float.Input(
@@ -66,20 +68,22 @@ class ApplyLoRA(io.ComfyNode):
                         min=-2.0,
                         max=2.0,
                         step=0.05,
-                        tooltip="1 is as published.",
+                        tooltip="1 is the published strength.",
                     ),
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="With the LoRA, and with latents as TSD-SR has them."),
-                io.Vae.Output(display_name="VAE", tooltip="With the LoRA on its encoder."),
+                io.Model.Output(
+                    display_name="MODEL", tooltip="The MODEL with the LoRA and the latent format of TSD-SR."
+                ),
+                io.Vae.Output(display_name="VAE", tooltip="The VAE with the LoRA on its encoder."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def fingerprint_inputs(cls, lora: str | None = None, vae_lora: str | None = None, **others) -> tuple[float, ...]:
-        """Files that were replaced on disk are read again. Inputs that come over a link are None here."""
+        """Makes the host read files again that were replaced on disk. Linked inputs are None here."""
         paths = [_lora_path(name) for name in (lora, vae_lora) if name and name != AUTO]
         names = {name for family in FAMILIES.loras for name in family.files}
         beside = [path.with_name(name) for path in paths for name in sorted(names)]
@@ -106,23 +110,23 @@ class Prompt(io.ComfyNode):
             search_aliases=["tsd-sr prompt", "prompt_embeds", "embeddings"],
             display_name="One-Step SR Prompt",
             category=CATEGORY,
-            description="What TSD-SR is told about the picture: the text that it was trained with, encoded by CLIP, "
-            "or the published embeddings of it, which need no text encoder.",
+            description="Encode TSD-SR's prompt with CLIP, or load its published embeddings, which need no text "
+            "encoder.",
             inputs=[
                 io.Combo.Input(
                     "embeddings",
                     options=[FROM_TEXT, *host.weights_files(*EMBEDDING_FOLDERS)],
                     default=FROM_TEXT,
-                    tooltip="prompt_embeds.pt with pool_embeds.pt beside it in models/onestep_sr, or a file from "
+                    tooltip="prompt_embeds.pt with pool_embeds.pt next to it in models/onestep_sr, or a file from "
                     "onestep-sr convert. 'from text' encodes the text below with CLIP.",
                 ),
                 io.String.Input(
                     "text",
                     default=TSD_SR.prompt,
                     multiline=True,
-                    tooltip="TSD-SR was trained with this text, spelling included. Unused with embeddings.",
+                    tooltip="TSD-SR was trained with exactly this text and spelling. Not used with embeddings.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="Of the same checkpoint, for 'from text'."),
+                io.Clip.Input("clip", optional=True, tooltip="From the same checkpoint, for 'from text'."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="CONDITIONING", tooltip="For One-Step SR Model or BasicGuider.")
@@ -131,7 +135,7 @@ class Prompt(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, embeddings: str | None = None, **others) -> tuple[float, ...]:
-        """Files that were replaced on disk are read again."""
+        """Makes the host read files again that were replaced on disk."""
         if embeddings in (None, FROM_TEXT):
             return ()
         path = _embeddings_path(embeddings)
@@ -144,9 +148,7 @@ class Prompt(io.ComfyNode):
             read = prompt_embeddings.read_embeddings(_embeddings_path(embeddings))
             return io.NodeOutput([[read.prompt, {"pooled_output": read.pooled}]])
         if clip is None:
-            raise UserError(
-                "One-Step SR Prompt has nothing to encode the text with: connect CLIP, or choose embeddings."
-            )
+            raise UserError("One-Step SR Prompt needs CLIP to encode the text: connect CLIP, or choose embeddings.")
         return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(text)))
 
 
@@ -162,8 +164,8 @@ class Sampler(io.ComfyNode):
             search_aliases=["tsd-sr sampler", "one step", "tiled sampler"],
             display_name="One-Step SR Sampler",
             category=CATEGORY,
-            description="TSD-SR's step for SamplerCustomAdvanced on Stable Diffusion 3: one evaluation a tile, from "
-            "the latent of the enlarged picture, without noise. Use it with BasicGuider.",
+            description="TSD-SR's sampler for SamplerCustomAdvanced on Stable Diffusion 3. It runs the model once per "
+            "tile, starting from the latent of the enlarged image, without noise. Use it with BasicGuider.",
             inputs=[
                 io.Int.Input(
                     "tile",
@@ -171,7 +173,7 @@ class Sampler(io.ComfyNode):
                     min=16,
                     max=TSD_SR.largest_tile,
                     step=2,
-                    tooltip="Tile side in latent pixels (8 px of the picture each). TSD-SR was trained on 64.",
+                    tooltip="Tile side in latent pixels, each of which is 8 px of the image. TSD-SR was trained on 64.",
                 ),
                 advanced(
                     io.Int.Input(
@@ -180,7 +182,8 @@ class Sampler(io.ComfyNode):
                         min=0,
                         max=TSD_SR.largest_tile // 2,
                         step=1,
-                        tooltip="Latent pixels that neighbouring tiles share and blend over; at most half a tile.",
+                        tooltip="Overlap of neighbouring tiles in latent pixels, where they are blended. At most half "
+                        "a tile.",
                     ),
                 ),
                 io.Int.Input(
@@ -188,7 +191,7 @@ class Sampler(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="How many tiles go through the model at once: more is faster and needs more memory.",
+                    tooltip="How many tiles the model processes at once. More is faster, but needs more memory.",
                 ),
             ],
             outputs=[
@@ -210,8 +213,8 @@ class Model(io.ComfyNode):
             search_aliases=["tsd-sr", "sr model", "super resolution"],
             display_name="One-Step SR Model",
             category=CATEGORY,
-            description="MODEL and VAE with TSD-SR's LoRA, and the prompt, as one model for Upscale Image "
-            "(One-Step SR).",
+            description="Combine a MODEL and a VAE that have TSD-SR's LoRA, and the prompt, into one model for Upscale "
+            "Image (One-Step SR).",
             inputs=[
                 io.Model.Input("model", tooltip="From Apply One-Step SR LoRA."),
                 io.Vae.Input("vae", tooltip="From Apply One-Step SR LoRA."),
@@ -220,8 +223,8 @@ class Model(io.ComfyNode):
                     "recipe",
                     options=list(FAMILIES.lora_recipes),
                     default=TSD_SR.name,
-                    tooltip="tsd-sr matches colours by wavelet; tsd-sr-mse, for the published LoRA of that name, by "
-                    "AdaIN.",
+                    tooltip="tsd-sr: match colours by wavelet. tsd-sr-mse: match them by AdaIN, for the published LoRA "
+                    "with that name.",
                 ),
             ],
             outputs=[SRModelSocket.Output(display_name="SR_MODEL", tooltip="For Upscale Image (One-Step SR).")],

@@ -40,26 +40,27 @@ class LoadModel(io.ComfyNode):
             search_aliases=["tad-sr", "sinsr", "resshift", "upscale model", "super resolution"],
             display_name="Load One-Step SR Model",
             category=CATEGORY,
-            description="A model for Upscale Image (One-Step SR): the bundled one, or a TAD-SR, SinSR or ResShift x4 "
-            "file from models/onestep_sr.",
+            description="Load a model for Upscale Image (One-Step SR): the bundled one, or a TAD-SR, SinSR or ResShift "
+            "x4 file from models/onestep_sr.",
             inputs=[
                 io.Combo.Input(
                     "model",
                     options=[BUNDLED_NAME, *files],
                     default=BUNDLED_NAME,
-                    tooltip="'bundled' needs no download. Put published files into models/onestep_sr.",
+                    tooltip="'bundled' needs no download. Put published files in models/onestep_sr.",
                 ),
                 io.Combo.Input(
                     "autoencoder",
                     options=[AUTO, *autoencoders],
                     default=AUTO,
-                    tooltip=f"Published files need the VQ-f4 autoencoder. auto: {AUTOENCODER_NAME} beside the model.",
+                    tooltip=f"Published files need the VQ-f4 autoencoder. auto: uses {AUTOENCODER_NAME} from the "
+                    "model's folder.",
                 ),
                 io.Combo.Input(
                     "recipe",
                     options=[AUTO, *FAMILIES.model_recipes],
                     default=AUTO,
-                    tooltip="How a published file takes its step. auto: by the file's name. Unused by 'bundled'.",
+                    tooltip="The method of a published file. auto: detected from the file name. Not used by 'bundled'.",
                 ),
             ],
             outputs=[SRModelSocket.Output(display_name="SR_MODEL", tooltip="For Upscale Image (One-Step SR).")],
@@ -67,7 +68,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model: str | None, autoencoder: str | None, recipe: str | None) -> tuple[float, ...]:
-        """Files that were replaced on disk are read again. Inputs that come over a link are None here."""
+        """Makes the host read files again that were replaced on disk. Linked inputs are None here."""
         paths = [model_path(model or BUNDLED_NAME)]
         if model not in (None, BUNDLED_NAME):
             paths.append(_autoencoder_path(autoencoder or AUTO) or paths[0].with_name(AUTOENCODER_NAME))
@@ -100,7 +101,7 @@ class UpscaleImage(io.ComfyNode):
             search_aliases=["upscale", "enlarge", "super resolution", "4x", "tsd-sr", "tad-sr"],
             display_name="Upscale Image (One-Step SR)",
             category=CATEGORY,
-            description="Enlarge images with one network evaluation a tile, to exactly upscale_by times their size.",
+            description="Upscale images with one pass of the network per tile, to exactly upscale_by times their size.",
             inputs=[
                 SRModelSocket.Input(
                     "sr_model",
@@ -108,7 +109,7 @@ class UpscaleImage(io.ComfyNode):
                     tooltip="From Load One-Step SR Model, or from One-Step SR Model for TSD-SR.",
                 ),
                 io.Image.Input(
-                    "image", tooltip="At least 8 px a side, any number of images; a fourth channel is kept as alpha."
+                    "image", tooltip="Any number of images, at least 8 px per side. A fourth channel is kept as alpha."
                 ),
                 io.Float.Input(
                     "upscale_by",
@@ -116,8 +117,8 @@ class UpscaleImage(io.ComfyNode):
                     min=MIN_SCALE,
                     max=MAX_SCALE,
                     step=0.05,
-                    tooltip="Result side over image side. Over 4 the image is enlarged before the network, "
-                    "under 4 the network's result is shrunk.",
+                    tooltip="Upscale factor. Above 4, the image is enlarged before the network. Below 4, the network's "
+                    "result is shrunk.",
                 ),
                 io.Int.Input(
                     "tile",
@@ -125,7 +126,7 @@ class UpscaleImage(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=64,
-                    tooltip="Tile side in pixels of the network's result. 0: the model's own. "
+                    tooltip="Tile side in pixels of the network's result. 0: the model's default. "
                     "Smaller tiles need less memory.",
                 ),
                 advanced(
@@ -135,14 +136,14 @@ class UpscaleImage(io.ComfyNode):
                         min=0,
                         max=1024,
                         step=8,
-                        tooltip="Pixels that neighbouring tiles share and blend over; at most half a tile.",
+                        tooltip="Overlap of neighbouring tiles in pixels, where they are blended. At most half a tile.",
                     ),
                 ),
                 io.Combo.Input(
                     "color",
                     options=[AUTO, *COLOR_MATCHES],
                     default=AUTO,
-                    tooltip="Match the result's colours to the image's. auto: what suits the model.",
+                    tooltip="How to match the result's colours to the image's. auto: the model's default.",
                 ),
                 advanced(
                     io.Int.Input(
@@ -151,17 +152,17 @@ class UpscaleImage(io.ComfyNode):
                         min=0,
                         max=2**63 - 1,
                         control_after_generate=False,
-                        tooltip="Of the noise that the model starts from: the same seed gives the same picture.",
+                        tooltip="Seed of the noise that the model starts from. The same seed gives the same image.",
                     ),
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="The MASK of Load Image, to keep transparency: white is transparent. "
+                    tooltip="Connect the MASK of Load Image to keep transparency. White is transparent. "
                     "The result then has an alpha channel.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="IMAGE", tooltip="Exactly upscale_by times as large.")],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The image, exactly upscale_by times as large.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -197,12 +198,12 @@ class UpscaleImage(io.ComfyNode):
 def with_alpha(image: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The image (B, C, H, W) with a ComfyUI mask (B or 1, h, w; 1 is transparent) as its fourth channel.
 
-    An empty mask, which Load Image gives for pictures without transparency, changes nothing. Raises
-    UserError for another number of masks than one or one for each image.
+    An empty mask, which Load Image gives for images without transparency, changes nothing. Raises UserError unless
+    there is one mask, or one per image.
     """
     if mask is None or not mask.any():
         return image
     alpha = resize(1 - mask.reshape(-1, 1, *mask.shape[-2:]).float(), (image.shape[-2], image.shape[-1])).clamp(0, 1)
     if len(alpha) not in (1, len(image)):
-        raise UserError(f"There are {len(alpha)} masks for {len(image)} images: connect one, or one for each image.")
+        raise UserError(f"There are {len(alpha)} masks for {len(image)} images: connect one, or one per image.")
     return torch.cat([image[:, :3], alpha.to(image.device).expand(len(image), -1, -1, -1)], dim=1)

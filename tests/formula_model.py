@@ -1,4 +1,4 @@
-"""A model whose network is a formula, so that a whole result can be told by hand."""
+"""A model with a formula as its network, so that a whole result can be calculated by hand."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The nodes' texts as `locales/` holds them.
+"""The nodes' texts in the format of `locales/`.
 
-`python tests/node_texts.py` writes the English file from the schemas of an installed ComfyUI; translations follow by
-hand.
+`python tests/node_texts.py` writes the English file from the schemas of an installed ComfyUI; translations are
+updated by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What may import what: the core without a host, the package without torch."""
+"""Rules for imports: the core without a host, the package without torch."""
 
 import ast
 import subprocess
@@ -20,7 +20,7 @@ OPTIONAL = ("accelerate", "peft", "tensorboard", "tifffile", "imagecodecs", "ric
 
 
 def run(code: str) -> list[str]:
-    """The lines that the code prints in a fresh Python."""
+    """The lines that the code prints in a new Python process."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1]
@@ -44,7 +44,7 @@ def test_importing_the_package_imports_neither_torch_nor_a_host():
 
 @pytest.mark.parametrize("package", ["onestep_sr", "onestep_sr.sr_models"])
 def test_public_names_are_imported_when_they_are_used(package):
-    """Each name by itself, in a fresh Python, without a host."""
+    """Each name separately, in a new Python process, without a host."""
     code = f"""
 import sys
 for host in {HOSTS}:
@@ -86,7 +86,7 @@ print(*sys.modules)
 
 
 def test_every_module_of_the_core_imports_without_a_host():
-    """Hosts are blocked; a module that needs an optional package which is not here may miss that one only."""
+    """Hosts are blocked. A module may only fail to import a missing optional package."""
     code = f"""
 import importlib, sys
 for host in {HOSTS}:
@@ -130,7 +130,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", CORE, ids=ids(CORE))
-def test_the_core_never_imports_a_host_or_what_stands_before_it(path):
+def test_the_core_never_imports_a_host_or_a_layer_above_it(path):
     assert {name.split(".")[0] for name in imports(path)}.isdisjoint(HOSTS)
     own = {name.split(".")[1] for name in imports(path) if name.startswith("onestep_sr.")}
     assert own <= {"sr_models"}
@@ -141,7 +141,7 @@ def test_the_core_never_imports_a_host_or_what_stands_before_it(path):
     [(NODES, WEBUI, "scripts"), (SCRIPTS, COMFYUI, "nodes")],
     ids=["nodes", "scripts"],
 )
-def test_a_hosts_part_knows_its_own_host_and_the_core_only(files, other_host, other_part):
+def test_a_hosts_part_imports_only_its_own_host_and_the_core(files, other_host, other_part):
     names = {name for path in files for name in imports(path)}
     assert {name.split(".")[0] for name in names}.isdisjoint(other_host)
     assert not any(name.startswith(f"onestep_sr.{other_part}") for name in names)

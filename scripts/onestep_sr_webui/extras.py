@@ -68,7 +68,7 @@ class ExtrasSection(ScriptPostprocessing):
         if not enable:
             return
         choice, options = models.choose(model, checkpoint), host.options(scale, tile, overlap, color, seed)
-        result = models.run(choice, pp.image, options)
+        result = models.upscale(choice, pp.image, options)
         if result is None:
             shared.state.skipped = True
             return

@@ -1,4 +1,4 @@
-"""Which models there are, and running one on a picture."""
+"""List the models, and run one on a picture."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from . import host
 
 TITLE = "One-Step SR"
 BUNDLED_NAME = f"{TITLE} x4"
-PARTS = (AUTOENCODER_NAME, PROMPT_FILE, POOLED_FILE)  # of a model, none by themselves
-WORKSPACE = 2**30  # bytes, beside the weights
+PARTS = (AUTOENCODER_NAME, PROMPT_FILE, POOLED_FILE)  # parts of a model, not listed as models
+WORKSPACE = 2**30  # bytes to free in addition to the weights
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A model by its file. TSD-SR's LoRA works on a checkpoint of Stable Diffusion 3; the others need none."""
+    """A model's file. TSD-SR's LoRA also needs a checkpoint of Stable Diffusion 3; the others need none."""
 
     file: Path
     is_lora: bool = False
@@ -42,8 +42,8 @@ class Choice:
 
 
 def listed() -> dict[str, Choice]:
-    """The models that can be chosen, by the names that the host shows: the bundled one, what is in our folder, and
-    published sets of files among the host's LoRA files."""
+    """The available models, by the names that the host shows: the bundled one, those in the pack's model folder, and
+    published sets of files in the host's LoRA folder."""
     parts = {*PARTS, *(name for family in FAMILIES.loras for name in family.files[1:])}
     ours = [path for path in host.weights_files(host.MODEL_FOLDER) if path.name not in parts]
     loras = {path: family for path in ours if (family := _lora_family(path))}
@@ -54,7 +54,7 @@ def listed() -> dict[str, Choice]:
 
 
 def choose(name: str, checkpoint: str | None) -> Choice:
-    """The model of a name in the list, with the host's checkpoint of a name where it needs one. Raises UserError."""
+    """The model with a name from the list, and the host's checkpoint for it if it needs one. Raises UserError."""
     choice = listed().get(name)
     if choice is None:
         raise UserError(f"{name} no longer exists: refresh the list and choose another model.")
@@ -62,7 +62,7 @@ def choose(name: str, checkpoint: str | None) -> Choice:
         return choice
     path = host.checkpoint_path(checkpoint)
     if path is None:
-        raise UserError(f"{name} works on Stable Diffusion 3: choose a checkpoint of it beside the model.")
+        raise UserError(f"{name} needs Stable Diffusion 3: choose a checkpoint of it next to the model.")
     return replace(choice, checkpoint=path)
 
 
@@ -70,13 +70,13 @@ def _lora_family(path: Path) -> LoraFamily | None:
     try:
         family = identify(path)
     except UserError:
-        return None  # so that it is listed, and the reason shown when it is chosen
+        return None  # so it is listed, and the error is shown when it is chosen
     return family if isinstance(family, LoraFamily) else None
 
 
 def _set_of(path: Path) -> LoraFamily | None:
-    """The family whose published set of several files begins with this one, by name: the host's folder may hold
-    hundreds of other LoRAs."""
+    """The family whose published set of several files begins with this one. Checks names only, because the host's
+    folder may contain hundreds of other LoRAs."""
     for family in FAMILIES.loras:
         if len(family.files) > 1 and path.name == family.files[0]:
             return family if all(path.with_name(name).is_file() for name in family.files) else None
@@ -88,16 +88,16 @@ def _inside(path: Path) -> str:
 
 
 def _set_name(lora: Path) -> str:
-    """Published files are called alike in every set; the sets' folders are not."""
+    """The folder's name for published files, which have the same names in every LoRA; else the file's name."""
     is_published = any(lora.name in family.files[:1] for family in FAMILIES.loras)
     return lora.parent.name if is_published else lora.stem
 
 
-# Running
+# Upscaling
 
 
-def run(choice: Choice, image: Image.Image, options: UpscaleOptions) -> Image.Image | None:
-    """The picture enlarged, RGB or RGBA; None where the user interrupted. Raises UserError as the core does."""
+def upscale(choice: Choice, image: Image.Image, options: UpscaleOptions) -> Image.Image | None:
+    """The upscaled picture, RGB or RGBA; None if the user interrupted. Raises UserError as the core does."""
     if host.is_interrupted():
         return None
     with host.plain_torch():
@@ -112,19 +112,19 @@ def run(choice: Choice, image: Image.Image, options: UpscaleOptions) -> Image.Im
 
 @lru_cache(maxsize=1)
 def _tile_policy(choice: Choice, task: str) -> TilePolicy:
-    """One for all pictures of a batch, so that none tries again what memory was too small for."""
+    """One policy for all pictures of a batch, so that later ones keep the memory limits of earlier ones."""
     return TilePolicy()
 
 
 @lru_cache(maxsize=1)
 def _open(choice: Choice, dtype: torch.dtype, budget: int | None, modification_time: float) -> OpenedModel:
-    """The last one is kept for the next picture of a batch, and read again where its file was replaced."""
-    _open.cache_clear()  # now, not after: there may not be room for two
+    """Open a model. The last one is kept for the next picture of a batch, and read again if its file was replaced."""
+    _open.cache_clear()  # before loading, because two models may not fit into memory
     if choice.checkpoint is None:
         return load(choice.file, dtype=dtype, budget=budget)
     lora = read_lora(choice.file)
     if lora.base.network == "unet":
-        raise UserError(f"{lora.sentence}, which runs in ComfyUI and on the command line only: choose another model.")
+        raise UserError(f"{lora.sentence}, which only runs in ComfyUI and on the command line: choose another model.")
     opened = open_lora(
         choice.checkpoint,
         choice.file,
@@ -141,7 +141,7 @@ def _open(choice: Choice, dtype: torch.dtype, budget: int | None, modification_t
 def _embeddings() -> Path:
     found = [path for path in host.weights_files(host.MODEL_FOLDER) if path.name == PROMPT_FILE]
     if not found:
-        raise UserError(f"TSD-SR's prompt is missing: put {PROMPT_FILE} and {POOLED_FILE} into {host.MODEL_FOLDER}.")
+        raise UserError(f"TSD-SR's prompt is missing: copy {PROMPT_FILE} and {POOLED_FILE} to {host.MODEL_FOLDER}.")
     return found[0]
 
 

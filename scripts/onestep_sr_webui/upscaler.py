@@ -24,11 +24,11 @@ class UpscalerOneStepSR(Upscaler):
     def upscale(self, img: Image.Image, scale: float, selected_model: str | None = None) -> Image.Image:
         """Upscale to exactly `scale` times the size; the host's own method would round sides down to multiples of 8.
 
-        Like in the host's other upscalers, Lanczos resizing is used for scales under 1, for what exceeds x8, and for
+        As in the host's other upscalers, Lanczos resizing is used for scales under 1, for what exceeds x8, and for
         the original picture if the user interrupts.
         """
         size = (round(img.width * scale), round(img.height * scale))
         if scale >= 1:
             choice = models.Choice(Path(str(selected_model)))
-            img = models.run(choice, img, host.default_options(min(scale, MAX_SCALE))) or img
+            img = models.upscale(choice, img, host.default_options(min(scale, MAX_SCALE))) or img
         return img if img.size == size else img.resize(size, LANCZOS)

@@ -1,4 +1,4 @@
-"""What a file must hold, as data: conditions on a header, which can also say why a file is refused."""
+"""Conditions on a file's header, as data. They can also explain why a file does not match."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .weights_file import shortened
 
 class Condition(Protocol):
     def missing(self, header: Header) -> str:
-        """Empty where the file fits, else why not: a phrase that follows the file's name, "lacks conv_in.weight"."""
+        """Empty if the file matches, else the reason: a phrase to follow the file's name, as "lacks conv_in.weight"."""
         ...
 
     def share(self, header: Header) -> float:
-        """How much of what is wanted the file holds, 0 to 1, to find what a refused file comes nearest to."""
+        """How much of the condition the file fulfils, 0 to 1, to find the most similar kind for a rejected file."""
         ...
 
 
 class Has:
-    """Every one of some tensors."""
+    """The file has all of these tensors."""
 
     def __init__(self, *names: str):
         self.names = names
@@ -34,7 +34,7 @@ class Has:
 
 
 class _Simple:
-    """Fits or not: a test, and the phrase for a file that does not pass it."""
+    """A test, and the phrase for a file that does not pass it."""
 
     def __init__(self, fits: Callable[[Header], bool], phrase: str):
         self.fits, self.phrase = fits, phrase
@@ -47,35 +47,35 @@ class _Simple:
 
 
 class HasPrefix(_Simple):
-    """Some tensor whose name begins so."""
+    """The file has a tensor with this prefix in its name."""
 
     def __init__(self, prefix: str):
         super().__init__(lambda header: any(n.startswith(prefix) for n in header.shapes), f"lacks {prefix}*")
 
 
 class HasSuffix(_Simple):
-    """Some tensor whose name ends so."""
+    """The file has a tensor with this suffix in its name."""
 
     def __init__(self, suffix: str):
         super().__init__(lambda header: any(n.endswith(suffix) for n in header.shapes), f"lacks *{suffix}")
 
 
 class Metadata(_Simple):
-    """An entry of the metadata, whatever its value."""
+    """The file has this entry in its metadata, with any value."""
 
     def __init__(self, key: str):
-        super().__init__(lambda header: key in header.metadata, f"lacks the description {key!r}")
+        super().__init__(lambda header: key in header.metadata, f"lacks the metadata {key!r}")
 
 
 class Kind(_Simple):
-    """A file format."""
+    """The file has this format."""
 
     def __init__(self, kind: FileKind):
         super().__init__(lambda header: header.kind == kind, f"is not a {kind} file")
 
 
 class Shape:
-    """A tensor of a shape, with None for a side of any length."""
+    """The file has a tensor with this shape; None matches any length."""
 
     def __init__(self, name: str, *sides: int | None):
         self.name, self.sides = name, sides
@@ -94,7 +94,7 @@ class Shape:
 
 
 class All:
-    """Every one of some conditions."""
+    """All of these conditions."""
 
     def __init__(self, *conditions: Condition):
         self.conditions = conditions
@@ -108,7 +108,7 @@ class All:
 
 
 class AnyOf:
-    """At least one of some conditions; a refusal names what the nearest one misses."""
+    """At least one of these conditions. The reason for a mismatch is that of the most similar condition."""
 
     def __init__(self, *conditions: Condition):
         self.conditions = conditions
@@ -123,7 +123,10 @@ class AnyOf:
 
 
 class Not:
-    """The opposite of a condition. `phrase` says what a refused file is or has; an absence is no resemblance."""
+    """The opposite of a condition. `phrase` is the reason for a mismatch.
+
+    Its share is 0, because the absence of tensors does not make a file similar.
+    """
 
     def __init__(self, condition: Condition, phrase: str):
         self.condition, self.phrase = condition, phrase

@@ -1,4 +1,4 @@
-"""What a weights file says about itself: names, shapes and metadata, read without its values."""
+"""Read a weights file's header: names, shapes and metadata, without the values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FileKind = Literal["safetensors", "torch", "gguf"]
 
 @dataclass(frozen=True)
 class Header:
-    """Names and shapes of a file's tensors under the names that `read_weights` gives them; none for GGUF."""
+    """Names (as in `read_weights`) and shapes of a file's tensors, and its metadata; empty for GGUF."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -36,7 +36,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Raises UserError for a file that is missing, empty, cut short or not a weights file."""
+    """Read a file's header. Raises UserError if the file is missing, empty, truncated or not a weights file."""
     must_exist(path)
     if is_gguf(path):
         return Header(path, {}, kind="gguf")
@@ -44,7 +44,7 @@ def read_header(path: Path) -> Header:
 
 
 def header_of(file: WeightsFile) -> Header:
-    """Of a file that is open already."""
+    """The header of a file that is already open."""
     shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
     kind = "safetensors" if is_safetensors(file.path) else "torch"
     return Header(file.path, without_scales(shapes), file.metadata, kind)

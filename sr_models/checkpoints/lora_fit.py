@@ -1,4 +1,4 @@
-"""Whether a LoRA fits the network that it is for."""
+"""Checks whether a LoRA fits a network."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from .weights_file import shortened
 
 
 def require_fit(update: Update, shapes: Mapping[str, tuple[int, ...]], lora: str, target: str, base: str) -> None:
-    """Raise UserError unless every module of the update is among the target's weights and takes its shape, and
-    no transformer block is left out.
+    """Raise UserError unless the target has a weight of matching shape for every module of the update, and both have
+    the same transformer blocks.
 
-    `shapes` are the target's weight shapes by diffusers' module names. The rest is for the sentence: `lora` says what
-    the file is, `target` what it was given, and `base` what it needs. A base with more outputs in a module than its
-    update takes it on its first ones: in SD3.5-medium `norm1.linear` modulates a second attention after what it
-    shares with SD3.
+    `shapes` are the target's weight shapes by diffusers' module names. The rest is for the message: `lora` describes
+    the LoRA, `target` names the network, and `base` is the base that the LoRA needs. If a module has more outputs than
+    its update, the update is applied to the first ones: in SD3.5 medium, `norm1.linear` has the outputs that it shares
+    with SD3 first, and then those for a second attention.
     """
     absent = sorted(update.keys() - shapes.keys())
     if absent:
         raise UserError(
-            f"{lora}, but {target} lacks {len(absent)} of the modules that it changes ({shortened(absent)}): "
-            f"use {base}."
+            f"{lora}, but {target} lacks {len(absent)} of the LoRA's modules ({shortened(absent)}): use {base}."
         )
     if _blocks(update) != _blocks(shapes):
         raise UserError(
-            f"{lora} that changes {len(_blocks(update))} transformer blocks, but {target} has {len(_blocks(shapes))}: "
-            f"use {base}, or download the file again."
+            f"{lora}, but it changes only {len(_blocks(update))} of the {len(_blocks(shapes))} transformer blocks of "
+            f"{target}: use {base}, or download the file again."
         )
     unfit = [module for module in update if not update[module].fits(_taken(shapes[module], update[module].rows))]
     if unfit:
@@ -40,7 +39,7 @@ def require_fit(update: Update, shapes: Mapping[str, tuple[int, ...]], lora: str
 
 
 def _taken(shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
-    """The part of a weight that an update of so many rows is for: all, or SD3's six of SD3.5's nine parts."""
+    """The part of a weight that an update with `rows` rows changes: all of it, or SD3's six of SD3.5's nine parts."""
     return (rows, *shape[1:]) if rows * 9 == shape[0] * 6 else shape
 
 

@@ -1,4 +1,4 @@
-"""Low-rank updates of weights (LoRA, arXiv 2106.09685) as peft writes them: `<module>.lora_A|lora_B.weight`."""
+"""Low-rank updates of weights (LoRA, arXiv 2106.09685) in peft's format: `<module>.lora_A|lora_B.weight`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOWN, UP, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 class LowRank:
     """One module's update: `down` (r, in, ...) and `up` (out, r, ...), for linear layers and convolutions.
 
-    `alpha` is None where the file carries none, which means alpha = r.
+    `alpha` is None if the file has none, which means alpha = r.
     """
 
     down: Tensor
@@ -32,7 +32,7 @@ class LowRank:
 
     @property
     def rows(self) -> int:
-        """How many of the module's outputs it updates."""
+        """Number of the module's outputs that the update changes."""
         return self.up.shape[0]
 
     @property
@@ -40,7 +40,7 @@ class LowRank:
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a weight of this shape (out, in, ...) can take the update."""
+        """Whether the update can be added to a weight of this shape (out, in, ...)."""
         return self.rows == shape[0] and self.down[0].numel() == prod(shape[1:])
 
     def delta(self) -> Tensor:
@@ -53,7 +53,7 @@ Update = dict[str, LowRank]
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA by its name, and how strongly it is applied: W + strength alpha / r B A."""
+    """A named LoRA and its strength: the weights become W + strength * alpha / r * B A."""
 
     name: str
     update: Update
@@ -61,18 +61,21 @@ class Adapter:
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
+    """The tensors with a prefix in their names, which is removed."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def parse(tensors: Mapping[str, Tensor], name: str) -> Update:
-    """The updates by module name. Raises UserError for names that are not a LoRA's, for one of `down` and `up` without
-    the other, for ranks that differ and for values that are not finite; `name` is the file's, for the sentence."""
+    """The updates by module name; `name` is the file's name for messages.
+
+    Raises UserError for names that are not a LoRA's, for a missing `down` or `up`, for ranks that differ, and for
+    values that are not finite.
+    """
     modules = {key.removesuffix(end) for key in tensors for end in (DOWN, UP, ALPHA) if key.endswith(end)}
     known = {module + end for module in modules for end in (DOWN, UP, ALPHA)}
     unknown = sorted(tensors.keys() - known)
     if unknown:
-        raise UserError(f"{name} holds weights that are not a LoRA's ({shortened(unknown)}): choose another file.")
+        raise UserError(f"{name} contains weights that are not a LoRA's ({shortened(unknown)}): choose another file.")
     missing = sorted(m + end for m in modules for end in (DOWN, UP) if m + end not in tensors)
     if missing:
         raise UserError(f"{name} is incomplete (it lacks {shortened(missing)}): download it again.")
@@ -90,12 +93,12 @@ def _layer(tensors: Mapping[str, Tensor], module: str, name: str) -> LowRank:
     if alpha is not None and alpha.numel() != 1:
         raise UserError(f"{name} is broken ({module} has {alpha.numel()} values as its alpha): download it again.")
     if not all(torch.isfinite(part.float()).all() for part in (down, up, *([] if alpha is None else [alpha]))):
-        raise UserError(f"{name} holds values that are not finite in {module}: download it again.")
+        raise UserError(f"{name} contains values that are not finite in {module}: download it again.")
     return LowRank(down, up, None if alpha is None else float(alpha))
 
 
 def to_tensors(update: Update, prefix: str = "") -> dict[str, Tensor]:
-    """The inverse of `parse`, with a prefix before every name."""
+    """The inverse of `parse`, with a prefix added to every name."""
     tensors = {}
     for module, layer in update.items():
         tensors[prefix + module + DOWN], tensors[prefix + module + UP] = layer.down, layer.up
@@ -105,7 +108,7 @@ def to_tensors(update: Update, prefix: str = "") -> dict[str, Tensor]:
 
 
 def merge(weight: Tensor, layer: LowRank, strength: float = 1.0) -> Tensor:
-    """The weight with the update added, computed in float32. The update may be for its first rows only."""
+    """The weight with the update added, computed in float32. The update may change only the first rows."""
     merged = weight.float()
     merged[: layer.rows] += strength * layer.delta().to(weight.device).view(layer.rows, *weight.shape[1:])
     return merged.to(weight.dtype)

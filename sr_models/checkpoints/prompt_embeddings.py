@@ -1,4 +1,4 @@
-"""A prompt encoded once, so that no text encoder is needed: TSD-SR's `prompt_embeds.pt` and `pool_embeds.pt`."""
+"""Encoded prompts, which need no text encoder: TSD-SR's `prompt_embeds.pt` and `pool_embeds.pt`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ POOLED_WIDTH = 2048
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """What a Stable Diffusion is conditioned on: `prompt` (1, tokens, width), 4096 wide for Stable Diffusion 3, and
-    `pooled` (1, width), 2048 wide there and (1, 0) where the base takes none."""
+    """An encoded prompt for a Stable Diffusion: `prompt` (1, tokens, width) and `pooled` (1, width).
+
+    For Stable Diffusion 3, `prompt` is 4096 wide and `pooled` 2048. If the base uses no `pooled`, it is (1, 0).
+    """
 
     prompt: Tensor
     pooled: Tensor
 
 
 def read_embeddings(path: Path) -> PromptEmbeddings:
-    """Read embeddings from a folder with both `.pt` files, from `prompt_embeds.pt` or `pool_embeds.pt` with the
-    other beside it, or from a safetensors file that holds both under those names.
+    """Read embeddings from a folder with both `.pt` files, from one of these files with the other beside it, or from a
+    safetensors file that contains both under those names.
 
-    Raises UserError for files that are missing or of another shape.
+    Raises UserError if files are missing, or have another shape.
     """
     if path.is_dir() or path.suffix.lower() == ".pt":
         folder = path if path.is_dir() else path.parent
@@ -42,10 +44,10 @@ def has_embeddings(file: WeightsFile) -> bool:
 
 
 def from_file(file: WeightsFile) -> PromptEmbeddings:
-    """Raises UserError where the file holds none, or of another shape."""
+    """The embeddings in a file. Raises UserError if there are none, or if they have another shape."""
     if not has_embeddings(file):
         raise UserError(
-            f"{file.name} holds no prompt embeddings: choose {PROMPT_FILE} with {POOLED_FILE} beside it, "
+            f"{file.name} contains no prompt embeddings: choose {PROMPT_FILE} with {POOLED_FILE} beside it, "
             f"or a safetensors file with {PROMPT_KEY} and {POOLED_KEY}."
         )
     return _checked(file.tensors[PROMPT_KEY], file.tensors[POOLED_KEY], file.name)
@@ -58,9 +60,9 @@ def to_tensors(embeddings: PromptEmbeddings) -> dict[str, Tensor]:
 def _checked(prompt: Tensor, pooled: Tensor, name: str) -> PromptEmbeddings:
     if prompt.ndim != 3 or len(prompt) != 1 or pooled.shape != (1, POOLED_WIDTH):
         raise UserError(
-            f"{name} holds embeddings of shapes {tuple(prompt.shape)} and {tuple(pooled.shape)}, where "
-            f"(1, tokens, 4096) and (1, {POOLED_WIDTH}) are needed: choose the ones published with TSD-SR."
+            f"{name} contains embeddings of shapes {tuple(prompt.shape)} and {tuple(pooled.shape)}, but "
+            f"(1, tokens, 4096) and (1, {POOLED_WIDTH}) are needed: choose those published with TSD-SR."
         )
     if not (torch.isfinite(prompt).all() and torch.isfinite(pooled).all()):
-        raise UserError(f"{name} holds values that are not finite: download it again.")
+        raise UserError(f"{name} contains values that are not finite: download it again.")
     return PromptEmbeddings(prompt, pooled)

@@ -1,10 +1,10 @@
-"""The two ways to name the modules of Stable Diffusion's VAE."""
+"""Names of the modules of Stable Diffusion's VAE: diffusers' and the original ones."""
 
 from __future__ import annotations
 
 
 def original_vae_name(module: str) -> str:
-    """The name that Stable Diffusion's own VAE (and ComfyUI's) has for a diffusers module of the encoder."""
+    """The original name, which ComfyUI also uses, of a diffusers module of the VAE's encoder."""
     parts = module.split(".")
     match parts:
         case ["encoder", "down_blocks", level, "resnets", block, *rest]:

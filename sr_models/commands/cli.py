@@ -20,11 +20,11 @@ from .upscale import Evaluate, Upscale
 from .weights import Convert, Download, Models
 
 NAME = "onestep-sr"
-WIDTH_OF_NAMES = 30  # holds the longest flag, and leaves the help enough of 80 columns
+WIDTH_OF_NAMES = 30  # fits the longest flag and leaves enough of 80 columns for the help
 
 
 def version() -> str:
-    """Of the installed package, or of the checkout that runs without being installed."""
+    """The version of the installed package, or of a checkout that is not installed."""
     try:
         return metadata.version(NAME)
     except metadata.PackageNotFoundError:
@@ -45,7 +45,7 @@ app = App(
         )
     ),
     version=version,
-    # Of an option that is given twice the last one counts; lists have no `--empty-` form.
+    # If an option is given twice, the last value is used. Lists have no `--empty-` form.
     default_parameter=Parameter(allow_repeating=True, negative_iterable=""),
     result_action=["call_if_callable", "return_int_as_exit_code_else_zero"],
     # `main` turns errors into sentences.
@@ -68,10 +68,10 @@ for position, command in enumerate((Faithful, Teacher, Student, Mix, Tsd, TadSd)
 
 
 def main() -> None:
-    """Run the command line. Failures that a user can act on end in one sentence on stderr.
+    """Run the command line. An error that a user can act on is shown as one sentence on stderr.
 
-    Exit codes: 0; 1 for a UserError or files that failed; 2 for options that do not exist, are missing or have a value
-    they do not take; 130 for Ctrl-C.
+    Exit codes: 0 for success; 1 for a UserError or files that failed; 2 for options that are unknown, missing or have
+    an invalid value; 130 for Ctrl-C.
     """
     try:
         sys.exit(app(sys.argv[1:]))
@@ -82,20 +82,20 @@ def main() -> None:
         warn(f"{NAME}: {sentence(error)}")
         sys.exit(2)
     except KeyboardInterrupt:
-        warn("Stopped: finished files are kept, nothing is half-written.")
+        warn("Stopped: finished files are kept, and no partial files are left.")
         sys.exit(130)
 
 
 def sentence(error: CycloptsError) -> str:
-    """A mistake in the options as one sentence that says where to look them up."""
+    """An error in the options as one sentence that refers to the help."""
     match error:
         case MissingArgumentError(argument=argument) if argument is not None:
             name = argument.name if argument.index is None else argument.name.lstrip("-").upper()
             text = f"{error.keyword} needs a value" if error.keyword else f"{name} is missing"
         case UnusedCliTokensError(unused_tokens=[token, *_]):
-            text = f"{token!r} is one argument too many"
+            text = f"{token!r} is an unexpected argument"
         case _:
-            # cyclopts adds what can be chosen, or what may have been meant, as a second sentence.
+            # cyclopts adds the possible choices, or a suggestion, as a second sentence.
             first, *others = re.split(r"[.?]\s+(?=[A-Z])", " ".join(str(error).split()).rstrip(".?"))
             text = ", ".join([first, *(other[0].lower() + other[1:] for other in others)])
     command = " ".join([NAME, *(error.command_chain or ())])

@@ -1,7 +1,7 @@
 """Options that several commands share. A dataclass here becomes a group of flags in each command that contains it.
 
-A field is a flag, its type says what the flag takes, and the text under it is the flag's help. Fields that are not
-`kw_only` may be given without their name. Nothing heavy is imported before a command runs, so that `--help` is quick.
+A field is a flag, its type defines the flag's values, and the text under it is the flag's help. Fields that are not
+`kw_only` can be given without their name. Slow imports happen only when a command runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def whole(type_: type[int], tokens: Sequence[Token]) -> int:
-    """Raises ValueError for 1.5, which cyclopts rounds on its own."""
+    """The converter for whole numbers. Raises ValueError for 1.5, which cyclopts would round."""
     text = tokens[0].value
     try:
         return int(text)
@@ -31,11 +31,11 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Whole = Annotated[int, Parameter(converter=whole)]
 AtLeastZero = Annotated[Whole, Parameter(validator=Number(gte=0))]
 AtLeastOne = Annotated[Whole, Parameter(validator=Number(gte=1))]
-# Without a `--no-` form, as off is the default.
+# Has no `--no-` form, because off is the default.
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Output = Annotated[Path, Parameter(alias="-o")]
 flat = Parameter(name="*")
-"""Makes a group's fields flags of the command itself: `--steps`, not `--training.steps`."""
+"""Makes a group's fields flags of the command: `--steps`, not `--training.steps`."""
 
 
 @flat
@@ -44,9 +44,9 @@ class OpeningOptions:
     """How a model is opened."""
 
     autoencoder: Path | None = None
-    "The VQ-f4 autoencoder of a published file; by default `autoencoder_vq_f4.pth` beside it."
+    "The VQ-f4 autoencoder of a published file; by default `autoencoder_vq_f4.pth` in the same folder."
     device: Device = "auto"
-    "Where to compute."
+    "Device to compute on; auto is the fastest available."
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     "Precision; auto is the fastest without visible loss."
 
@@ -54,24 +54,24 @@ class OpeningOptions:
 @flat
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model runs: one in a file, or a one-step LoRA on its base."""
+    """Which model to use: one in a file, or a one-step LoRA on its base."""
 
     model: str = "bundled"
-    "`bundled`, or a TAD-SR, SinSR, ResShift x4 or own file."
+    "`bundled`, or the file of a TAD-SR, SinSR, ResShift x4 or own model."
     recipe: str = "auto"
-    "tad-sr, sinsr, resshift or resshift-s4; with --base tsd-sr or tsd-sr-mse; auto: by the file's name."
+    "tad-sr, sinsr, resshift or resshift-s4; with --base, tsd-sr or tsd-sr-mse; auto: from the file name."
     opening: OpeningOptions = field(default_factory=OpeningOptions)
     base: Path | None = None
-    """For TSD-SR: Stable Diffusion 3 medium, a diffusers folder or a checkpoint file. For a LoRA trained here on 1.5,
-    2.1 or SDXL: a diffusers folder of that model."""
+    """For TSD-SR: Stable Diffusion 3 medium, as a diffusers folder or a checkpoint file. For your own LoRA on 1.5, 2.1
+    or SDXL: its diffusers folder."""
     lora: Path | None = None
-    "The folder of TSD-SR's LoRA or your own (two files), or a file from `convert`."
+    "The folder of TSD-SR's or your own LoRA (two files), or a file from `convert`."
     embeddings: Path | None = None
-    "TSD-SR's prompt embeddings: the folder of prompt_embeds.pt and pool_embeds.pt."
+    "TSD-SR's prompt embeddings: the folder with prompt_embeds.pt and pool_embeds.pt."
     prompt: str | None = None
-    "Encode this text in place of TSD-SR's published prompt."
+    "Encode this text instead of TSD-SR's published prompt."
     offload: Switch = False
-    "Keep the parts of TSD-SR that are not in use on the CPU."
+    "Keep parts of TSD-SR on the CPU while they are not in use."
 
     def choice(self) -> ModelChoice:
         from ..jobs.model_choice import ModelChoice

@@ -1,4 +1,4 @@
-"""A command's options as a TOML file: every training run leaves one, and `--config` takes it back."""
+"""A command's options as a TOML file. Every training run writes one, and `--config` reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cyclopts.config import Dict
 from ..errors import UserError
 
 RUN_FILE = "run.toml"
-CONFIG = "config"  # names the file itself, so it is not part of it
+CONFIG = "config"  # the option for the file itself, which is not written to it
 
 
 def run_file_text(command: Any) -> str:
@@ -35,15 +35,15 @@ def _options(group: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _toml(value: Any) -> str:
-    """Texts, numbers and truth values, which TOML writes as JSON does; paths from the root, to hold anywhere."""
+    """A string, number or boolean as TOML, which is the same as in JSON. Paths become absolute."""
     return json.dumps(str(value.absolute()) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
 def read_run_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill in the options that the command line leaves out from the file that `--config` names, if it is given.
+    """Read options that are not on the command line from the file given with `--config`, if there is one.
 
-    A source of options as `cyclopts.App.config` takes it. Raises UserError for a file that cannot be read, and for one
-    with options that the command does not have.
+    This is a callable for `cyclopts.App.config`. Raises UserError if the file cannot be read, or if it has options that
+    the command does not have.
     """
     config = arguments.get(f"--{CONFIG}", None)
     if config is None or not config.tokens:
@@ -54,7 +54,7 @@ def read_run_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
     except UnknownOptionError as error:
         name = (error.token.keyword or "").strip("[]").replace("][", ".")
         raise UserError(
-            f"{path} has an option that this command does not have ({name}): check which command it is for."
+            f"{path} has an option that this command does not have ({name}): use it with the command that wrote it."
         ) from error
 
 
@@ -67,4 +67,4 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a run's TOML file ({error}): check the name.") from error
+        raise UserError(f"{path} cannot be read as TOML ({error}): check the file name.") from error

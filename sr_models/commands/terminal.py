@@ -1,4 +1,4 @@
-"""Lines and progress in a terminal."""
+"""Output and progress bars in a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def warn(line: str) -> None:
 
 
 class FileAndTileBars:
-    """Two bars, files done and tiles of the current file, and a line for every finished one. A context manager."""
+    """A context manager with two progress bars, for files and for tiles of the current file. Prints finished files."""
 
     def __init__(self, files: int):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -65,7 +65,7 @@ class FileAndTileBars:
 
 @contextmanager
 def byte_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar for one download, moved by calls of (bytes so far, bytes in all)."""
+    """A progress bar for one download. Yields a callback (bytes so far, total bytes)."""
     with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), transient=True) as bar:
         task = bar.add_task("bytes", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total or None)

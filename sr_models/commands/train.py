@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 @flat
 @dataclass(frozen=True, kw_only=True)
 class PhotoOptions:
-    """What models of this kind are trained on."""
+    """Training pictures."""
 
     data: Path = field(kw_only=False)
-    "A folder of pictures, read with its subfolders."
+    "Folder of pictures, including its subfolders."
     crop: Whole = 128
     "Side of the HR crops, a multiple of 128."
 
@@ -62,7 +62,7 @@ class Faithful:
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Train a ResShift teacher of the bundled model's size.
+    """Train a ResShift teacher with the size of the bundled model.
 
     Run it again to resume.
     """
@@ -74,7 +74,7 @@ class Teacher:
     init: Path | None = None
     "Start from this model's weights."
     regression: Switch = False
-    "Train the smooth one-step control instead."
+    "Train the one-step regression baseline instead."
 
     def __call__(self) -> None:
         from ..training.runs import train_teacher
@@ -107,12 +107,12 @@ class Student:
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Average a student with its teacher: less fine detail, nearer to the truth."""
+    """Average a student with its teacher: less fine detail, but higher fidelity."""
 
     student: Path = field(kw_only=False)
     "The student's model.safetensors."
     teacher: Path = field(kw_only=False)
-    "The model that it was distilled from."
+    "The teacher that it was distilled from."
     output: Output
     "The file to write."
     share: float = 0.8

@@ -32,45 +32,45 @@ Base = Annotated[
     ),
 ]
 LPIPS = "LPIPS on AlexNet"
-ENCODER = "features of the base's own VAE encoder, as no weights of LPIPS were found (--lpips takes them)"
+ENCODER = "features of the base's VAE encoder, because no LPIPS weights were found (set them with --lpips)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Make training data: crops, degraded LR counterparts, latents and prompts, once.
+    """Prepare training data: crops, degraded LR counterparts, latents and prompts.
 
     Run it again to resume.
     """
 
     folder: Path = field(kw_only=False)
-    "Pictures, read with their subfolders, captions in .txt beside them."
+    "Folder of pictures, including its subfolders, with captions in .txt files beside them."
     output: Output
     "Folder for the shards."
     base: Base
     crop: Whole = 512
     "Side of the HR crops, a multiple of 64."
     crops: AtLeastOne = 4
-    "Crops of each picture."
+    "Crops per picture."
     shard: AtLeastOne = 64
-    "Crops in a file."
+    "Crops per shard file."
     seed: Whole = 0
-    "Seed of crops and degradation."
+    "Seed for crops and degradation."
     captions: bool = True
     "Encode the captions; needs the base's text encoders."
     embeddings: Path | None = None
-    "The default prompt, encoded: a folder with prompt_embeds.pt and pool_embeds.pt."
+    "The encoded default prompt: a folder with prompt_embeds.pt and pool_embeds.pt."
     null_embeddings: Path | None = None
-    "The empty prompt, encoded in the same way."
+    "The encoded empty prompt, in the same form."
     lr: Path | None = None
-    "Your own LR pictures, under the same names."
+    "Folder of your own LR pictures, with the same names."
     targets: Path | None = None
-    "A multi-step teacher's results, for tad-sd."
+    "Folder of a multi-step teacher's results, for tad-sd."
     device: Device = "auto"
-    "Where to encode."
+    "Device to encode on."
     precision: Precision = "no"
-    "`no` is fp32; auto is bf16 or fp16 where the hardware computes in it."
+    "`no` is fp32; auto is bf16 or fp16 if the hardware supports it."
     workers: AtLeastZero = 2
-    "Processes that read pictures."
+    "Number of processes that read pictures."
 
     def __call__(self) -> None:
         from rich.progress import Progress
@@ -96,7 +96,7 @@ class Prepare:
                 report=lambda crops: progress.advance(task, crops),
             )
         for file in left_out:
-            warn(f"{file} was left out: it cannot be read, or has no counterpart of the right size.")
+            warn(f"{file} was skipped: it cannot be read, or has no counterpart of the right size.")
         say(f"The training data is in {self.output}")
 
     def config(self) -> PrepareConfig:
@@ -109,27 +109,27 @@ class Prepare:
 @flat
 @dataclass(frozen=True, kw_only=True)
 class LoraTraining:
-    """What a LoRA is trained on, and how the base is held in memory."""
+    """A LoRA's training data and base, and how the base is kept in memory."""
 
     data: Path = field(kw_only=False)
-    "A folder made by onestep-sr prepare."
+    "A folder created by onestep-sr prepare."
     base: Base
     rank: AtLeastOne = 64
     "Rank of the student's LoRA on the network."
     rank_vae: AtLeastOne = 64
     "Rank of the student's LoRA on the VAE's encoder."
     start: Path | None = None
-    "Start from these LoRA files, as published ones."
+    "A LoRA to start from, for example a published one."
     teacher: Path | None = None
     "A LoRA file applied to the teacher."
     gradient_checkpointing: bool = True
-    "Less memory, a third slower."
+    "Use less memory, but train a third slower."
     fp8: bool = False
-    "Keep the base in fp8: half its memory, less exact."
+    "Keep the base in fp8: half the memory, less exact."
     shard: bool = False
-    "Spread the base over the processes (FSDP)."
+    "Split the base between the processes (FSDP)."
 
-    def run(self, rank_auxiliary: int) -> SDRun:
+    def sd_run(self, rank_auxiliary: int) -> SDRun:
         from ..training.sd.runs import SDRun
         from ..training.sd.shared_base import Ranks
 
@@ -155,17 +155,17 @@ class Tsd:
     lora: LoraTraining = field(kw_only=False)
     training: TsdTraining
     learning_rate: float = 5e-6
-    "AdamW's, of the student."
+    "AdamW's learning rate for the student."
     auxiliary_learning_rate: float = 1e-6
-    "AdamW's, of the auxiliary model."
+    "AdamW's learning rate for the auxiliary model."
     guidance: float = 7.5
-    "Classifier-free guidance of teacher and auxiliary."
+    "Classifier-free guidance of the teacher and the auxiliary model."
     early_steps: AtLeastZero = 50_000
-    "For this many steps the student stays near the HR latent; later ones sample along DASM."
+    "Steps of the first stage, which keeps the student near the HR latent; the second uses more DASM steps."
     matching: Literal["score", "velocity"] = "score"
     "What target score matching compares: score, as in the paper; velocity, as published."
     rank_auxiliary: AtLeastOne = 64
-    "Rank of the auxiliary's LoRA."
+    "Rank of the auxiliary model's LoRA."
 
     def __call__(self) -> None:
         from ..measures.lpips import find_lpips
@@ -177,7 +177,7 @@ class Tsd:
         method = TSDConfig(
             self.learning_rate, self.auxiliary_learning_rate, self.guidance, self.early_steps, self.matching
         )
-        config, run = self.training.config_of(self), self.lora.run(self.rank_auxiliary)
+        config, run = self.training.config_of(self), self.lora.sd_run(self.rank_auxiliary)
         say_result("LoRA", train_tsd(config, run, method, distance))
 
 
@@ -185,20 +185,20 @@ class Tsd:
 class TadSd:
     """Train a one-step SR LoRA by time-aware distillation (TAD-SR).
 
-    It learns from the targets that were prepared, or from HR. Run it again to resume.
+    It learns from the prepared targets, or from HR. Run it again to resume.
     """
 
     lora: LoraTraining = field(kw_only=False)
     training: TadTraining
     learning_rate: float = 5e-6
-    "AdamW's, of the student."
+    "AdamW's learning rate for the student."
     discriminator_learning_rate: float = 5e-5
-    "AdamW's, of the discriminator."
+    "AdamW's learning rate for the discriminator."
     auxiliary_learning_rate: float = 1e-6
-    "AdamW's, of the auxiliary model."
+    "AdamW's learning rate for the auxiliary model."
     weights: StudentWeightOptions = field(default_factory=StudentWeightOptions)
     rank_auxiliary: AtLeastZero = 0
-    "Rank of an auxiliary LoRA, which the base is then compared with in place of the target; 0: none."
+    "Rank of an auxiliary LoRA for score distillation, which then needs no target; 0: none."
 
     def __call__(self) -> None:
         from ..training.sd.runs import train_tad
@@ -207,5 +207,5 @@ class TadSd:
         method = TADConfig(
             self.learning_rate, self.discriminator_learning_rate, self.auxiliary_learning_rate, self.weights.built()
         )
-        config, run = self.training.config_of(self), self.lora.run(self.rank_auxiliary)
+        config, run = self.training.config_of(self), self.lora.sd_run(self.rank_auxiliary)
         say_result("LoRA", train_tad(config, run, method))

@@ -1,4 +1,4 @@
-"""Options that several training commands share, and what each run says."""
+"""Options that several training commands share, and their output."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ Precision = Literal["auto", "no", "bf16", "fp16"]
 @flat
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """What every training command takes."""
+    """Options of every training command."""
 
     output: Output
     "Folder for checkpoints, logs and the result."
     config: Path | None = None
-    "Take options from this run.toml; those on the command line win."
+    "Read options from this run.toml; options on the command line override it."
     steps: AtLeastOne = 30_000
-    "Updates of the weights."
+    "Number of weight updates."
     batch: AtLeastOne = 16
     "Crops per process and backward pass."
     accumulate: AtLeastOne = 1
     "Backward passes per update."
     ema: float = 0.999
-    "Decay of the averaged weights."
+    "Decay of the weights' moving average."
     precision: Precision = "auto"
-    "`no` is fp32; auto is bf16 or fp16 where the hardware computes in it."
+    "`no` is fp32; auto is bf16 or fp16 if the hardware supports it."
     seed: Whole = 0
-    "Seed of crops, degradation and noise."
+    "Seed for crops, degradation and noise."
     workers: AtLeastZero = 1
-    "Processes that read pictures."
+    "Number of processes that read pictures."
     save_every: AtLeastOne = 500
     "Steps between checkpoints."
     validation: Path | None = None
     "Folder of pictures for validation scores and sample strips."
 
     def config_of(self, command: Any) -> TrainConfig:
-        """The settings of the run that `command`, whose `training` this is, starts.
+        """The training settings for `command`, the command with these options.
 
-        Its run.toml names the precision that was chosen, so that the run resumes in it elsewhere.
+        Its run.toml contains the resolved precision, so that the run resumes with it on another machine.
         """
         from ..training.loop import TrainConfig
 
@@ -72,18 +72,18 @@ class TrainingOptions:
 @flat
 @dataclass(frozen=True, kw_only=True)
 class TsdTraining(TrainingOptions):
-    """How long a LoRA is trained, and how it is validated."""
+    """Training length and validation of a LoRA."""
 
     steps: AtLeastOne = 100_000
     batch: AtLeastOne = 2
     warmup: AtLeastZero = 3000
-    "Steps in which the learning rates rise."
+    "Number of steps in which the learning rates rise."
     best: Literal["psnr", "ssim", "niqe", "lpips", "musiq"] = "psnr"
-    "The validation score that decides the best result."
+    "The validation score that selects the best result."
     lpips: Path | None = None
-    "A folder with AlexNet's weights and LPIPS's alex.pth."
+    "Folder with AlexNet's weights and LPIPS's alex.pth."
     musiq: Path | None = None
-    "MUSIQ's weights, to validate by it: musiq_koniq_ckpt-*.pth."
+    "MUSIQ's weights, to validate with it: musiq_koniq_ckpt-*.pth."
 
     def config_of(self, command: Any) -> TrainConfig:
         shared = super().config_of(command)
@@ -93,7 +93,7 @@ class TsdTraining(TrainingOptions):
 @flat
 @dataclass(frozen=True, kw_only=True)
 class TadTraining(TsdTraining):
-    """As TSD's, with the length of its own."""
+    """TSD's options with other defaults."""
 
     steps: AtLeastOne = 30_000
     warmup: AtLeastZero = 1000
@@ -112,7 +112,7 @@ class PictureTraining(TsdTraining):
 @flat
 @dataclass(frozen=True, kw_only=True)
 class StudentWeightOptions:
-    """How much each loss of time-aware distillation counts."""
+    """Weights of the losses of time-aware distillation."""
 
     regression_weight: float = 1.0
     "Weight of the distance to the target, the teacher's result."
@@ -128,7 +128,7 @@ class StudentWeightOptions:
 
 
 def resolved(precision: Precision) -> str:
-    """`auto` as what this machine trains in fastest."""
+    """The precision to use; `auto` is the fastest on this machine."""
     if precision != "auto":
         return precision
     from ..training.loop import fastest_precision
@@ -137,7 +137,7 @@ def resolved(precision: Precision) -> str:
 
 
 def say_once(line: str) -> None:
-    """From the first of the processes that accelerate launches."""
+    """Print a line from the first process only, when accelerate starts several."""
     if os.environ.get("RANK", "0") == "0":
         say(line)
 

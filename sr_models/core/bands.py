@@ -1,6 +1,7 @@
-"""A canvas from the top down: which rows of tiles come next, and how their latents become finished rows.
+"""Process a canvas from top to bottom: the next rows of tiles, and the finished rows that their latents complete.
 
-A band is what is stepped at once: the whole canvas, or one row of tiles. Sizes and rows are in latent pixels.
+A band is the part of the canvas that is processed at once: the whole canvas, or one row of tiles. Sizes and rows are in
+latent pixels.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class Band:
     """Rows [top, bottom) of the canvas.
 
     Attributes:
-        tiles: in the band's own coordinates.
-        finished: rows of the canvas above this one need no later band.
-        before, total: how many tiles of the canvas come before the band's, and how many there are in all.
+        tiles: the band's tiles, in its own coordinates.
+        finished: after this band, all rows of the canvas above this one are complete.
+        before, total: how many tiles of the canvas come before this band, and how many there are in total.
     """
 
     top: int
@@ -35,32 +36,32 @@ class Band:
 
 
 class Bands:
-    """The bands of a canvas, blended where they share rows.
+    """The bands of a canvas, blended where they overlap.
 
     Args:
-        canvas: its (height, width).
-        plan: gives the tiles of a canvas of any size.
-        multiple: the canvas's sides are multiples of this, and what `plan` gets has to be too.
-        whole: one band for the whole canvas.
-        first: rows above this one are not wanted.
+        canvas: (height, width).
+        plan: returns the tiles of a canvas of any size.
+        multiple: the canvas's sides are multiples of this; sizes passed to `plan` must be too.
+        whole: use one band for the whole canvas.
+        first: rows above this one are not needed.
     """
 
     def __init__(self, canvas: Size, plan: Callable[[Size], Plan], multiple: int, *, whole: bool, first: int = 0):
         self.canvas, self.plan_of, self.multiple, self.whole = canvas, plan, multiple, whole
-        self.finished = first  # rows above it were given out
-        self.plan, self.offset = plan(canvas), 0  # of the canvas from row `offset` on
+        self.finished = first  # rows above this one were returned
+        self.plan, self.offset = plan(canvas), 0  # the plan covers the canvas from row `offset`
         rows = self.plan.rows
-        self.row = next(i for i, top in enumerate(rows.starts) if top + rows.size > first)  # of tiles, the next one
+        self.row = next(i for i, top in enumerate(rows.starts) if top + rows.size > first)  # the next row of tiles
         self.before = self.row * len(self.plan.columns.starts)
-        self.shared: Tensor | None = None  # what the bands so far add to the rows from `finished` on
-        self.room = torch.ones(canvas[0])  # what share of each row the plan's tiles get
+        self.shared: Tensor | None = None  # contribution of earlier bands to the rows from `finished`
+        self.room = torch.ones(canvas[0])  # the weight of the current plan's tiles in each row
 
     @property
     def left(self) -> bool:
         return self.row < len(self.plan.rows.starts)
 
     def next(self) -> Band:
-        """The band to step now; the same again until it is joined."""
+        """The next band to process; it stays the same until `join` is called with it."""
         rows, end = self.plan.rows, len(self.plan.rows.starts) if self.whole else self.row + 1
         top, bottom = rows.starts[self.row], rows.starts[end - 1] + rows.size
         tiles = [self._placed(tile, top) for row in range(self.row, end) for tile in self.plan.row(row)]
@@ -74,12 +75,14 @@ class Bands:
         return replace(tile, top=tile.top - top, bottom=tile.bottom - top, weight=tile.weight * room[:, None])
 
     def join(self, band: Band, latent: Tensor) -> tuple[int, Tensor]:
-        """Add a band's weighted latents (1, c, n, w). Returns the first row that is finished now, and
-        the rows; there may be none."""
+        """Add a band's weighted latents (1, c, n, w). Returns the index of the first newly finished row, and those rows
+        (1, c, m, w), which may be none."""
         first, fresh = self.finished, latent[:, :, self.finished - band.top :]
         if self.shared is not None:
             count = self.shared.shape[-2]
-            fresh = F.pad(fresh, (0, 0, 0, max(0, count - fresh.shape[-2])))  # tiles may be smaller than those before
+            fresh = F.pad(
+                fresh, (0, 0, 0, max(0, count - fresh.shape[-2]))
+            )  # new tiles may be smaller than earlier ones
             fresh[:, :, :count] += self.shared
         self.shared = fresh[:, :, band.finished - first :].clone()
         self.finished = band.finished
@@ -88,8 +91,8 @@ class Bands:
         return first, fresh[:, :, : band.finished - first]
 
     def replan(self) -> None:
-        """Plan the unfinished rows anew, into other tiles. Where finished bands reach into them, the new tiles get the
-        share that the old plan's next ones would have had, so that old and new blend like neighbours."""
+        """Divide the unfinished rows into new tiles. Where finished bands overlap them, the new tiles get the weight
+        that the old plan's next tiles would have had, so that old and new tiles blend like neighbours."""
         rows, top = self.plan.rows, self.offset + self.plan.rows.starts[self.row]
         self.room[top : top + rows.size] *= rows.share_from(self.row)
         self.offset = self.finished // self.multiple * self.multiple

@@ -1,4 +1,4 @@
-"""Where a model runs, and in which precision."""
+"""Devices, and the default precision of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ DEVICES = ("cuda", "mps", "cpu")
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """The fastest precision that does not show: float16 on CUDA, bfloat16 on CPUs with matrix units for it."""
+    """The fastest precision without visible loss: float16 on CUDA, bfloat16 on CPUs with matrix units for it, else
+    float32."""
     if device.type == "cuda":
         return torch.float16
     has_matrix_units = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # absent from older torch
@@ -18,10 +19,10 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def find_device(name: str) -> torch.device:
-    """The named device, or for `auto` the fastest there is. Raises UserError for one that is not there."""
+    """The named device; `auto` means the fastest available. Raises UserError for a device that is not available."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device in DEVICES if available[device]))
     if not available[name]:
-        raise UserError(f"Device {name} is not available here: choose cpu or auto.")
+        raise UserError(f"Device {name} is not available: choose cpu or auto.")
     return torch.device(name)

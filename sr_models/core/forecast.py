@@ -1,4 +1,4 @@
-"""Estimates a run before it starts: sizes, tiles, memory."""
+"""Estimates a run's size, tiles and memory before it starts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .options import UpscaleOptions
 from .recipe import Recipe
 from .tile_policy import TilePolicy
 
-BYTES_PER_PIXEL = 64  # of the network's result, for all of `upscale`: measured on the bundled model
+BYTES_PER_PIXEL = 64  # per pixel of the network's result, in all of `upscale`; measured with the bundled model
 
 
 @dataclass(frozen=True)
 class Forecast:
     """Attributes:
-    result: (height, width) of the picture asked for.
+    result: (height, width) of the result.
     tile: (height, width) of a tile, in pixels of the network's result.
-    rows, columns: how many tiles.
-    work: latent pixels that go through the network, tiles times their area: what time is proportional to.
-    memory: bytes of main memory that pictures and latents take at a run's peak, without weights.
+    rows, columns: number of tiles.
+    work: latent pixels that the network processes: the number of tiles times their area. Time is proportional to it.
+    memory: peak bytes of main memory for pictures and latents, without weights.
     """
 
     result: Size
@@ -32,9 +32,9 @@ class Forecast:
 
 
 def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) -> Forecast:
-    """For one picture of size `image` (height, width); `factor` is the codec's.
+    """Estimate the run for one picture of size `image` (height, width); `factor` is the codec's.
 
-    Raises UserError where `upscale` would for these sizes.
+    Raises UserError for the same sizes and options as `upscale`.
     """
     way = geometry(recipe, factor, image, target_size(*image, options.scale))
     tiles = TilePolicy().plan(way.latent, recipe, factor, options)
@@ -50,6 +50,6 @@ def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) 
 
 
 def memory_of(recipe: Recipe, result: Size, scale: float) -> int:
-    """Bytes of main memory that a result of this size takes at the peak."""
+    """Peak bytes of main memory for a result of this size."""
     enlarged = max(1.0, recipe.scale / scale) ** 2
     return round(result[0] * result[1] * enlarged * BYTES_PER_PIXEL)

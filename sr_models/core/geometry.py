@@ -1,4 +1,4 @@
-"""The sizes that a picture takes on its way, known before a pixel is touched. Sizes are (height, width)."""
+"""The sizes of a picture in every stage of the pipeline. Sizes are (height, width)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a picture gets to a result of one size.
+    """The sizes of one picture in the pipeline.
 
     Attributes:
-        result: what was asked for, in pixels.
-        lr: the picture as the network sees it: enlarged where the network alone would not reach the result.
-        padded: the same with sides that the network takes.
-        network: what of the network's own result is picture and not padding.
-        latent: the canvas that tiles are cut from, in latent pixels.
-        shown: what of the canvas is picture and not padding.
+        result: the requested size, in pixels.
+        lr: the network's input, enlarged if the network alone would not reach the result.
+        padded: the input, padded to sides that the network accepts.
+        network: the network's result without padding.
+        latent: the canvas from which tiles are cut, in latent pixels.
+        shown: the canvas without padding, in latent pixels.
     """
 
     result: Size
@@ -32,9 +32,9 @@ class Geometry:
 
 
 def geometry(recipe: Recipe, factor: int, image: Size, result: Size) -> Geometry:
-    """`factor` is the codec's, picture side over latent side."""
+    """The sizes for a picture of size `image`; `factor` is the codec's picture side divided by its latent side."""
     lr = _input_size(recipe, factor, image, result)
-    pixels = factor // recipe.scale  # LR pixels a latent pixel
+    pixels = factor // recipe.scale  # LR pixels per latent pixel
     unit = recipe.multiple * pixels
     padded = (_up(lr[0], unit), _up(lr[1], unit))
     return Geometry(
@@ -48,8 +48,8 @@ def geometry(recipe: Recipe, factor: int, image: Size, result: Size) -> Geometry
 
 
 def _input_size(recipe: Recipe, factor: int, image: Size, result: Size) -> Size:
-    """The picture's own size, or, where that is more, what the network needs for the result or for the recipe's
-    shortest side."""
+    """The picture's own size, or the size that the network needs for the result or for the recipe's shortest side,
+    if that is larger."""
     enlarged = max(1.0, recipe.shortest * factor / min(result)) / recipe.scale
     wanted = (round(result[0] * enlarged), round(result[1] * enlarged))
     return wanted if wanted[0] > image[0] or wanted[1] > image[1] else image
@@ -60,7 +60,10 @@ def _up(length: int, unit: int) -> int:
 
 
 def latent_tile(recipe: Recipe, factor: int, tile: int | None, overlap: int | None) -> tuple[int, int]:
-    """Tile and overlap in latent pixels, from result pixels or the recipe. Raises UserError for misfits."""
+    """Tile side and overlap in latent pixels, from values in result pixels; None means the recipe's.
+
+    Raises UserError for a tile under 1 px, and for an overlap over half a tile.
+    """
     if tile is not None and tile < 1:
         raise UserError(f"Tile {tile} is too small: choose {recipe.multiple * factor} px or more.")
     unit = recipe.multiple
@@ -73,7 +76,7 @@ def latent_tile(recipe: Recipe, factor: int, tile: int | None, overlap: int | No
 
 
 def require_window(recipe: Recipe, factor: int, window: Size) -> None:
-    """Raise UserError where a window (latent pixels) is wider than the network can take."""
+    """Raise UserError if a window (latent pixels) is larger than the network supports."""
     if recipe.largest_tile and max(window) > recipe.largest_tile:
         raise UserError(
             f"Tile {max(window) * factor} is too large for {recipe.title}: "

@@ -1,4 +1,4 @@
-"""How much memory there is, and telling when there was too little."""
+"""Available memory, and handling of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from ..errors import UserError
 
 Result = TypeVar("Result")
-UNKNOWN = 2 * 2**30  # where a system does not say
-SHARE = 0.7  # of what is free: other work and what allocators waste need the rest
+UNKNOWN = 2 * 2**30  # assumed if the system does not report it
+SHARE = 0.7  # of free memory; the rest is left for other work and allocator overhead
 SMALLEST_BUDGET = 64 * 2**20
 
 
 def available(device: torch.device) -> int:
-    """Bytes that a device could still give: of a GPU by its driver, of the CPU by the system."""
+    """Free memory of a device in bytes, as reported by the GPU's driver or the system."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -41,31 +41,34 @@ def _system_memory() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has its own error; CPUs (Linux and Windows word it differently), MPS and drivers only a message."""
+    """CUDA has its own error type; CPUs, MPS and drivers only have messages, which differ between Linux and Windows."""
     phrases = ("out of memory", "not enough memory", "can't allocate memory")
-    # torch.OutOfMemoryError under the name that torch before 2.5 has too
+    # the name of torch.OutOfMemoryError that torch before 2.5 has too
     return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(p in str(error).lower() for p in phrases)
 
 
 @contextmanager
 def out_of_memory_as_user_error() -> Iterator[None]:
-    """Turn an error of the device or the system into a sentence that says what to change."""
+    """Turn an out-of-memory error into a UserError that says what to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError("There is not enough memory for this: choose a smaller tile or a smaller scale.") from error
+        raise UserError("There is not enough memory: choose a smaller tile or a smaller scale.") from error
 
 
 def release_cached() -> None:
-    """Give what torch keeps for later back to the device."""
+    """Release torch's cached memory to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def within_budget(run: Callable[[int], Result], budget: int) -> Result:
-    """run(budget), in bytes; where memory runs out all the same, with half of it, down to SMALLEST_BUDGET."""
+    """run(budget) with a budget in bytes, which is halved each time memory runs out, down to SMALLEST_BUDGET.
+
+    Raises what `run` raises when memory runs out with the smallest budget.
+    """
     while True:
         try:
             return run(budget)
@@ -77,5 +80,5 @@ def within_budget(run: Callable[[int], Result], budget: int) -> Result:
 
 
 def free_budget(device: torch.device) -> int:
-    """What one task may take of a device's free memory, in bytes."""
+    """How many bytes of a device's free memory one task may use."""
     return max(SMALLEST_BUDGET, int(SHARE * available(device)))

@@ -1,4 +1,4 @@
-"""What an SR model is made of: a recipe, a denoiser, a codec and a conditioner."""
+"""The parts of an SR model: a recipe, a denoiser, a codec and a conditioner."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .recipe import Recipe
 from .step import Network
 
 Result = TypeVar("Result")
-Condition = Any  # what a conditioner gives to the denoiser of the same family; nothing else looks into it
+Condition = Any  # a conditioner's result, which only the denoiser of the same family reads
 
 
 class Conditioner(Protocol):
-    """What a denoiser needs to know about a whole picture: a prompt, tags, an embedding of the picture."""
+    """Computes the condition for a whole picture: an encoded prompt, tags, or an embedding of the picture."""
 
     def __call__(self, picture: Tensor, index: int) -> Condition:
-        """For the picture (1, 3, H, W) in [0, 1] that is number `index` of its batch."""
+        """The condition for a picture (1, 3, H, W) in [0, 1], which has the position `index` in its batch."""
         ...
 
 
@@ -35,36 +35,36 @@ class Fixed:
 
 
 class Denoiser(Protocol):
-    """A network, and how to have it ready: on its device, patched, conditioned on the picture."""
+    """Runs a network: places it on its device, applies patches, and passes the condition."""
 
     def run(self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Condition = None) -> Result:
-        """work(network). `shape` is the largest latent (B, c, h, w) that one evaluation will get, `condition` what the
-        model's conditioner said about the picture.
+        """Returns work(network). `shape` is the largest latent (B, c, h, w) of one pass of the network, `condition` the
+        result of the model's conditioner for the picture.
 
         network: latent (B, c, h, w), lr (B, 3, h', w') and timestep (B,) -> the raw prediction (B, c, h, w);
-        float32 in and out, on the caller's device. `lr` is the LR picture in [-1, 1] on the latent's window of the
-        canvas.
+        float32 in and out, on the caller's device. `lr` is the part of the LR picture, in [-1, 1], that belongs to
+        the latent.
         """
         ...
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
-        """How many tiles of a shape (1, c, h, w) to give the network at once."""
+        """How many tiles of shape (1, c, h, w) the network should process at once."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that it computes in."""
+        """The precision of the computation."""
         ...
 
     def in_float32(self) -> Denoiser:
-        """The same in float32, for tiles that overflowed."""
+        """A copy that computes in float32, for tiles that overflowed."""
         ...
 
 
 class Codec(Protocol):
-    """Picture <-> latent, float32 in and out, on the caller's device.
+    """Encodes pictures to latents and back, float32 in and out, on the caller's device.
 
-    `factor` is picture side over latent side, `latent_channels` the c of (B, c, h, w).
+    `factor` is the picture side divided by the latent side, `latent_channels` the c of (B, c, h, w).
     """
 
     @property
@@ -73,7 +73,7 @@ class Codec(Protocol):
     def latent_channels(self) -> int: ...
     @property
     def is_local(self) -> bool:
-        """Whether a pixel depends on its own latent pixel only, and the other way round."""
+        """Whether each pixel depends only on the latent pixel at its place, and vice versa."""
         ...
 
     def encode(self, image: Tensor) -> Tensor:
@@ -81,17 +81,17 @@ class Codec(Protocol):
         ...
 
     def decode(self, latent: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, 3, h factor, w factor), about [0, 1], not clamped."""
+        """(B, c, h, w) -> (B, 3, h * factor, w * factor), about [0, 1], not clamped."""
         ...
 
     def preview(self, latent: Tensor) -> Tensor:
-        """A cheap rough picture on the latent grid: (B, 3, h, w) in [0, 1]."""
+        """A rough picture that is fast to compute, one pixel per latent pixel: (B, 3, h, w) in [0, 1]."""
         ...
 
 
 @dataclass(frozen=True)
 class SRModel:
-    """Everything that turns a small picture into a large one; see `upscale`."""
+    """All parts of a super-resolution model; see `upscale`."""
 
     recipe: Recipe
     denoiser: Denoiser

@@ -1,4 +1,4 @@
-"""A torch module as the denoiser of an SR model."""
+"""The denoiser for plain torch modules."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from .model import Condition, Result
 from .step import Network
 
-ACCELERATOR_TILES = 4  # at once; memory that runs out corrects the guess
+ACCELERATOR_TILES = 4  # at once; reduced if memory runs out
 
 
 class NetworkDenoiser:
-    """A torch module as a denoiser. It runs where the module is, in the module's precision."""
+    """Runs a torch module as a denoiser, on the module's device and in its precision."""
 
     def __init__(self, network: nn.Module):
         self.network = network
@@ -24,7 +24,7 @@ class NetworkDenoiser:
         return work(self)
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
-        """A CPU gains nothing from several; elsewhere memory that runs out corrects the guess."""
+        """1 on a CPU, where more are not faster; else ACCELERATOR_TILES, which is reduced if memory runs out."""
         return 1 if next(self.network.parameters()).device.type == "cpu" else ACCELERATOR_TILES
 
     @property

@@ -1,4 +1,4 @@
-"""The settings of an upscale, the same for every door: nodes, command line, Automatic1111 and Python."""
+"""The settings of an upscale, shared by the nodes, the command line, Automatic1111 and Python."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ..canvas.color import ColorMatch
 
 @dataclass(frozen=True)
 class UpscaleOptions:
-    """How to upscale; None leaves a choice to the model's recipe or to the memory.
+    """How to upscale. None selects a value by the model's recipe or the available memory.
 
     Attributes:
         scale: 1 to 8; the result has exactly round(scale * side) px.
-        tile, overlap: in pixels of the network's result; None takes the recipe's. The tile is rounded up to what the
-            network takes; the overlap is at most half a tile.
-        color: how colours are matched to the input; None takes the recipe's.
-        seed: of the noise, for methods that start from noise. Every picture of a batch gets the same, so that a
-            picture's result does not depend on its place.
-        batch: how many tiles go through the network at once; None lets the denoiser choose.
+        tile, overlap: in pixels of the network's result; None uses the recipe's. The tile is rounded up to a size that
+            the network accepts; the overlap is at most half a tile.
+        color: how colours are matched to the input; None uses the recipe's method.
+        seed: seed of the noise, for methods that start from noise. All pictures of a batch use the same seed, so that
+            a picture's result does not depend on its place in the batch.
+        batch: how many tiles the network processes at once; None lets the denoiser choose.
     """
 
     scale: float = 4.0

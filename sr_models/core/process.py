@@ -1,9 +1,9 @@
-"""What kinds of diffusion model a base can be, and how each turns a network's raw prediction into the clean latent.
+"""Noise processes of diffusion models, and the clean latent from a network's raw prediction for each of them.
 
-Every process z_t = alpha x_0 + sigma n is a straight path once z_t is divided by alpha + sigma. So one set of
-equations, written for the path (1 - s) x_0 + s n with s = sigma / (alpha + sigma), serves flow matching (where
-alpha + sigma = 1 already) and the variance-preserving processes of Stable Diffusion 1 and 2 and SDXL. An Euler step
-on the path is a DDIM step of those (arXiv 2010.02502, equation 13).
+Every process z_t = alpha x_0 + sigma n becomes a straight path when z_t is divided by alpha + sigma. So one set of
+equations for the path (1 - s) x_0 + s n, with s = sigma / (alpha + sigma), covers flow matching (where
+alpha + sigma = 1) and the variance-preserving processes of Stable Diffusion 1 and 2 and SDXL. An Euler step on the
+path is a DDIM step of these processes (arXiv 2010.02502, equation 13).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def clean(prediction: Prediction, output: Tensor, z_t: Tensor, alpha: Tensor | f
 
 
 def raw(prediction: Prediction, x_0: Tensor, z_t: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-    """The network's output for a clean latent: the inverse of `clean`, for hosts that only give x_0."""
+    """The network's output for a clean latent: the inverse of `clean`, for hosts that only return x_0."""
     if prediction == "v":
         return (alpha * z_t - x_0) / sigma
     if prediction == "epsilon":
@@ -40,7 +40,7 @@ def raw(prediction: Prediction, x_0: Tensor, z_t: Tensor, alpha: Tensor | float,
 
 @dataclass(frozen=True)
 class Level:
-    """One place of a process: how much is picture (alpha), how much noise (sigma), and what the network is told."""
+    """One noise level of a process: the weights of picture (alpha) and noise (sigma), and the network's timestep."""
 
     prediction: Prediction
     alpha: float
@@ -70,7 +70,7 @@ def flow_level(timestep: float) -> Level:
 class Process:
     """A base's noise process at S indices, the noisiest first: alpha, sigma and the network's timesteps, (S,) each.
 
-    `prediction`: what the network gives for z_t. `flow`: n - x_0; `epsilon`: n; `v`: alpha n - sigma x_0.
+    `prediction` is the kind of the network's output for z_t. `flow`: n - x_0; `epsilon`: n; `v`: alpha n - sigma x_0.
     """
 
     prediction: Prediction
@@ -80,7 +80,7 @@ class Process:
 
     @property
     def path(self) -> Tensor:
-        """The straight path's share of noise at each index, (S,), falling."""
+        """The share of noise s on the straight path at each index, (S,), decreasing."""
         return self.sigma / (self.alpha + self.sigma)
 
     def to(self, device: torch.device) -> Process:
@@ -88,18 +88,18 @@ class Process:
         return Process(self.prediction, *tables)
 
     def network_input(self, z: Tensor, index: Tensor) -> Tensor:
-        """z on the straight path (B, c, h, w), indices (B,) -> z_t in the network's own scale."""
+        """z on the straight path (B, c, h, w), indices (B,) -> z_t in the network's scale."""
         return z * _at(self.alpha + self.sigma, index)
 
     def x_0(self, output: Tensor, z_t: Tensor, index: Tensor) -> Tensor:
-        """The clean latent from the network's output at indices (B,); z_t in the network's own scale."""
+        """The clean latent from the network's output at indices (B,); z_t is in the network's scale."""
         return clean(self.prediction, output, z_t, _at(self.alpha, index), _at(self.sigma, index))
 
     def level(self, timestep: float) -> Level:
-        """The table's row for a timestep. Raises ValueError for one that is not in the table."""
+        """The level at a timestep. Raises ValueError for a timestep that is not in the table."""
         distance, index = (self.timesteps.double() - timestep).abs().min(dim=0)
         if float(distance) > 0.5:
-            raise ValueError(f"Timestep {timestep:g} is outside the process's table.")
+            raise ValueError(f"Timestep {timestep:g} is not in the process's table.")
         row = (float(table[index]) for table in (self.alpha, self.sigma, self.timesteps))
         return Level(self.prediction, *row)
 
@@ -112,7 +112,7 @@ def flow_matching(shift: float, count: int = 1000) -> Process:
 
 
 def variance_preserving(prediction: Prediction, alphas_cumprod: Tensor) -> Process:
-    """alpha^2 = alphas_cumprod, sigma^2 = 1 - alpha^2; alphas_cumprod (S,) by falling cleanness, as schedulers have."""
+    """alpha^2 = alphas_cumprod, sigma^2 = 1 - alpha^2; alphas_cumprod (S,) starts at the least noise."""
     share = alphas_cumprod.double().flip(0)
     timesteps = torch.arange(len(share) - 1, -1, -1)
     return Process(prediction, share.sqrt().float(), (1 - share).sqrt().float(), timesteps)

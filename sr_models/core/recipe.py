@@ -1,4 +1,4 @@
-"""How a method takes its step, as data; the tables of the published ones stand with their families."""
+"""The settings of a method, as data. The recipes of published methods are in their families' files."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .step import Step
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a method needs besides its weights.
+    """The settings that a method needs besides its weights.
 
     Attributes:
-        scale: the network's own enlargement; 1 where it works on a picture enlarged beforehand.
-        tile: side of its native window on the latent canvas, in latent pixels.
-        overlap: what neighbouring windows share by default, in latent pixels.
-        multiple: the latent canvas's sides are padded to multiples of this.
-        color: the colour match that suits it.
-        largest_tile: the widest window that the network can take, in latent pixels; 0 for no limit.
-        shortest: smaller results are made at this shorter side, in latent pixels, and shrunk.
-        prompt: what the text-conditioned ones were trained with.
+        scale: the network's upscale factor; 1 if the picture is enlarged before the network.
+        tile: default side of a tile, in latent pixels.
+        overlap: default overlap of neighbouring tiles, in latent pixels.
+        multiple: the sides of the latent canvas are padded to multiples of this.
+        color: default colour matching.
+        largest_tile: the largest tile side that the network supports, in latent pixels; 0 means no limit.
+        shortest: a result with a shorter side below this, in latent pixels, is computed at this size and shrunk.
+        prompt: the prompt that a text-conditioned method was trained with.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a caller hears about a picture while it is upscaled: tiles done with a preview, and notices."""
+"""Reports to the caller while a picture is upscaled: finished tiles with a preview, and notices."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Notice = Callable[[str], None]
 
 
 def ignored(notice: str) -> None:
-    """For callers that show no notices."""
+    """A notice callback that does nothing."""
 
 
 class Report:
-    """Of one picture.
+    """The reports for one picture.
 
     Attributes:
-        shown: the part (height, width) of its canvas that is picture and not padding.
-        done, total: tiles.
-        overflowed: tiles that were done in float32 after the network's own precision was too small for them.
+        shown: (height, width) of the canvas without padding, in latent pixels.
+        done, total: number of finished tiles, and of all tiles.
+        overflowed: number of tiles that overflowed in the network's precision and were computed in float32.
     """
 
     def __init__(self, codec: Codec, shown: tuple[int, int], progress: Progress | None, notice: Notice):
@@ -33,20 +33,20 @@ class Report:
         self.done = self.total = self.overflowed = 0
 
     def begin(self, band: Band, latent: Tensor) -> None:
-        """A band of the canvas comes next, with the latent that it is stepped from."""
+        """Start a band of the canvas; `latent` is its input."""
         self.done, self.total = band.before, band.total
         if self.progress is not None:
             self.preview = self.codec.preview(latent)
             self.seen = self.preview[0, :, : self.shown[0] - band.top, : self.shown[1]]
 
     def tile(self, tile: Tile, piece: Tensor) -> None:
-        """A tile is done, with this latent."""
+        """Report a finished tile with its latent."""
         self.done += 1
         if self.progress is not None:
             tile.cut(self.preview).copy_(self.codec.preview(piece))
             self.progress(self.done, self.total, self.seen)
 
     def end(self, dtype: torch.dtype) -> None:
-        """The picture is done, by a network in this precision."""
+        """Report the end of the picture; `dtype` is the network's precision."""
         if self.overflowed:
-            self.notice(f"{self.overflowed} of {self.total} tiles overflowed in {dtype} and were done in float32.")
+            self.notice(f"{self.overflowed} of {self.total} tiles overflowed in {dtype} and were computed in float32.")

@@ -1,8 +1,8 @@
-"""ResShift's schedule: how a picture drifts from clean to its enlarged LR plus noise, and back.
+"""ResShift's schedule: the path from a clean picture to its enlarged LR plus noise, and back.
 
-Notation as in the paper (arXiv 2307.12348): x_0 clean, y the enlarged LR, x_t between them,
-eta_t from near 0 to near 1 the share of the drift done, kappa the strength of the noise.
-All pictures here are latents of one shape, (B, c, h, w).
+Notation as in the paper (arXiv 2307.12348): x_0 is the clean picture, y the enlarged LR, x_t a point between them,
+eta_t the position on the path, from near 0 to near 1, and kappa the strength of the noise. All pictures here are
+latents of one shape, (B, c, h, w).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ResShiftSchedule:
-    """The numbers of a ResShift process with timesteps 0 .. `steps - 1`.
+    """A ResShift process with timesteps 0 to `steps - 1`.
 
-    `power` bends the geometric growth of sqrt(eta), `min_noise` is the noise left at timestep 0,
-    `end` is the last sqrt(eta). The defaults are the published 15-step ones.
+    `power` changes the geometric growth of sqrt(eta), `min_noise` is the noise at timestep 0, and `end` is the last
+    sqrt(eta). The defaults are the published ones for 15 steps.
     """
 
     steps: int = 15
@@ -47,15 +47,15 @@ class ResShiftSchedule:
         return x_0 + sqrt_eta**2 * (y - x_0) + self.kappa * sqrt_eta * noise
 
     def start(self, y: Tensor, noise: Tensor) -> Tensor:
-        """x_T = y + kappa sqrt(eta_T) noise: what the sampler starts from."""
+        """x_T = y + kappa sqrt(eta_T) noise, the start of the sampler."""
         return y + self.kappa * self.sqrt_eta[-1] * noise
 
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_t over the root of its largest variance, sqrt(1 + kappa^2 eta_t)."""
+        """x_t divided by its largest standard deviation, sqrt(1 + kappa^2 eta_t)."""
         return x_t / torch.sqrt(1 + (self.kappa * self._sqrt_eta(t, x_t)) ** 2)
 
     def noise_of(self, x_t: Tensor, x_0: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        """The noise that takes (x_0, y) to x_t: `noised` solved for it."""
+        """The noise with which `noised` gives x_t from x_0 and y."""
         sqrt_eta = self._sqrt_eta(t, x_t)
         return (x_t - (1 - sqrt_eta**2) * x_0 - sqrt_eta**2 * y) / (self.kappa * sqrt_eta)
 

@@ -1,7 +1,7 @@
-"""How a method gets from the LR's latent to the result's: one network evaluation, or a teacher's several.
+"""Steps from the LR's latent to the result's: one pass of the network, or several for a teacher.
 
-A step works on one tile: latent and noise (B, c, h, w), lr (B, 3, h', w') the LR picture in
-[-1, 1]. The noise is a cut-out of the canvas's, so neighbouring tiles agree.
+A step processes tiles: latent and noise (B, c, h, w), and lr (B, 3, h', w'), the LR picture in [-1, 1]. The noise is
+cut from one noise canvas, so that overlapping tiles have the same noise where they overlap.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Step(Protocol):
     @property
     def evaluations(self) -> int:
-        """How often the network runs for one tile."""
+        """How many times the network runs per tile."""
         ...
 
     @property
     def needs_noise(self) -> bool:
-        """Whether `noise` has any influence; where it has none, the caller draws none and passes the latent."""
+        """Whether the step uses `noise`. If not, the caller draws no noise and passes the latent in its place."""
         ...
 
     def __call__(self, network: Network, latent: Tensor, noise: Tensor, lr: Tensor) -> Tensor: ...
@@ -35,12 +35,12 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class OneStep:
-    """One evaluation of a Stable Diffusion: from z_t at a timestep to x_0.
+    """One pass of a Stable Diffusion: from z_t at a timestep to x_0.
 
     Attributes:
-        timestep: where on the base's process the network is asked.
-        noised: start from the LR's latent noised to that level; else from the LR's latent itself.
-        level: the base's numbers at that timestep; None until a base is opened (`on`).
+        timestep: the network's timestep.
+        noised: start from the LR's latent with noise added to the timestep's level, instead of the LR's latent itself.
+        level: the base's noise level at the timestep; None until the base is known (`on`).
     """
 
     timestep: float
@@ -53,12 +53,12 @@ class OneStep:
         return self.noised
 
     def on(self, process: Process) -> OneStep:
-        """The step on a base. Raises ValueError for a timestep that its process does not have."""
+        """The step with a process's level. Raises ValueError for a timestep that the process does not have."""
         return replace(self, level=process.level(self.timestep))
 
     def __call__(self, network: Network, latent: Tensor, noise: Tensor, lr: Tensor) -> Tensor:
         if self.level is None:
-            raise ValueError("This step belongs to no base yet: call `on` with the base's process.")
+            raise ValueError("This step has no noise level: call `on` with the base's process first.")
         z_t = self.level.noised(latent, noise) if self.noised else latent
         timestep = torch.full((len(latent),), self.level.timestep, device=latent.device)
         return self.level.x_0(network(z_t, lr, timestep), z_t)
@@ -84,7 +84,9 @@ class ResShiftStep:
 
     def __post_init__(self) -> None:
         if self.evaluations not in (1, self.schedule.steps):
-            raise ValueError(f"{self.evaluations} evaluations: a schedule of {self.schedule.steps} takes 1 or all")
+            raise ValueError(
+                f"{self.evaluations} evaluations are not possible: use 1 or all {self.schedule.steps} of the schedule"
+            )
 
     @property
     def needs_noise(self) -> bool:
@@ -112,5 +114,5 @@ def one_step(network: Network, schedule: ResShiftSchedule, y: Tensor, lr: Tensor
 
 
 def sample(network: Network, schedule: ResShiftSchedule, y: Tensor, lr: Tensor, noise: Tensor) -> Tensor:
-    """The deterministic sampler from x_T = start(y, noise) down all timesteps: T evaluations."""
+    """The deterministic sampler from x_T = start(y, noise) through all timesteps, with T passes of the network."""
     return ResShiftStep(schedule, schedule.steps)(network, y, noise, lr)

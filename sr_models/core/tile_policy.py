@@ -1,4 +1,4 @@
-"""How large tiles are and how many go through the network at once, kept for a whole run."""
+"""The size of tiles and how many the network processes at once, for a whole run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .options import UpscaleOptions
 from .recipe import Recipe
 from .report import Notice, ignored
 
-SMALLEST_TILE = 16  # latent pixels; in smaller tiles a network sees too little
+SMALLEST_TILE = 16  # latent pixels; smaller tiles contain too little context for a network
 
 
 @dataclass
 class TilePolicy:
-    """The limits that a run has met so far; a run is one picture, a batch, or all files of a folder.
+    """The memory limits that a run has reached so far. A run is one picture, a batch, or all files of a folder.
 
-    After memory ran out with n latent pixels at once, the rest of the run uses at most n / 2: fewer tiles at once
-    first, then smaller tiles.
+    After memory runs out with n latent pixels at once, the rest of the run uses at most n / 2: first fewer tiles at
+    once, then smaller tiles.
 
     Attributes:
-        most: latent pixels that may go through the network at once.
+        most: how many latent pixels the network may process at once.
         tile: the largest tile side, in latent pixels.
     """
 
@@ -30,21 +30,21 @@ class TilePolicy:
     tile: int = sys.maxsize
 
     def ran_out(self, pixels: int) -> None:
-        """Memory was too small for this many latent pixels at once."""
+        """Lower the limit after memory ran out with this many latent pixels at once."""
         self.most = min(self.most, pixels // 2)
 
     def at_once(self, batch: int, window: Size) -> int:
-        """How many windows go through the network at once where `batch` are asked for; at least one."""
+        """How many tiles of size `window` the network processes at once: up to `batch`, at least one."""
         return max(1, min(batch, self.most // (window[0] * window[1])))
 
     def plan(
         self, canvas: Size, recipe: Recipe, factor: int, options: UpscaleOptions, notice: Notice = ignored
     ) -> Plan:
-        """The tiles of a canvas (latent pixels); `factor` is the codec's. `notice` is told when tiles get smaller.
+        """The tiles of a canvas (latent pixels); `factor` is the codec's. `notice` is called if tiles become smaller.
 
         Raises:
-            UserError: for a tile or overlap that does not fit the recipe.
-            MemoryError: where memory was too small for the smallest tile.
+            UserError: if the tile or overlap does not suit the recipe.
+            MemoryError: if memory is too small for the smallest tile.
         """
         asked, overlap = latent_tile(recipe, factor, options.tile, options.overlap)
         require_window(recipe, factor, (min(asked, canvas[0]), min(asked, canvas[1])))
@@ -55,9 +55,9 @@ class TilePolicy:
         return plan(*canvas, tile, min(overlap, tile // 2))
 
     def _largest(self, tile: int, canvas: Size, multiple: int) -> int:
-        """The tile, halved until one fits."""
+        """The tile side, halved until a tile is within the limit."""
         while min(tile, canvas[0]) * min(tile, canvas[1]) > self.most:
             tile = tile // 2 // multiple * multiple
             if tile < SMALLEST_TILE:
-                raise MemoryError("Memory was too small for the smallest tile.")
+                raise MemoryError("There is not enough memory for the smallest tile.")
         return tile

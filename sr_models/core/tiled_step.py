@@ -1,4 +1,4 @@
-"""A step on a large canvas: tile by tile, several at once where there is room, blended."""
+"""Run a step on a large canvas tile by tile, several at once if memory allows, and blend the tiles."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TileDone = Callable[[Tile, Tensor], None]
 
 @dataclass(frozen=True)
 class Canvas:
-    """What tiles are cut from: a whole picture, or a band of one.
+    """The inputs from which tiles are cut, for a whole picture or a band of one.
 
-    latent, noise: (B, c, h, w); noise is None for a step that needs none. lr: (B, 3, n h, n w), the LR picture in
-    [-1, 1], n times as fine.
+    latent, noise: (B, c, h, w); noise is None if the step needs none. lr: (B, 3, n h, n w), the LR picture in [-1, 1]
+    with n times the latent's resolution.
     """
 
     latent: Tensor
@@ -29,8 +29,8 @@ class Canvas:
     lr: Tensor
 
     def cut(self, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor, Tensor]:
-        """Latent, noise and LR picture of some tiles, one after the other along the batch. A step that needs no
-        noise gets the latent in its place."""
+        """Latent, noise and LR picture of the tiles, concatenated along the batch. If there is no noise, the latent is
+        returned in its place."""
         fineness = self.lr.shape[-1] // self.latent.shape[-1]
         latent = torch.cat([tile.cut(self.latent) for tile in tiles])
         noise = latent if self.noise is None else torch.cat([tile.cut(self.noise) for tile in tiles])
@@ -49,18 +49,18 @@ def step_tiles(
     keep_going: bool = True,
     done: TileDone | None = None,
 ) -> list[Tile]:
-    """Step each tile by itself and add it, weighted, to `result` (B, c, h, w). All tiles have one size.
+    """Run the step on each tile and add it, weighted, to `result` (B, c, h, w). All tiles must have the same size.
 
     Args:
-        batch: how many tiles go through the network at once, within the policy's limits.
-        policy: the run's; where memory runs out with several tiles at once, it takes fewer from then on.
-        keep_going: continue after a tile whose values are not finite, or stop there.
-        done: called for each finished tile with it and its values (B, c, th, tw) before blending.
+        batch: how many tiles the network processes at once, within the policy's limits.
+        policy: the run's limits. If memory runs out with several tiles at once, it allows fewer from then on.
+        keep_going: continue after a tile with values that are not finite; else stop there.
+        done: called for each finished tile with the tile and its values (B, c, th, tw) before blending.
 
     Returns:
-        The tiles whose values were not finite, and which are not in the result.
+        The tiles with values that are not finite. They are not added to the result.
 
-    Raises what the network raises when memory runs out on a single tile.
+    Raises what the network raises if memory runs out with a single tile.
     """
     policy, window = policy or TilePolicy(), tiles[0].size
     failed: list[Tile] = []
@@ -72,7 +72,7 @@ def step_tiles(
         except (MemoryError, RuntimeError) as error:
             if len(group) == 1 or not is_out_of_memory(error):
                 raise
-        if pieces is None:  # outside of the handler, which would keep the failed run's tensors alive
+        if pieces is None:  # not in the handler, which keeps the failed pass's tensors alive
             policy.ran_out(len(group) * window[0] * window[1])
             release_cached()
             continue
@@ -82,7 +82,7 @@ def step_tiles(
 
 
 def _blend(group: Sequence[Tile], pieces: Sequence[Tensor], result: Tensor, done: TileDone | None) -> list[Tile]:
-    """Add the pieces to the result; gives the tiles whose pieces are not finite, which are left out."""
+    """Add the pieces to the result. Pieces that are not finite are left out; returns their tiles."""
     failed = []
     for tile, piece in zip(group, pieces, strict=True):
         if not torch.isfinite(piece).all():

@@ -1,4 +1,4 @@
-"""An opened Stable Diffusion: what every kind of it gives to the code that runs a LoRA on it."""
+"""An opened Stable Diffusion, in the same form for every version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OpenedBase:
     """diffusers' network and VAE, frozen, on the CPU.
 
     Attributes:
-        kind: what it is.
+        kind: its version of Stable Diffusion.
         process: its noise process.
         call: network, latent (B, c, h, w), timesteps (B,), prompt and pooled prompt -> the raw prediction.
     """

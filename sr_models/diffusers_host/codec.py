@@ -1,4 +1,4 @@
-"""diffusers' VAE as the codec of an SR model."""
+"""The codec for diffusers' VAE."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .offload import Placement
 
 
 class LatentCodec(AutoencoderCodec):
-    """diffusers' VAE as a codec, in one-step latents: the posterior's mode, scaled and not shifted."""
+    """diffusers' VAE as a codec. Latents are the posterior's mode, scaled but not shifted, as in one-step LoRAs."""
 
     def __init__(self, vae: Any, placement: Placement, scaling: float, budget: int | None = None):
         super().__init__(vae, 8, vae.config.latent_channels, scaling, budget)

@@ -1,4 +1,4 @@
-"""A diffusers network as the denoiser of an SR model, conditioned on encoded prompts."""
+"""The denoiser for diffusers' networks, which are conditioned on encoded prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .offload import Placement
 
 
 class PromptedDenoiser:
-    """A diffusers network as a denoiser. Its condition is one picture's PromptEmbeddings."""
+    """Runs a diffusers network as a denoiser. The condition is one picture's PromptEmbeddings."""
 
     def __init__(self, network: Any, call: Call, placement: Placement):
         self.network, self.call, self.placement = network, call, placement
@@ -27,7 +27,7 @@ class PromptedDenoiser:
         self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: PromptEmbeddings | None = None
     ) -> Result:
         if condition is None:
-            raise ValueError("This denoiser runs on a prompt: pass what the model's conditioner gives.")
+            raise ValueError("This denoiser needs an encoded prompt: pass the result of the model's conditioner.")
         device, dtype = self.placement.device, self.network.dtype
         prompt, pooled = condition.prompt.to(device, dtype), condition.pooled.to(device, dtype)
 

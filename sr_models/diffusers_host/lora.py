@@ -1,4 +1,4 @@
-"""A one-step LoRA on a Stable Diffusion without a host: merged into diffusers' networks."""
+"""Open a one-step LoRA with diffusers: the LoRA is merged into the networks of a Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def open_lora(
     offload: bool = False,
     budget: int | None = None,
 ) -> OpenedModel:
-    """A Stable Diffusion with a one-step LoRA as an SR model.
+    """Open a Stable Diffusion with a one-step LoRA as an SR model.
 
     Args:
         base: a diffusers folder (`transformer/` or `unet/`, `vae/`, ...), or a single-file checkpoint of Stable
             Diffusion 3.
-        lora: as `read_lora` takes it.
-        embeddings: as `read_embeddings` takes it; None takes the ones that come with the LoRA. Where there are none,
-            or a prompt is given, the folder's text encoders encode the prompt and are released.
-        prompt: None takes the recipe's.
-        recipe: one of the family's, in place of the one that belongs to the LoRA's name.
-        dtype: of the weights and the computation.
-        offload: keep the network and the VAE on the CPU while the other one works.
-        budget: of the VAE, as `AutoencoderCodec` takes it.
+        lora: one of the LoRA's files or its folder, as in `read_lora`.
+        embeddings: the encoded prompt, as in `read_embeddings`; None uses the embeddings stored with the LoRA. If there
+            are none, or if a prompt is given, the base's text encoders encode the prompt and are then released.
+        prompt: None uses the recipe's prompt.
+        recipe: one of the family's recipes; None uses the LoRA's.
+        dtype: precision of the weights and the computation.
+        device: the device to compute on; None means the CPU.
+        offload: keep the network and the VAE on the CPU while they are not in use.
+        budget: the VAE's memory budget, as in `AutoencoderCodec`.
 
     Raises:
-        UserError: where diffusers is missing or does not suit the rest, and for files that are missing or broken,
-            or that do not belong together.
+        UserError: if diffusers is missing or incompatible, or if files are missing, broken, or do not belong together.
     """
     require_diffusers()
     weights, placement = read_lora(lora), Placement(device or torch.device("cpu"), offload)
@@ -85,11 +85,11 @@ def _merged(
 def _known_embeddings(
     base: Path, lora: OneStepLora, embeddings: Path | None, prompt: str | None
 ) -> PromptEmbeddings | None:
-    """The prompt where it is encoded already."""
+    """The encoded prompt, if it is available without text encoders; else None."""
     if embeddings is None:
         return lora.embeddings if prompt is None else None
     if is_unet(base):
-        raise UserError(f"{base.name} has text encoders of its own for the prompt: leave --embeddings out.")
+        raise UserError(f"{base.name} encodes the prompt with its own text encoders: remove --embeddings.")
     return read_embeddings(embeddings)
 
 
@@ -102,7 +102,7 @@ def _conditioner(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Conditioner:
-    """From prompts to PromptEmbeddings; text encoders are opened only where the prompt is not encoded already."""
+    """The model's conditioner. Text encoders are opened only if there is no encoded prompt."""
     text = lora.family.prompt(recipe, prompt)
     if known is not None:
         return lora.family.conditioner(lambda _: known, text)

@@ -1,4 +1,4 @@
-"""LoRAs merged into a network's weights, and weights replaced."""
+"""Merge LoRAs into a network's weights, and replace weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from ..errors import UserError
 
 
 class MergedAdapter:
-    """A LoRA in a network's weights. Its two matrices stay on the CPU, so that the strength can be changed.
+    """A LoRA that is merged into a network's weights.
 
-    A change adds the difference, which rounds once to the network's precision, as the first merge did.
+    Its two matrices stay on the CPU, so that the strength can be changed. A change adds the difference, which is
+    rounded once to the network's precision, as in the first merge.
     """
 
     def __init__(self, network: nn.Module, adapter: Adapter, lora: str, target: str, base: str):
-        """Raises UserError where it does not fit; `lora`, `target` and `base` are as in `require_fit`."""
+        """Raises UserError if the LoRA does not fit; `lora`, `target` and `base` are as in `require_fit`."""
         self.network, self.adapter, self.strength = network, adapter, 0.0
         shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in network.named_parameters()}
         if adapter.update:
@@ -30,7 +31,7 @@ class MergedAdapter:
         return self.adapter.name
 
     def set_strength(self, strength: float) -> None:
-        """W + strength alpha / r B A, from whatever strength it has now."""
+        """Set the weights to W + strength * alpha / r * B A, W being those without the LoRA."""
         weights = dict(self.network.named_parameters())
         for module, layer in self.adapter.update.items():
             weight = weights[f"{module}.weight"]
@@ -39,9 +40,9 @@ class MergedAdapter:
 
 
 def replace_weights(network: nn.Module, tensors: Mapping[str, Tensor], lora: str) -> None:
-    """Give parameters other values. Raises UserError for names and shapes that the network does not have."""
+    """Replace parameters' values. Raises UserError for a name or shape that the network does not have."""
     weights = dict(network.named_parameters())
     for name, tensor in tensors.items():
         if name not in weights or weights[name].shape != tensor.shape:
-            raise UserError(f"{lora}, and the base has no {name} of shape {tuple(tensor.shape)}: use another base.")
+            raise UserError(f"{lora}, but the base has no {name} of shape {tuple(tensor.shape)}: use another base.")
         weights[name].data = tensor.to(weights[name].data)

@@ -1,4 +1,4 @@
-"""Where modules compute, and where they wait."""
+"""The device on which modules compute, and offloading to the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Placement:
-    """Where modules compute, and whether they wait on the CPU between uses, for small cards."""
+    """The device on which modules compute, and whether they are moved to the CPU while not in use."""
 
     device: torch.device
     offload: bool = False

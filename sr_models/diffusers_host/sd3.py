@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 from diffusers."""
+"""Open Stable Diffusion 3 with diffusers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["call_transformer", "open_base", "open_text_encoders"]
 
 
 def open_base(base: Path, dtype: torch.dtype) -> OpenedBase:
-    """A diffusers folder, or a single checkpoint file in Stability's own layout. Raises UserError as `open_networks`.
+    """Open a diffusers folder, or a single checkpoint file in Stability's format. Raises UserError as `open_networks`.
 
-    Its process is the straight path itself: the schedule's shift only says which timesteps many steps would take.
+    The process is the straight path: the schedule's shift only selects timesteps for sampling in many steps.
     """
     transformer, vae = open_networks(base, dtype)
     config: Any = transformer.config

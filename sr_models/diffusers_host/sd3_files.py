@@ -1,4 +1,4 @@
-"""Opening Stable Diffusion 3: a diffusers folder, or a single checkpoint file in Stability's own layout."""
+"""Open Stable Diffusion 3 from a diffusers folder, or from a single checkpoint file in Stability's format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRANSFORMER_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 def open_networks(base: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, AutoencoderKL]:
     """Transformer and VAE of a diffusers folder or a checkpoint file, frozen, on the CPU.
 
-    Raises UserError for files that are missing, broken or of another model.
+    Raises UserError if files are missing, broken or of another model.
     """
     return _open_folder(base, dtype) if base.is_dir() else _open_file(base, dtype)
 
@@ -37,7 +37,7 @@ def _open_folder(base: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel,
         if not (base / part / "config.json").is_file():
             raise UserError(
                 f"{base} is not a diffusers folder of {SD3_MEDIUM} (it lacks {part}/config.json): choose the folder "
-                "that holds model_index.json, or a single-file checkpoint."
+                "that contains model_index.json, or a single-file checkpoint."
             )
     try:
         transformer = SD3Transformer2DModel.from_pretrained(str(base), subfolder="transformer", torch_dtype=dtype)
@@ -60,11 +60,11 @@ def _open_file(path: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, A
     vae = under(file.tensors, VAE_PREFIX)
     if "joint_blocks.0.x_block.attn.qkv.weight" not in transformer:
         raise UserError(
-            f"{path.name} does not hold a Stable Diffusion 3 transformer: choose a checkpoint of {SD3_MEDIUM}."
+            f"{path.name} does not contain a Stable Diffusion 3 transformer: choose a checkpoint of {SD3_MEDIUM}."
         )
     if "encoder.conv_in.weight" not in vae:
         raise UserError(
-            f"{path.name} holds a transformer without its VAE: choose a whole checkpoint of {SD3_MEDIUM}, "
+            f"{path.name} contains a transformer without its VAE: choose a complete checkpoint of {SD3_MEDIUM}, "
             "or a diffusers folder."
         )
     with torch.device("meta"):
@@ -82,7 +82,7 @@ def _open_file(path: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, A
 
 
 def _transformer_config(tensors: dict[str, Tensor]) -> dict:
-    """diffusers' configuration of a checkpoint, from its shapes."""
+    """diffusers' configuration of a checkpoint's transformer, from the tensors' shapes."""
     width = tensors["x_embedder.proj.weight"].shape[0]
     blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("joint_blocks.")}
     dual = sorted(i for i in blocks if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors)

@@ -1,4 +1,4 @@
-"""Prompts for Stable Diffusion 3: its text encoders from a diffusers folder."""
+"""Encode prompts for Stable Diffusion 3 with the text encoders of a diffusers folder."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .packages import require_transformers
 
 
 def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) -> Callable[[str], PromptEmbeddings]:
-    """The text encoders of a diffusers folder: a function from a text to its embeddings.
+    """Open the text encoders of a diffusers folder. Returns a function from a text to its embeddings.
 
-    The third one, T5, may be missing: SD3 then gets zeros for its part. Raises UserError for a single-file
-    checkpoint, and where the `transformers` package or the other two encoders are missing.
+    The third encoder, T5, may be missing: zeros are used in its place. Raises UserError for a single-file checkpoint,
+    and if the `transformers` package or one of the other two encoders is missing.
     """
     if not base.is_dir():
         raise UserError(
-            f"{base.name} is a single file, which holds no tokenizers to encode the prompt with: give the LoRA's "
-            f"prompt embeddings ({prompt_embeddings.PROMPT_FILE} and {prompt_embeddings.POOLED_FILE}), or a diffusers "
-            "folder."
+            f"{base.name} is a single file without tokenizers, so it cannot encode the prompt: provide the LoRA's "
+            f"prompt embeddings ({prompt_embeddings.PROMPT_FILE} and {prompt_embeddings.POOLED_FILE}), or choose a "
+            "diffusers folder."
         )
-    require_transformers(", or give the LoRA's prompt embeddings")
+    require_transformers(", or provide the LoRA's prompt embeddings")
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
     from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
-    # Part by part: what a pipeline's own index names may be code in the folder.
+    # Load each part here: the classes that a pipeline's index names could be code in the folder.
     kinds: list[tuple[str, Any, Any]] = [
         ("", CLIPTextModelWithProjection, CLIPTokenizer),
         ("_2", CLIPTextModelWithProjection, CLIPTokenizer),
@@ -46,7 +46,7 @@ def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) 
                 str(base), subfolder=f"text_encoder{end}", torch_dtype=dtype
             ).to(device)
             parts[f"tokenizer{end}"] = tokenizer.from_pretrained(str(base), subfolder=f"tokenizer{end}")
-        # Where there is no T5, diffusers asks the transformer how wide its zeros have to be, and nothing else.
+        # Without T5, diffusers only uses the transformer for the width of the zeros.
         with torch.device("meta"):
             config: Any = SD3Transformer2DModel.load_config(str(base), subfolder="transformer")
             parts["transformer"] = SD3Transformer2DModel.from_config(config)
@@ -70,5 +70,5 @@ def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) 
 def _no_encoders(base: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0]
     return UserError(
-        f"{base} has no text encoders that can be read ({reason}): give the LoRA's prompt embeddings instead."
+        f"The text encoders in {base} cannot be read ({reason}): provide the LoRA's prompt embeddings instead."
     )

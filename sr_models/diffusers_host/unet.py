@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5, 2.1 and SDXL from diffusers."""
+"""Open Stable Diffusion 1.5, 2.1 and SDXL with diffusers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["call_unet", "open_base", "open_text_encoders"]
 
 
 def open_base(base: Path, dtype: torch.dtype) -> OpenedBase:
-    """A diffusers folder; a VAE that would overflow is in float32. Raises UserError as `open_unet`."""
+    """Open a diffusers folder. A VAE that overflows in `dtype` uses float32. Raises UserError as `open_unet`."""
     unet, vae, process = open_unet(base, dtype)
     if needs_float32(vae, dtype):
         vae.float()
@@ -27,8 +27,10 @@ def open_base(base: Path, dtype: torch.dtype) -> OpenedBase:
 
 
 def call_unet(unet: Any, z_t: Tensor, timesteps: Tensor, prompt: Tensor, pooled: Tensor) -> Tensor:
-    """A U-Net's prediction for latents (B, c, h, w) at timesteps (B,). `pooled` (B, 0) for all but SDXL, which is also
-    told the picture's size, and that nothing is cropped."""
+    """A U-Net's prediction for latents (B, c, h, w) at timesteps (B,).
+
+    `pooled` is (B, 0) except for SDXL, which also gets the picture's size and a crop offset of 0.
+    """
     added = None
     if pooled.shape[-1]:
         height, width = (8 * side for side in z_t.shape[-2:])

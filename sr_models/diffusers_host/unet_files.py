@@ -1,4 +1,4 @@
-"""Opening Stable Diffusion 1.5, 2.1 or SDXL from a diffusers folder."""
+"""Open Stable Diffusion 1.5, 2.1 or SDXL from a diffusers folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def is_unet(base: Path) -> bool:
-    """Whether it is a diffusers folder with a U-Net."""
+    """Whether `base` is a diffusers folder with a U-Net."""
     return (base / "unet").is_dir()
 
 
 def open_unet(base: Path, dtype: torch.dtype) -> tuple[UNet2DConditionModel, Any, Process]:
     """U-Net, VAE and noise process of a diffusers folder, frozen, on the CPU.
 
-    Raises UserError for files that are missing or broken, and for bases that predict something else than noise or v.
+    Raises UserError if files are missing or broken, or if the base does not predict noise or v.
     """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
@@ -36,12 +36,12 @@ def open_unet(base: Path, dtype: torch.dtype) -> tuple[UNet2DConditionModel, Any
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise UserError(
-            f"{base} predicts {kind!r}, which one step cannot use: choose a base of epsilon or v_prediction."
+            f"{base} uses prediction type {kind!r}, which is not supported: choose a base with epsilon or v_prediction."
         )
     process = variance_preserving("v" if kind == "v_prediction" else "epsilon", scheduler.alphas_cumprod)
     return unet.eval().requires_grad_(False), vae.eval().requires_grad_(False), process
 
 
 def needs_float32(vae: Any, dtype: torch.dtype) -> bool:
-    """Whether the VAE overflows in that precision, as SDXL's does in half."""
+    """Whether the VAE overflows in this precision, as SDXL's does in float16."""
     return dtype == torch.float16 and bool(vae.config.get("force_upcast"))

@@ -1,4 +1,4 @@
-"""Prompts for Stable Diffusion 1.5, 2.1 and SDXL: the text encoders of a diffusers folder."""
+"""Encode prompts for Stable Diffusion 1.5, 2.1 and SDXL with the text encoders of a diffusers folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .packages import require_transformers
 
 
 def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) -> Callable[[str], PromptEmbeddings]:
-    """The folder's text encoders: a function from a text to its embeddings, pooled (1, 0) where the base takes none.
+    """Open the folder's text encoders. Returns a function from a text to its embeddings.
 
-    SDXL takes both encoders' last layer but one, the others their only encoder's last. Raises UserError where the
-    `transformers` package or the encoders are missing.
+    SDXL uses the second-to-last layer of both encoders; the others use the last layer of their single encoder, and
+    `pooled` is (1, 0). Raises UserError if the `transformers` package or an encoder is missing.
     """
     require_transformers("")
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -33,7 +33,7 @@ def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) 
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{base} has no text encoders that can be read ({reason}): download the whole folder."
+            f"The text encoders in {base} cannot be read ({reason}): download the complete folder."
         ) from error
 
     @torch.no_grad()

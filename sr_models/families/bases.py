@@ -1,4 +1,4 @@
-"""The Stable Diffusions that LoRAs are made for, and telling one from another."""
+"""The versions of Stable Diffusion that LoRAs are made for, and how to distinguish them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from typing import Literal
 
 from ..core.process import Prediction
 
-NetworkKind = Literal["transformer", "unet"]  # the folder's name in a diffusers folder
+NetworkKind = Literal["transformer", "unet"]  # the name of the network's folder in a diffusers folder
 
 
 @dataclass(frozen=True)
 class BaseKind:
-    """A Stable Diffusion by its name; `prediction` None where a LoRA takes any, or where it follows from the name."""
+    """A version of Stable Diffusion.
+
+    `prediction` is None if a LoRA works with any prediction, or if the version has only one.
+    """
 
     title: str
     network: NetworkKind
     prediction: Prediction | None = None
 
     def __str__(self) -> str:
-        return f"{self.title} that predicts {self.prediction}" if self.prediction else self.title
+        return f"{self.title} with {self.prediction} prediction" if self.prediction else self.title
 
     def suits(self, found: BaseKind) -> bool:
-        """Whether something found may be what is wanted here. Networks of unknown widths are left to their shapes."""
+        """Whether `found` may be this base. A U-Net of unknown width suits any title: its shapes are checked later."""
         other = self.title != found.title and OTHER_UNET.title not in (self.title, found.title)
         predictions = {self.prediction, found.prediction} - {None}
         return self.network == found.network and not other and len(predictions) < 2
@@ -39,7 +42,7 @@ BY_PROMPT_WIDTH = {768: SD15, 1024: SD21, 2048: SDXL}
 
 
 def sd3_kind(*, normalized: bool, dual: bool) -> BaseKind:
-    """By what SD3's versions differ in: 3.5 normalizes queries and keys, its medium also has a second attention."""
+    """SD3's version: 3.5 normalizes queries and keys, and 3.5 medium also has a second attention."""
     if not normalized:
         return SD3_MEDIUM
     return SD35_MEDIUM if dual else SD35_LARGE

@@ -1,4 +1,4 @@
-"""What can run, and what the files in a folder are, in lines for people."""
+"""Readable lists of the available models and of the weights files in a folder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .registry import FAMILIES
 
 
 def recipes() -> list[str]:
-    """A line for the bundled model, and one for each recipe that can be chosen, under the first method that has it."""
-    lines = {"bundled": "the small x4 model of this project, nothing to download"}
+    """One line for the bundled model and one per recipe. A recipe's line describes the first method that has it."""
+    lines = {"bundled": "this project's small x4 model, no download needed"}
     for family in FAMILIES:
         how = "with --base and --lora" if isinstance(family, LoraFamily) else "from a published file"
         for name, recipe in family.recipes.items():
@@ -23,7 +23,7 @@ def recipes() -> list[str]:
 
 
 def files_in(folder: Path) -> list[str]:
-    """A line for each weights file. Raises UserError for anything but a folder."""
+    """One line per weights file. Raises UserError if `folder` is not a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: choose a folder that contains weights files.")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (*SUFFIXES, ".gguf"))
@@ -32,7 +32,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def describe(path: Path) -> str:
-    """What a weights file is, in a few words, or why it cannot run."""
+    """A short description of a weights file, or why it cannot be used."""
     try:
         header = read_header(path)
         return FAMILIES.identify(header).summary(header)

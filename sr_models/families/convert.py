@@ -1,4 +1,4 @@
-"""Two LoRA files and the encoded prompt, put into one file to share."""
+"""Combine two LoRA files and the encoded prompt into one file."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .registry import FAMILIES, read_lora
 
 
 def convert(lora: Path, output: Path, embeddings: Path | None = None) -> str:
-    """Write the single file; returns what it holds, in a few words.
+    """Write the single file; returns a short description of its contents.
 
-    Raises UserError for LoRAs of other methods, as `read_lora` does, and for an output that cannot be written.
+    Raises UserError as `read_lora` does, for LoRAs of other methods, and for an output that cannot be written.
     """
     if output.suffix != ".safetensors":
-        raise UserError(f"{output} has to end in .safetensors: choose another name.")
+        raise UserError(f"{output} must end in .safetensors: choose another name.")
     if not output.parent.is_dir():
         raise UserError(f"{output.parent} is not a folder: create it first.")
     read = read_lora(lora)
     if read.recipe not in (lora_files.DEFAULT, lora_files.MSE):
-        raise UserError(f"{read.sentence}, which has no such form: use its own file.")
+        raise UserError(f"{read.sentence}, which cannot be converted to one file: use its own files.")
     if embeddings is not None and read.base.network == "unet":
-        raise UserError(f"{read.base} encodes the prompt with its own CLIP: leave --embeddings out.")
+        raise UserError(f"{read.base} encodes the prompt with its own CLIP: remove --embeddings.")
     if embeddings is not None:
         read = replace(read, embeddings=read_embeddings(embeddings))
     lora_files.save(output, read)

@@ -1,8 +1,8 @@
-"""What a published method is here: how its files are recognised, how it takes its step, and how it is opened.
+"""A family describes one method: how to recognise its files, which recipes it has, and how to open it.
 
-There are two kinds. A `ModelFamily` opens by itself. A `LoraFamily` works on a Stable Diffusion that a host brings:
-diffusers, or ComfyUI. Hosts ask a family's data and never its name, so that a new method is one file in this folder
-and one line in `registry.py`.
+There are two kinds. A `ModelFamily` is a complete model. A `LoraFamily` needs a Stable Diffusion, which a host
+provides: diffusers or ComfyUI. Hosts read a family's data and never check its name, so a new method is one file in this
+folder and one line in `registry.py`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .bases import BaseKind
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
-    """What every method has.
+    """The attributes of every method.
 
     Attributes:
-        name: in the registry.
-        title: of the method, for sentences.
-        licence: of the published weights.
-        citation: of the paper, for lists.
-        condition: which files are this method's.
-        recipes: by the names that users choose them by; none where each file brings its own.
-        summary: what a file of it is, in a few words.
+        name: unique name in the registry.
+        title: the method's title, as used in messages.
+        licence: the licence of the published weights.
+        citation: the paper, as shown in lists.
+        condition: recognises this method's files.
+        recipes: by the names that users choose from; empty if each file contains its own.
+        summary: header -> a short description of the file.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Family:
     summary: Callable[[Header], str]
 
     def recipe(self, name: str) -> Recipe:
-        """Raises UserError for a name that this method does not have."""
+        """The recipe with this name. Raises UserError if this method does not have it."""
         if not self.recipes:
             raise UserError(f"{self.title} models bring a recipe of their own: leave {name!r} out.")
         if name not in self.recipes:
@@ -59,18 +59,18 @@ class Family:
         return self.recipes[name]
 
 
-# Methods that open by themselves
+# Methods that are complete models
 
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What `load` was told; None leaves the choice to the family.
+    """The options of `load`; None lets the family choose.
 
     Attributes:
-        autoencoder: the file of one, for methods that need it.
-        recipe: one of the family's.
-        dtype: of the weights and the computation.
-        budget: of the autoencoder, as `AutoencoderCodec` takes it.
+        autoencoder: the autoencoder's file, for methods that need one.
+        recipe: the name of one of the family's recipes.
+        dtype: precision of the weights and the computation.
+        budget: the autoencoder's memory budget, as in `AutoencoderCodec`.
     """
 
     autoencoder: Path | None = None
@@ -82,15 +82,15 @@ class OpenOptions:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelFamily(Family):
     """Attributes:
-    outline: header, and a recipe's name or None -> the recipe that `open` would take, and the codec's factor.
-    open: onto the CPU.
+    outline: header, and a recipe's name or None -> the recipe that `open` uses, and the codec's factor.
+    open: header, options -> the model, on the CPU.
     """
 
     outline: Callable[[Header, str | None], tuple[Recipe, int]]
     open: Callable[[Header, OpenOptions], OpenedModel]
 
 
-# Methods that are a LoRA on a Stable Diffusion
+# Methods that are a LoRA for a Stable Diffusion
 
 
 Encode = Callable[[str], Condition]
@@ -102,7 +102,7 @@ def fixed_prompt(encode: Encode, prompt: str) -> Conditioner:
 
 
 class BaseStep(Step, Protocol):
-    """A step at a timestep of a base's process, which has to be told the process; see `OneStep`."""
+    """A step at one timestep that needs the base's process before it can run; see `OneStep`."""
 
     @property
     def timestep(self) -> float: ...
@@ -112,15 +112,15 @@ class BaseStep(Step, Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoraFamily(Family):
-    """Recipes have a `BaseStep`, and the prompt that is used where the user gives none.
+    """A LoRA method. Its recipes have a `BaseStep`, and the prompt that is used if the user gives none.
 
     Attributes:
-        read: the family, a file, and its partner (or None) -> what they hold; called by `registry.read_lora`.
-        files: the names of a set's files, the one that tells the kind first; for sets that are a folder.
-        near: titles of bases on which it also runs, each with the warning to show.
-        prompt_is_fixed: the user's prompt is refused.
-        conditioner: how prompts become conditions, where one fixed prompt is not the way. ComfyUI's users connect the
-            condition themselves.
+        read: the family, a file, and its second file (or None) -> the LoRA; called by `registry.read_lora`.
+        files: the file names of a LoRA that is a folder. The first one identifies the method.
+        near: titles of other bases that the LoRA also runs on, each with the warning to show.
+        prompt_is_fixed: whether a prompt from the user is an error.
+        conditioner: creates the conditioner from the encoder and the prompt; by default, one prompt for all pictures.
+            In ComfyUI, the user connects the condition instead.
     """
 
     read: Callable[[LoraFamily, Path, Path | None], OneStepLora]
@@ -130,33 +130,33 @@ class LoraFamily(Family):
     conditioner: Callable[[Encode, str], Conditioner] = fixed_prompt
 
     def prompt(self, recipe: Recipe, chosen: str | None) -> str:
-        """Raises UserError for a choice where there is none."""
+        """The prompt to use: `chosen`, or the recipe's. Raises UserError for a choice if the prompt is fixed."""
         if chosen is not None and self.prompt_is_fixed:
-            raise UserError(f"{self.title} runs with a fixed prompt: leave the prompt out.")
+            raise UserError(f"{self.title} has a fixed prompt: remove the prompt.")
         return recipe.prompt if chosen is None else chosen
 
 
 def start_level(recipe: Recipe, process: Process) -> Level:
-    """Where on a base's process the recipe's step begins."""
+    """The noise level of a base's process at which the recipe's step starts."""
     return process.level(cast(BaseStep, recipe.step).timestep)
 
 
 def on_base(recipe: Recipe, process: Process) -> Recipe:
-    """The recipe with its step on a base's process."""
+    """The recipe, its step using a base's process."""
     return replace(recipe, step=cast(BaseStep, recipe.step).on(process))
 
 
 @dataclass(frozen=True)
 class OneStepLora:
-    """What the files of a one-step LoRA hold.
+    """The contents of a one-step LoRA's files.
 
     Attributes:
-        name: the file's.
-        base: what it was made for.
-        recipe: the name of one of the family's, where the user chooses none.
+        name: the file's name.
+        base: the base that it was made for.
+        recipe: the name of the family's recipe to use if the user chooses none.
         network, vae: LoRAs by diffusers' module names.
-        replaced: weights that take the place of the network's own, by diffusers' parameter names.
-        embeddings: the recipe's prompt, encoded, where the files bring it.
+        replaced: weights that replace the network's own, by diffusers' parameter names.
+        embeddings: the recipe's encoded prompt, if the files contain it.
     """
 
     family: LoraFamily
@@ -170,11 +170,14 @@ class OneStepLora:
 
     @property
     def sentence(self) -> str:
-        """What it is: the beginning of a refusal."""
+        """A description of this LoRA, with which error messages start."""
         return f"{self.name} is a {self.family.title} LoRA for {self.base}"
 
     def require_base(self, found: BaseKind, target: str) -> tuple[str, ...]:
-        """Warnings. Raises UserError for a base that it was not made for; `target` says where that was found."""
+        """Warnings for the user. Raises UserError if the LoRA was made for another base.
+
+        `found` is the base to check, and `target` its name in the message.
+        """
         if found.title in self.family.near and found.title != self.base.title:
             return (self.family.near[found.title],)
         if self.base.suits(found):
@@ -182,11 +185,11 @@ class OneStepLora:
         raise UserError(f"{self.sentence}, but {target} is {found}: use {self.base}.")
 
 
-# What opening gives
+# Opened models
 
 
 class AppliedAdapter(Protocol):
-    """An adapter on an opened model, whose strength can be changed between runs."""
+    """A LoRA that is applied to an opened model. Its strength can be changed between runs."""
 
     @property
     def name(self) -> str: ...
@@ -199,13 +202,13 @@ class AppliedAdapter(Protocol):
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """An SR model, ready to run, and what its host should know.
+    """An SR model that is ready to run, with information for its host.
 
     Attributes:
-        modules: the torch modules in it, for hosts that move them; none where ComfyUI brings its own MODEL and VAE.
-        takes_turns: the modules move to the device and back by themselves, one at a time.
+        modules: the model's torch modules, for hosts that move them; empty if it uses ComfyUI's MODEL and VAE.
+        takes_turns: whether the model itself moves its modules to the device and back, one at a time.
         warnings: sentences for the user.
-        adapters: LoRAs whose strengths can be changed.
+        adapters: the applied LoRAs.
     """
 
     family: Family
@@ -217,19 +220,19 @@ class OpenedModel:
 
     @property
     def size(self) -> int:
-        """Bytes that the weights take on the device."""
+        """Bytes of the weights on the device: all modules, or the largest if they take turns."""
         sizes = [sum(p.numel() * p.element_size() for p in module.parameters()) for module in self.modules]
         return max(sizes, default=0) if self.takes_turns else sum(sizes)
 
     def to(self, device: torch.device) -> OpenedModel:
-        """Move the modules, in place, unless they move by themselves."""
+        """Move the modules to a device, in place, unless they take turns."""
         for module in () if self.takes_turns else self.modules:
             module.to(device)
         return self
 
     @contextmanager
     def on_device(self, device: torch.device) -> Iterator[None]:
-        """On the device for as long as the context lasts, on the CPU afterwards."""
+        """A context in which the model is on the device. Afterwards it is moved to the CPU."""
         try:
             self.to(device)
             yield

@@ -1,4 +1,4 @@
-"""From a weights file to an SR model, for methods that open by themselves."""
+"""Load an SR model from a weights file, for methods that are complete models."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ def load(
     dtype: torch.dtype = torch.float32,
     budget: int | None = None,
 ) -> OpenedModel:
-    """Read an SR model onto the CPU; `load().model` is what `upscale` takes.
+    """Read an SR model onto the CPU. `load().model` is the model to pass to `upscale`.
 
     Args:
-        path: our own safetensors file (the bundled model by default), or a published TAD-SR, SinSR or
+        path: this project's own safetensors file (the bundled model by default), or a published TAD-SR, SinSR or
             ResShift x4 file.
-        autoencoder: the VQ-f4 autoencoder of a published file; None looks for `autoencoder_vq_f4.pth`
-            beside it. Our own files need none.
-        recipe: for published files, in place of the recipe that belongs to the file's name.
-        dtype: of the weights and the computation.
-        budget: of the autoencoder, as `AutoencoderCodec` takes it.
+        autoencoder: the VQ-f4 autoencoder of a published file; None looks for `autoencoder_vq_f4.pth` in the same
+            folder. This project's own files need none.
+        recipe: the recipe of a published file; None detects it from the file name.
+        dtype: precision of the weights and the computation.
+        budget: the autoencoder's memory budget, as in `AutoencoderCodec`.
 
     Raises:
-        UserError: for a file that is missing, broken, of an unknown kind or incomplete.
+        UserError: if the file is missing, broken, incomplete or of an unknown kind.
     """
     header = read_header(Path(path))
     return require_model(header).open(header, OpenOptions(autoencoder, recipe, dtype, budget))
 
 
 def recipe_of(path: Path, recipe: str | None = None) -> tuple[Recipe, int]:
-    """The recipe that `load` would give a file, and its codec's factor, without reading weights.
+    """The recipe that `load` uses for a file, and its codec's factor, without reading weights.
 
-    Raises UserError as `load` does for files that cannot be opened.
+    Raises UserError as `load` does.
     """
     header = read_header(path)
     return require_model(header).outline(header, recipe)

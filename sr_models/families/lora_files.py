@@ -1,7 +1,7 @@
-"""The files of TSD-SR and of what is trained here: two LoRA files, or one that holds both.
+"""The files of TSD-SR's LoRA and of LoRAs trained with this project: two files, or one that contains both.
 
-Names are diffusers' module names after a prefix. The single file is our own form: it carries the prefixes of both,
-the encoded prompt if there is one, and metadata.
+Tensor names are diffusers' module names after a prefix. The single file is this project's own format: it contains both
+LoRAs under their prefixes, optionally the encoded prompt, and metadata.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ VAE_FILE = "vae.safetensors"
 OWN_VAE_PREFIX = "vae."
 ENCODER_ENTRANCE = "encoder.conv_in"
 METADATA_KEY = "onestep_sr_lora"
-MSE_MARK = "mse"  # the published folder of TSD-SR's set for evaluation is `tsdsr-mse`
-DEFAULT, MSE = "tsd-sr", "tsd-sr-mse"  # recipes, as users and our own files name them
+MSE_MARK = "mse"  # TSD-SR's published LoRA for evaluation is in the folder `tsdsr-mse`
+DEFAULT, MSE = "tsd-sr", "tsd-sr-mse"  # recipe names for users and in single files
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of set names things. `entrance` is the network's first module: other LoRAs share the prefixes, but
-    none of them changes the way into the networks."""
+    """The names in the files for one kind of network.
+
+    `entrance` is the network's first module. It identifies the file: other LoRAs use the same prefixes, but do not
+    change the first module.
+    """
 
     network: NetworkKind
     vae_prefix: str
@@ -55,7 +58,7 @@ class Layout:
         network, vae = (
             Has(module + low_rank.DOWN) for module in (self.prefix + self.entrance, self.vae_prefix + ENCODER_ENTRANCE)
         )
-        own = Metadata(METADATA_KEY)  # whose VAE's prefix is the same for every base
+        own = Metadata(METADATA_KEY)  # single files have the same VAE prefix for every base
         return AnyOf(network, All(vae, Not(own, "is a single file of another base")), All(own, HasPrefix(self.prefix)))
 
 
@@ -66,7 +69,7 @@ LAYOUTS = {layout.network: layout for layout in (TRANSFORMER, UNET)}
 
 @dataclass(frozen=True)
 class _Part:
-    """What one file holds: a LoRA for the network, for the VAE's encoder, or both."""
+    """The contents of one file: a LoRA for the network, for the VAE's encoder, or both."""
 
     name: str
     recipe: str
@@ -76,18 +79,19 @@ class _Part:
 
 
 def read(family: LoraFamily, path: Path, partner: Path | None, layout: Layout) -> OneStepLora:
-    """A set from one of its files; the other one is `partner`, or lies beside the first under its published name.
+    """Read a LoRA from one of its files. The second file is `partner`, or the one with the published name in the same
+    folder.
 
-    The encoded prompt is taken from beside the files, too. Raises UserError for files that are missing or broken, and
-    for two files of one kind.
+    The encoded prompt is also read from that folder. Raises UserError for files that are missing or broken, and for
+    two files for the same part.
     """
     part = _read_part(path, layout, family)
     if partner is None and not (part.network and part.vae):
         partner = path.with_name(layout.files[1] if part.network else layout.files[0])
         if not partner.is_file():
             raise UserError(
-                f"{part.name} is one part of a {family.title} LoRA, and {partner} does not exist: copy it there, or "
-                "choose it."
+                f"{part.name} is one part of a {family.title} LoRA, but {partner} does not exist: copy it there, or "
+                "choose the second file."
             )
     if partner is not None:
         part = _joined(part, _read_part(partner, layout, family), layout)
@@ -99,8 +103,8 @@ def read(family: LoraFamily, path: Path, partner: Path | None, layout: Layout) -
 
 
 def base_of(network: Update, layout: Layout) -> BaseKind:
-    """What a LoRA was made for, from its modules and their widths."""
-    if layout is TRANSFORMER:  # SD3.5 medium alone has a second attention
+    """The base that a LoRA was made for, from its modules and their widths."""
+    if layout is TRANSFORMER:  # only SD3.5 medium has a second attention
         return SD35_MEDIUM if any(".attn2." in module for module in network) else SD3_MEDIUM
     widths = {layer.down.shape[1] for module, layer in network.items() if module.endswith("attn2.to_k")}
     return unet_kind(min(widths, default=0))
@@ -112,7 +116,7 @@ def _read_part(path: Path, layout: Layout, family: LoraFamily) -> _Part:
     missing = layout.condition.missing(header)
     if missing:
         raise UserError(
-            f"{file.name} is not a part of a {family.title} LoRA (it {missing}): choose {' or '.join(layout.files)}, "
+            f"{file.name} is not part of a {family.title} LoRA (it {missing}): choose {' or '.join(layout.files)}, "
             "or a file from `onestep-sr convert`."
         )
     name, recipe = _name_and_recipe(header, layout)
@@ -129,7 +133,7 @@ def _read_part(path: Path, layout: Layout, family: LoraFamily) -> _Part:
 
 
 def _name_and_recipe(header: Header, layout: Layout) -> tuple[str, str]:
-    """Published files are called alike in every set, so that their folder says which set it is."""
+    """Published LoRAs all use the same file names, so the folder's name is part of the name and selects the recipe."""
     if METADATA_KEY not in header.metadata:
         name = f"{header.path.parent.name}/{header.name}" if header.name in layout.files else header.name
         return name, MSE if MSE_MARK in name.lower() else DEFAULT
@@ -142,15 +146,15 @@ def _name_and_recipe(header: Header, layout: Layout) -> tuple[str, str]:
 def _joined(first: _Part, second: _Part, layout: Layout) -> _Part:
     if (first.network and second.network) or (first.vae and second.vae):
         part = "VAE encoder" if first.vae else PART_TITLES[layout.network]
-        raise UserError(f"{first.name} and {second.name} are both for the {part}: choose one file of each kind.")
+        raise UserError(f"{first.name} and {second.name} are both for the {part}: choose one file for each part.")
     return replace(first, network=first.network or second.network, vae=first.vae or second.vae)
 
 
-# Our own single file
+# The single file
 
 
 def save(path: Path, lora: OneStepLora) -> None:
-    """Write both LoRAs and the encoded prompt into one file, whole or not at all."""
+    """Write both LoRAs and the encoded prompt to one file. On an error, no partial file is left."""
     layout = LAYOUTS[lora.base.network]
     tensors = {}
     for prefix, adapters in ((layout.prefix, lora.network), (OWN_VAE_PREFIX, lora.vae)):
@@ -163,14 +167,14 @@ def save(path: Path, lora: OneStepLora) -> None:
     write_whole(path, partial(save_file, tensors, metadata={METADATA_KEY: json.dumps(description)}))
 
 
-# In words
+# Descriptions
 
 
 PART_TITLES = {"transformer": "transformer", "unet": "U-Net", "vae": "VAE encoder"}
 
 
 def summary(header: Header, title: str, layout: Layout) -> str:
-    """What a file holds, in a few words."""
+    """A short description of a file's contents."""
     ranks: dict[str, set[int]] = {layout.network: set(), "vae": set()}
     for key in (key for key in header.shapes if key.endswith(low_rank.DOWN)):
         is_vae = key.startswith((OWN_VAE_PREFIX, layout.vae_prefix + "encoder."))

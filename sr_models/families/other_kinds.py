@@ -1,4 +1,4 @@
-"""Weights files that are no method of this pack: what they are, and where they belong."""
+"""Other kinds of weights files: what they are, and where to use them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import resshift
 
 @dataclass(frozen=True)
 class OtherKind:
-    """`title` follows "is", `advice` a colon."""
+    """A kind of file that is not for this pack. In messages, `title` follows "is", and `advice` a colon."""
 
     title: str
     condition: Condition
@@ -18,28 +18,28 @@ class OtherKind:
 
 
 _UPSCALERS = AnyOf(
-    Has("conv_first.weight"),  # ESRGAN's new names, SwinIR, HAT, DAT
-    All(Has("model.0.weight"), HasPrefix("model.1.sub.")),  # ESRGAN's old names
-    Has("body.0.weight", "body.1.weight", "body.2.weight"),  # Real-ESRGAN's compact form
+    Has("conv_first.weight"),  # ESRGAN's new format, SwinIR, HAT, DAT
+    All(Has("model.0.weight"), HasPrefix("model.1.sub.")),  # ESRGAN's old format
+    Has("body.0.weight", "body.1.weight", "body.2.weight"),  # Real-ESRGAN's compact network
     All(HasPrefix("conv_1."), HasPrefix("block_1.c1_r.")),  # SPAN
     All(Has("feats.0.weight"), HasPrefix("feats.1.")),  # PLKSR
 )
 
-# The first that fits counts, so that the special comes before the general.
+# The first match is used, so specific kinds come before general ones.
 OTHER_KINDS = (
     OtherKind(
-        "the VQ-f4 autoencoder, which cannot upscale by itself",
+        "the VQ-f4 autoencoder, which is not an upscaler",
         resshift.AUTOENCODER,
-        "choose a TAD-SR, SinSR or ResShift file, and this one as its autoencoder",
+        "choose a TAD-SR, SinSR or ResShift file, and this file as its autoencoder",
     ),
     OtherKind(
-        "a GGUF file, which holds a quantized model",
+        "a GGUF file, which contains a quantized model",
         Kind("gguf"),
         "choose a safetensors file, or load it with a GGUF loader and connect its MODEL",
     ),
     OtherKind("an upscaler of another kind, such as ESRGAN", _UPSCALERS, "choose it in Load Upscale Model"),
     OtherKind(
-        "a LoRA that does not upscale",
+        "a LoRA that is not for upscaling",
         AnyOf(
             HasPrefix("lora_unet_"),
             HasPrefix("lora_te"),

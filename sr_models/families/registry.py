@@ -1,4 +1,4 @@
-"""The methods that this pack runs, and finding the one that a file belongs to."""
+"""The registry of all methods, which identifies the method of a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIKELY = 0.5  # of the conditions of a method; a file that meets more may be a b
 
 
 class Registry:
-    """Families in the order in which they are asked for a file."""
+    """Families, in the order in which they are checked for a file."""
 
     def __init__(self, *families: Family):
         self._families: tuple[Family, ...] = ()
@@ -24,17 +24,21 @@ class Registry:
             self.register(family)
 
     def register(self, family: Family) -> None:
-        """Add a family at the end. Raises ValueError, and changes nothing, for one that cannot be told from others."""
+        """Add a family at the end.
+
+        Raises ValueError, without a change, if the name is taken, if the condition accepts every file, or if a recipe
+        of a LoRA has a step without `on`.
+        """
         if family.name in {known.name for known in self._families}:
-            raise ValueError(f"a family named {family.name!r} is registered already")
+            raise ValueError(f"a family named {family.name!r} is already registered")
         if not family.condition.missing(Header(Path("empty"), {})):
-            raise ValueError(f"{family.name!r} would take every file: its condition asks for nothing")
+            raise ValueError(f"{family.name!r} would match every file: its condition requires nothing")
         if isinstance(family, LoraFamily) and not all(hasattr(r.step, "on") for r in family.recipes.values()):
-            raise ValueError(f"{family.name!r} has a recipe whose step cannot be taken on a base")
+            raise ValueError(f"{family.name!r} has a recipe with a step that cannot run on a base")
         self._families = (*self._families, family)
 
     def remove(self, name: str) -> None:
-        """Take a family out again."""
+        """Remove a family."""
         self._families = tuple(family for family in self._families if family.name != name)
 
     def __iter__(self) -> Iterator[Family]:
@@ -46,7 +50,7 @@ class Registry:
 
     @property
     def lora_recipes(self) -> dict[str, Recipe]:
-        """Recipes that can be chosen for LoRAs, by name; where methods share a name, the first one's."""
+        """All recipes of LoRAs by name. If methods share a name, it is the first one's recipe."""
         found: dict[str, Recipe] = {}
         for name, recipe in (item for family in self.loras for item in family.recipes.items()):
             found.setdefault(name, recipe)
@@ -59,7 +63,7 @@ class Registry:
         return {name: recipe for family in families for name, recipe in family.recipes.items()}
 
     def identify(self, header: Header) -> Family:
-        """The family that a file belongs to. Raises UserError for any other file, saying what that is instead."""
+        """The family of a file. For any other file, raises a UserError that says what it is."""
         for family in self:
             if not family.condition.missing(header):
                 return family
@@ -69,9 +73,9 @@ class Registry:
         nearest = max(self, key=lambda family: family.condition.share(header))
         hint = ""
         if nearest.condition.share(header) > LIKELY:
-            hint = f" (it is nearest to {nearest.title}, but {nearest.condition.missing(header)})"
+            hint = f" (it is most similar to {nearest.title}, but {nearest.condition.missing(header)})"
         raise UserError(
-            f"{header.name} is not a model that this pack knows{hint}: choose a TAD-SR, SinSR or ResShift x4 file, or "
+            f"{header.name} is not a supported model{hint}: choose a TAD-SR, SinSR or ResShift x4 file, or "
             "a one-step LoRA."
         )
 
@@ -85,13 +89,13 @@ def identify(path: Path) -> Family:
 
 
 def require_model(header: Header) -> ModelFamily:
-    """Raises UserError for files of methods that do not open by themselves, too."""
+    """The family of a complete model. Raises UserError as `Registry.identify`, and for LoRAs."""
     family = FAMILIES.identify(header)
     if isinstance(family, ModelFamily):
         return family
     raise UserError(
-        f"{header.name} is a {family.title} LoRA, which works on a Stable Diffusion: choose Apply One-Step SR LoRA for "
-        "it in ComfyUI (from models/loras), or give --base and --lora on the command line."
+        f"{header.name} is a {family.title} LoRA, which needs a Stable Diffusion: use Apply One-Step SR LoRA in "
+        "ComfyUI (from models/loras), or --base and --lora on the command line."
     )
 
 
@@ -99,24 +103,24 @@ def read_lora(path: Path, partner: Path | None = None) -> OneStepLora:
     """Read a one-step LoRA.
 
     Args:
-        path: one of its files, or a folder that holds its files under their published names.
-        partner: the second file, for methods that have two, where it is not beside the first.
+        path: one of its files, or a folder that contains its files under their published names.
+        partner: the second file, for methods with two files, if it is not in the same folder.
 
-    Raises UserError for files that are missing, broken or of another kind, and for two files of one kind.
+    Raises UserError for files that are missing, broken or of another kind, and for two files for the same part.
     """
     file = _in_folder(path) if path.is_dir() else path
     family = identify(file)
     if isinstance(family, LoraFamily):
         return family.read(family, file, partner)
-    raise UserError(f"{file.name} is a {family.title} model, which needs no base: choose it as the model, not a LoRA.")
+    raise UserError(f"{file.name} is a {family.title} model, not a LoRA: choose it as the model.")
 
 
 def _in_folder(folder: Path) -> Path:
-    """The file by which a set in a folder is known."""
+    """The file that identifies the LoRA in a folder."""
     names = dict.fromkeys(family.files[0] for family in FAMILIES.loras if family.files)
     found = [folder / name for name in names if (folder / name).is_file()]
     if len(found) > 1:
-        raise UserError(f"{folder} holds LoRAs for two kinds of base: put each into a folder of its own.")
+        raise UserError(f"{folder} contains LoRAs for two kinds of base: move each to its own folder.")
     if not found:
-        raise UserError(f"{folder} lacks {' or '.join(names)}: choose the LoRA's folder, or its file.")
+        raise UserError(f"{folder} does not contain {' or '.join(names)}: choose the LoRA's folder or file.")
     return found[0]

@@ -1,6 +1,6 @@
-"""The published x4 files of ResShift's family: TAD-SR, SinSR and ResShift share one network.
+"""The published x4 files of TAD-SR, SinSR and ResShift, which share one network.
 
-Their weights alone do not tell the schedule they were trained on; the published file names do.
+The weights do not show the schedule that they were trained with, so it is detected from the published file name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RECIPES = {
 
 
 def recipe_for(file_name: str, chosen: str | None = None) -> Recipe:
-    """The chosen recipe, else the one that belongs to the published file name, else TAD-SR's.
+    """The chosen recipe, else the one of the published file name, else TAD-SR's.
 
     Raises UserError for a recipe that this family does not have.
     """
@@ -82,8 +82,8 @@ def _open(header: Header, options: OpenOptions) -> OpenedModel:
     path = header.path.with_name(AUTOENCODER_NAME) if path is None else path
     if not path.is_file():
         raise UserError(
-            f"{header.name} needs its autoencoder, and {path} does not exist: copy {AUTOENCODER_NAME} beside it or "
-            "choose it."
+            f"{header.name} needs an autoencoder, but {path} does not exist: copy {AUTOENCODER_NAME} there, or choose "
+            "the autoencoder's file."
         )
     network = load_network(read_weights(header.path), options.dtype)
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

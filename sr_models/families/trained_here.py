@@ -1,7 +1,7 @@
-"""LoRAs that `onestep-sr train` makes on Stable Diffusion 1.5, 2.1 and SDXL: TSD-SR's way on a U-Net.
+"""LoRAs that `onestep-sr train` creates for Stable Diffusion 1.5, 2.1 and SDXL: TSD-SR's method on a U-Net.
 
-A set is `unet.safetensors` and `vae.safetensors`, with the prefixes `unet.` and `vae.`. What is trained on Stable
-Diffusion 3 has TSD-SR's own form, and is opened as that.
+The files are `unet.safetensors` and `vae.safetensors`, with the prefixes `unet.` and `vae.`. LoRAs trained on Stable
+Diffusion 3 use TSD-SR's format, and are opened as TSD-SR.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from . import lora_files, tsd_sr
 from .family import LoraFamily
 from .lora_files import UNET
 
-# The LR's latent is taken for the process's noisiest input; a U-Net takes windows of any size.
+# The LR's latent is the input at the noisiest timestep. A U-Net supports tiles of any size.
 OWN = replace(
     tsd_sr.TSD_SR, name="own-lora", title="Own LoRA on a Stable Diffusion", step=OneStep(999.0), largest_tile=0
 )
@@ -22,10 +22,10 @@ OWN = replace(
 FAMILY = LoraFamily(
     name="own-lora",
     title="self-trained",
-    licence="yours; the base: its own",
+    licence="yours; the base has its own",
     citation="arXiv 2411.18263 (the method)",
     condition=UNET.condition,
-    # By the names that workflows, commands and files give them.
+    # Under the names that workflows, commands and files use.
     recipes={lora_files.DEFAULT: OWN, lora_files.MSE: replace(OWN, name="own-lora-mse", color="adain")},
     summary=lambda header: lora_files.summary(header, "Self-trained", UNET),
     read=partial(lora_files.read, layout=UNET),

@@ -1,7 +1,7 @@
-"""TSD-SR (arXiv 2411.18263): a LoRA on Stable Diffusion 3 medium and on its VAE's encoder.
+"""TSD-SR (arXiv 2411.18263): a LoRA for Stable Diffusion 3 medium and for its VAE's encoder.
 
-The published set is `transformer.safetensors` and `vae.safetensors`, which both carry the prefix `transformer.`; the
-VAE's modules are known by `encoder.`. Its step starts from the LR's latent itself, taken for pure noise.
+The published files are `transformer.safetensors` and `vae.safetensors`. Both use the prefix `transformer.`; the VAE's
+modules follow with `encoder.`. The step starts from the LR's latent at the timestep of pure noise.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from .bases import SD3_MEDIUM, SD35_MEDIUM
 from .family import LoraFamily
 from .lora_files import TRANSFORMER
 
-# The spelling is the published one.
+# Spelling as published.
 TSD_PROMPT = (
     "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed photo - realistic "
     "maximum detail, 32k, Color Grading, ultra HD, extrememeticulous detailing, skin pore detailing, hyper sharpness, "
     "perfect without deformations."
 )
 SD35_WARNING = (
-    f"This LoRA was trained on {SD3_MEDIUM}; on {SD35_MEDIUM} its result is untested and may be worse: "
-    f"use {SD3_MEDIUM} for the published quality."
+    f"This LoRA was trained on {SD3_MEDIUM}. Results on {SD35_MEDIUM} are untested and may be worse: use {SD3_MEDIUM} "
+    "for the published quality."
 )
 TSD_SR = Recipe(
     lora_files.DEFAULT,
@@ -36,7 +36,7 @@ TSD_SR = Recipe(
     overlap=8,
     multiple=2,
     color="wavelet",
-    largest_tile=384,  # SD3's position table has 192 patches of two a side
+    largest_tile=384,  # SD3's position table has 192 patches per side, each 2 latent pixels wide
     shortest=64,
     prompt=TSD_PROMPT,
 )

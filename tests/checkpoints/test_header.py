@@ -1,4 +1,4 @@
-"""What a file says about itself, and conditions on it, without its values."""
+"""Headers of files, and conditions on them, without reading values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHAPES = {"a.weight": (3, 2), "b": (5,)}
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "legacy.ckpt"])
-def test_a_header_says_what_the_file_holds(name, tmp_path) -> None:
+def test_a_header_describes_the_files_contents(name, tmp_path) -> None:
     path = tmp_path / name
     prefixed = {f"module.{key}": tensor for key, tensor in TENSORS.items()}
     if path.suffix == ".safetensors":
@@ -54,7 +54,7 @@ def test_tables_in_tables_get_joined_names_and_the_rest_is_metadata(tmp_path) ->
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_no_values_are_read(tmp_path, zipped, monkeypatch) -> None:
-    """Tensors of a torch file are made without memory, and the file is not mapped."""
+    """Tensors of a torch file are created without memory, and the file is not mapped."""
     torch.save(TENSORS, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     monkeypatch.setattr(torch.UntypedStorage, "from_file", lambda *args: pytest.fail("values were read"))
     assert all(tensor.is_meta for tensor in read_torch(tmp_path / "x.pth", "meta").tensors.values())
@@ -112,7 +112,7 @@ HEADER = Header(None, {"in.weight": (8, 4, 3, 3), "in.bias": (8,), "out.weight":
         (HasSuffix(".bias"), "", 1),
         (HasSuffix(".lora"), "lacks *.lora", 0),
         (Metadata("made by"), "", 1),
-        (Metadata("format"), "lacks the description 'format'", 0),
+        (Metadata("format"), "lacks the metadata 'format'", 0),
         (Kind("safetensors"), "", 1),
         (Kind("gguf"), "is not a gguf file", 0),
         (Shape("in.weight", 8, None, 3, 3), "", 1),

@@ -38,7 +38,7 @@ def assert_one_sentence(text: str) -> None:
     assert lines[0].endswith(".")
 
 
-def test_enlarges_a_photo_and_compares(tmp_path: Path) -> None:
+def test_upscales_a_photo_and_writes_a_comparison(tmp_path: Path) -> None:
     result = run("upscale", PHOTO, "-o", tmp_path, "--compare")
     assert result.returncode == 0, result.stderr
     width, height = Image.open(PHOTO).size
@@ -70,7 +70,7 @@ def test_folders_keep_their_shape_and_equal_names_do_not_collide(tmp_path: Path)
     assert written == ["a.png", "a_png.png", "sub/b.png"]
 
 
-def test_goes_on_past_a_broken_file_and_says_so(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported_and_the_others_are_upscaled(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     small(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").write_bytes(b"")
@@ -83,7 +83,7 @@ def test_goes_on_past_a_broken_file_and_says_so(tmp_path: Path) -> None:
     assert_one_sentence(result.stderr)
 
 
-def test_a_second_run_skips_what_is_there(tmp_path: Path) -> None:
+def test_a_second_run_skips_finished_files(tmp_path: Path) -> None:
     source = small(tmp_path / "a.png")
     out = tmp_path / "out"
     assert run("upscale", source, "-o", out).returncode == 0

@@ -1,4 +1,4 @@
-"""What each command takes: names, defaults and help, as `--help` shows them."""
+"""The flags of each command: names, defaults and help, as shown by `--help`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ MISTAKES = {
     "not a choice": ("upscale a.png -o out --color blue", '"auto", "none", "wavelet", "adain"'),
     "unknown precision": ("train teacher photos -o run --precision fp8", '"fp8"'),
     "unknown device": ("prepare photos -o data --base sd3 --device abacus", '"abacus"'),
-    "too many": ("train mix a b c -o d", "'c' is one argument too many"),
+    "too many": ("train mix a b c -o d", "'c' is an unexpected argument"),
     "unknown command": ("upscail", 'did you mean "upscale"'),
     "unknown training": ("train pupil", "teacher, student, mix, tsd, tad-sd"),
 }
@@ -121,7 +121,7 @@ def test_a_mistake_in_the_options_ends_in_one_sentence(case: str, capsys, monkey
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["train"]])
-def test_help_is_shown_where_no_command_is_given(words: list[str], capsys) -> None:
+def test_help_is_shown_without_a_command(words: list[str], capsys) -> None:
     assert app(words) == 0
     assert "Usage: onestep-sr" in capsys.readouterr().out
 
@@ -131,13 +131,13 @@ def test_the_version_is_the_packages_own(capsys) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 
 
-def test_the_last_of_an_option_that_is_given_twice_counts() -> None:
+def test_the_last_value_of_a_repeated_option_is_used() -> None:
     make, bound, _ = app.parse_args("train mix a b -o c --share 0.1 --share 0.2")
     assert make(*bound.args, **bound.kwargs).share == 0.2
 
 
-def test_defaults_are_those_of_what_they_set() -> None:
-    """The command line and Python upscale, prepare and weigh in the same way where nothing is said."""
+def test_defaults_equal_those_of_the_settings() -> None:
+    """The command line and Python have the same defaults for upscaling, preparing and loss weights."""
     upscale = Upscale(["a.png"], output=Path("out"))
     assert upscale.options() == FileOptions()
     assert upscale.model.choice() == ModelChoice()

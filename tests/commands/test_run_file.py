@@ -1,4 +1,4 @@
-"""`run.toml`: what a command's options become, and back."""
+"""`run.toml`: writing a command's options, and reading them back."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(*words: object) -> Work:
     return app(["train", "work", *map(str, words)])
 
 
-def test_a_run_file_gives_the_run_again_from_anywhere(tmp_path, monkeypatch) -> None:
+def test_a_run_file_repeats_the_run_from_any_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = run("photos", "--rate", "1e-06", "--no-captions", "--name", 'a "name" with é, \\ and 🙂')
     text = run_file_text(first)
@@ -63,7 +63,7 @@ def test_a_run_file_gives_the_run_again_from_anywhere(tmp_path, monkeypatch) -> 
     assert run_file_text(again) == text
 
 
-def test_what_is_given_wins_over_the_file(tmp_path, monkeypatch) -> None:
+def test_options_on_the_command_line_override_the_file(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text('data = "photos"\nsteps = 3\nrate = 1e-3\n')
     found = run("--config", "mine.toml", "--steps", 9, "--start", "lora")
@@ -82,7 +82,7 @@ def test_what_is_given_wins_over_the_file(tmp_path, monkeypatch) -> None:
     ],
     ids=["broken", "unknown option", "unknown table", "missing"],
 )
-def test_files_that_are_none_end_in_one_sentence(text, words, tmp_path) -> None:
+def test_unreadable_files_end_in_one_sentence(text, words, tmp_path) -> None:
     if text is not None:
         (tmp_path / "run.toml").write_text(text)
     with pytest.raises(UserError, match=words):
@@ -91,7 +91,7 @@ def test_files_that_are_none_end_in_one_sentence(text, words, tmp_path) -> None:
 
 @pytest.mark.parametrize("command", ["teacher", "student", "tsd", "tad-sd"])
 def test_files_of_runs_before_this_command_line_mean_the_same(command: str) -> None:
-    """Written by the command line of typer that came before, with values that are not the defaults."""
+    """The files were written by the earlier command line based on typer, with values that are not the defaults."""
     file = RUNS / f"{command}.toml"
     make, bound, _ = cli.app.parse_args(["train", command, "--config", str(file)])
     assert tomllib.loads(run_file_text(make(*bound.args, **bound.kwargs))) == tomllib.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Bands of a canvas against the canvas: whatever the tiles, and however often they are cut anew."""
+"""Bands of a canvas, compared with the whole canvas, for any tiles and any number of new plans."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_bands_count_their_tiles():
 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(8, 60), st.integers(8, 20), st.floats(0.2, 5), st.integers(1, 70), st.data())
-def test_rows_that_come_bit_by_bit_are_resized_as_the_whole(height, width, scale, count, data):
+def test_rows_that_arrive_in_pieces_are_resized_like_the_whole(height, width, scale, count, data):
     image, target = canvas(height, width), (max(1, round(height * scale)), max(1, round(width * scale)))
     first = data.draw(st.integers(0, target[0] - 1))
     resizer, rows = RowResizer((height, width), target, first), []

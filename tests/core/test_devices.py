@@ -1,4 +1,4 @@
-"""Which precision a device gets."""
+"""The default precision of each device."""
 
 import torch
 from onestep_sr.sr_models.core.devices import default_dtype

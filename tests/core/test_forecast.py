@@ -1,4 +1,4 @@
-"""The forecast against the run that it is of."""
+"""Forecasts, compared with the actual runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FACTOR = 4
 
 
 class Watched:
-    """A denoiser that remembers the windows that it was given."""
+    """A denoiser that records the windows that it gets."""
 
     dtype = torch.float32
 
@@ -61,7 +61,7 @@ class Watched:
     tile=st.sampled_from([None, 40, 64, 130]),
     overlap=st.sampled_from([None, 0, 12]),
 )
-def test_the_run_is_as_foretold(image, scale, own_scale, shortest, tile, overlap) -> None:
+def test_the_forecast_matches_the_run(image, scale, own_scale, shortest, tile, overlap) -> None:
     multiple = 8
     recipe = Recipe("test", "Test", "", FLOW, scale=own_scale, tile=16, overlap=4, multiple=multiple, shortest=shortest)
     denoiser, reports = Watched(), []
@@ -83,7 +83,7 @@ def test_the_run_is_as_foretold(image, scale, own_scale, shortest, tile, overlap
     own_scale=st.sampled_from([1, 4]),
     tile=st.sampled_from([None, 40, 130]),
 )
-def test_a_run_by_bands_is_as_foretold_too(image, scale, own_scale, tile) -> None:
+def test_the_forecast_matches_a_run_by_bands(image, scale, own_scale, tile) -> None:
     recipe = Recipe("test", "Test", "", FLOW, scale=own_scale, tile=16, overlap=4, multiple=8)
     denoiser, reports, options = Watched(), [], UpscaleOptions(scale, tile)
     run = Run(
@@ -100,7 +100,7 @@ def test_a_run_by_bands_is_as_foretold_too(image, scale, own_scale, tile) -> Non
 
 
 @given(image=st.tuples(st.integers(8, 500), st.integers(8, 500)), scale=st.floats(1, 8))
-def test_the_networks_work_is_what_the_scale_needs(image, scale) -> None:
+def test_the_networks_work_follows_from_the_scale(image, scale) -> None:
     """A network of scale 4 runs on the picture as it is up to 4, one of scale 1 at the result's size."""
     own = Recipe("test", "Test", "", FLOW, scale=4, tile=16, overlap=4, multiple=8)
     canvas = tuple(-(-side // 8) * 8 for side in image)
@@ -120,7 +120,7 @@ def windows(canvas: tuple[int, ...]) -> int:
     return work
 
 
-def test_it_refuses_what_the_run_refuses() -> None:
+def test_the_forecast_rejects_what_the_run_rejects() -> None:
     with pytest.raises(UserError, match="at least 8 px"):
         forecast(TSD_SR, 8, (4, 90), UpscaleOptions())
     with pytest.raises(UserError, match="Overlap 300 does not fit"):
@@ -145,7 +145,7 @@ def test_a_recipe_is_known_without_reading_weights(tmp_path) -> None:
 
 
 def sparse(path: Path) -> Path:
-    """A safetensors file of the published network's names and shapes, whose values are a hole in the file."""
+    """A sparse safetensors file with the published network's names and shapes."""
     with torch.device("meta"):
         state = SwinUNet().state_dict()
     header, end = {}, 0

@@ -1,4 +1,4 @@
-"""Noise processes, against diffusers' schedulers."""
+"""Noise processes, compared with diffusers' schedulers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def process(kind: str) -> Process:
     return variance_preserving(kind, torch.cumprod(1 - betas, 0))
 
 
-def test_processes_hold_what_the_schedulers_hold() -> None:
+def test_processes_have_the_schedulers_values() -> None:
     from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
     published = FlowMatchEulerDiscreteScheduler(shift=3.0)

@@ -1,4 +1,4 @@
-"""Results made by bands, against the same made at once."""
+"""Results computed by bands, compared with results computed at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model() -> SRModel:
 
 
 def banded(model, image, options=DEFAULTS, first=0, policy=None, **reports) -> torch.Tensor:
-    """The result's rows from `first` on, before the colour match, made a row of tiles at a time."""
+    """The result's rows from `first` on, before the colour match, computed one row of tiles at a time."""
     run = Run(model, options, policy or TilePolicy(), **reports)
     bands = list(result_rows(run, image, banded=True, first=first))
     assert first or len(bands) > 1, "made at once"
@@ -33,7 +33,7 @@ def banded(model, image, options=DEFAULTS, first=0, policy=None, **reports) -> t
     ("height", "width", "scale", "tile", "overlap"),
     [(75, 30, 4, 64, 16), (90, 17, 2.5, None, None), (41, 33, 8, 96, 48), (70, 21, 1, 64, 0), (100, 9, 3.3, 128, 64)],
 )
-def test_bands_equal_the_picture_made_at_once(model, color, height, width, scale, tile, overlap):
+def test_bands_equal_the_picture_computed_at_once(model, color, height, width, scale, tile, overlap):
     image, options = picture(height, width), UpscaleOptions(scale, tile, overlap, color, seed=5)
     whole = upscale(model, image, options)[0]
     plain, size = banded(model, image, options), whole.shape[1:]
@@ -48,7 +48,7 @@ def test_bands_can_begin_anywhere(model, first):
     assert torch.allclose(banded(model, image, first=first), banded(model, image)[:, first:], atol=1e-6)
 
 
-def test_bands_have_the_rescue_in_float32_too(model):
+def test_tiles_that_overflow_in_bands_are_computed_in_float32(model):
     class Overflowing(Formula):
         dtype = torch.float16
 

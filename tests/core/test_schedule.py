@@ -1,4 +1,4 @@
-"""ResShift's schedule and the steps, against the published numbers and float64 formulae."""
+"""ResShift's schedule and the steps, compared with the published numbers and float64 formulae."""
 
 import math
 
@@ -26,7 +26,7 @@ def latents(count, channels=3, size=6, seed=0):
 
 
 class Recorder:
-    """A network that answers with a formula and remembers what it was asked."""
+    """A network that computes a formula and records its inputs."""
 
     def __init__(self, answer):
         self.answer, self.calls = answer, []
@@ -44,7 +44,7 @@ def test_tables_are_the_published_ones(schedule, table):
         assert ours == pytest.approx(theirs, abs=5.1e-6)
 
 
-def test_a_schedule_of_other_sizes_starts_and_ends_where_it_should():
+def test_a_schedule_of_any_length_starts_and_ends_correctly():
     schedule = ResShiftSchedule(steps=7, kappa=0.5, min_noise=0.01, end=0.9)
     assert schedule.sqrt_eta[0] == pytest.approx(0.01)
     assert schedule.sqrt_eta[-1] == pytest.approx(0.9)
@@ -97,7 +97,7 @@ def test_the_start_is_the_enlarged_picture_with_all_the_noise():
 
 @SCHEDULES
 def test_ddim_coefficients(schedule):
-    """Each coefficient by itself: two of the three pictures are zero, the third is one."""
+    """Each coefficient separately: two of the three pictures are zero, the third is one."""
     one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     for t in range(1, schedule.steps):
         eta, previous = schedule.sqrt_eta[t] ** 2, schedule.sqrt_eta[t - 1] ** 2
@@ -155,7 +155,7 @@ def test_the_sampler_feeds_each_result_into_the_next_step():
 
 
 @SCHEDULES
-def test_one_step_asks_the_network_once_at_the_last_timestep(schedule):
+def test_one_step_runs_the_network_once_at_the_last_timestep(schedule):
     y, noise = latents(2)
     condition = torch.rand(2, 3, 6, 8)
     network = Recorder(lambda latent, condition, t: 3 * latent)
@@ -170,7 +170,7 @@ def test_one_step_asks_the_network_once_at_the_last_timestep(schedule):
 
 
 @pytest.mark.parametrize(("schedule", "evaluations"), [(T15, 1), (T15, 15), (T4, 1), (T4, 4)])
-def test_the_step_evaluates_as_often_as_it_says(schedule, evaluations):
+def test_the_step_runs_the_network_evaluations_times(schedule, evaluations):
     y, noise = latents(2)
     network = Recorder(lambda latent, condition, t: latent)
     ResShiftStep(schedule, evaluations)(network, y, noise, torch.zeros(2, 3, 6, 8))

@@ -1,4 +1,4 @@
-"""What happens to tiles when memory runs out or numbers overflow, and how large a tile may be."""
+"""Tiles when memory runs out or values overflow, and the limits of a tile's size."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def test_progress_counts_every_tile_once_after_memory_ran_out():
     assert reports == [(i, 9) for i in range(1, 10)]
 
 
-def test_memory_that_is_not_enough_for_any_tile_ends_in_a_sentence():
+def test_too_little_memory_for_any_tile_is_reported_in_one_sentence():
     with pytest.raises(UserError, match="not enough memory"):
         upscale(model(Limited(pixels=100)), picture())
 
 
-def test_tiles_that_overflow_are_done_again_in_float32_and_only_those():
+def test_only_tiles_that_overflow_are_computed_again_in_float32():
     image = picture()
     image[..., 40:44, 40:44] = 1.0
     denoiser = Limited(dtype=torch.float16, at_once=2)
@@ -105,7 +105,7 @@ def test_tiles_that_overflow_are_done_again_in_float32_and_only_those():
     assert 9 < tiles < 18
 
 
-def test_what_goes_otherwise_than_asked_is_told():
+def test_changes_to_the_requested_tiles_are_reported():
     notices: list[str] = []
     upscale(model(Limited(pixels=16 * 16)), picture(), notice=notices.append)
     assert notices == ["Memory ran out: the rest of this run uses tiles of 64 px."]
@@ -113,7 +113,7 @@ def test_what_goes_otherwise_than_asked_is_told():
     image = picture()
     image[..., 4:8, 4:8] = 1.0
     upscale(model(Limited(dtype=torch.float16)), image, notice=notices.append)
-    assert notices == ["1 of 9 tiles overflowed in torch.float16 and were done in float32."]
+    assert notices == ["1 of 9 tiles overflowed in torch.float16 and were computed in float32."]
     notices.clear()
     upscale(model(Limited()), picture(), notice=notices.append)
     assert not notices
@@ -148,7 +148,7 @@ def test_a_policy_carries_over_to_calls_with_pictures_of_other_sizes(pixels, at_
 
 
 def test_a_narrow_pictures_limit_holds_for_a_wide_one():
-    """What was too much as one narrow window is not tried as one square window either."""
+    """A size that was too large for a narrow window is not tried for a square one."""
     limited, policy, notices = Limited(16 * 16), TilePolicy(), []
     upscale(model(limited), picture(64, 15), notice=notices.append, policy=policy)  # 32 x 16 latent pixels
     upscale(model(limited), picture(64, 64), notice=notices.append, policy=policy)
@@ -183,13 +183,13 @@ def test_bands_continue_where_memory_ran_out():
     assert reports == [(i, 21) for i in range(1, 9)] + [(i, total) for i in range(finished + 1, total + 1)]
 
 
-def test_tiles_that_overflow_in_bands_are_told_once():
+def test_tiles_that_overflow_in_bands_are_reported_once():
     notices: list[str] = []
     image = picture(160, 72)
     image[..., 4:8, 4:8] = image[..., 150:154, 4:8] = 1.0
     result = banded(model(Limited(dtype=torch.float16)), image, notice=notices.append)
     assert torch.allclose(result, upscale(model(Limited()), image), atol=1e-6)
-    assert notices == ["2 of 21 tiles overflowed in torch.float16 and were done in float32."]
+    assert notices == ["2 of 21 tiles overflowed in torch.float16 and were computed in float32."]
 
 
 def test_bands_have_the_same_failures():
@@ -199,13 +199,13 @@ def test_bands_have_the_same_failures():
         banded(model(Limited(pixels=100)), picture())
 
 
-def test_a_windows_limit_is_told_in_pixels():
+def test_a_windows_limit_is_reported_in_pixels():
     with pytest.raises(UserError, match=r"^Tile 384 is too large for Test model: choose 256 px or less\.$"):
         upscale(model(Limited()), picture(100, 100), UpscaleOptions(tile=384))
     upscale(model(Limited()), picture(60, 60), UpscaleOptions(tile=384))  # the picture itself is smaller
 
 
-def test_a_networks_rescue_computes_in_float32_and_leaves_the_network_alone():
+def test_the_float32_copy_leaves_the_network_unchanged():
     network = torch.nn.Linear(4, 4).to(torch.bfloat16)
     denoiser = NetworkDenoiser(network)
     assert denoiser.dtype == torch.bfloat16 and denoiser.in_float32().dtype == torch.float32

@@ -98,7 +98,7 @@ def place_of(window, canvas):
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(8, 70), st.integers(8, 70), st.floats(1, 8) | st.sampled_from([1, 1.5, 2, 3, 4, 6, 8]))
-def test_the_result_has_exactly_the_asked_size(height, width, scale):
+def test_the_result_has_exactly_the_requested_size(height, width, scale):
     image = picture(height, width)
     before = image.clone()
     result = upscale(model(), image, UpscaleOptions(scale))
@@ -129,7 +129,7 @@ def test_other_scales_go_through_the_networks_own():
     assert torch.allclose(upscale(model(), image, UpscaleOptions(8)), large, atol=1e-5)
 
 
-def test_a_network_on_the_enlarged_picture_sees_conditions_as_fine_as_its_codec():
+def test_a_network_of_scale_1_gets_the_lr_at_the_codecs_resolution():
     """Scale 1 and factor 8, as TSD-SR: the picture is enlarged first, 8 px to a latent pixel."""
     step = Recorder()
     recipe = Recipe("test", "Test", "", step, scale=1, tile=8, overlap=2, multiple=1)
@@ -153,7 +153,7 @@ def test_twice_as_large_keeps_more_than_halving_first_would():
 
 
 @pytest.mark.parametrize("scale", [1, 1.3, 2, 3.5, 4])
-def test_scales_under_the_networks_own_are_its_own_work_shrunk(scale):
+def test_scales_below_the_networks_own_shrink_its_result(scale):
     step = Recorder()
     image = picture(24, 32)
     result = upscale(model(step=step), image, UpscaleOptions(scale))
@@ -264,7 +264,7 @@ def gradient(height, width):
 
 @pytest.mark.parametrize("make", [flat, gradient])
 def test_flat_areas_show_no_blocks_for_a_network_that_looks_at_single_pixels(make):
-    """It lets much noise through: noise that a tile had for itself would be a block."""
+    """The network passes much of the noise on, so separate noise per tile would show as a block."""
     noisy = model(lambda latent, condition, t: torch.tanh(0.4 * latent), ONE_STEP)
     image = make(40, 72)
     whole, tiled = (upscale(noisy, image, UpscaleOptions(4, tile=tile)) for tile in (512, 64))
@@ -348,7 +348,7 @@ def test_alpha_is_kept_and_enlarged_on_its_own(scale):
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_a_picture_of_a_batch_comes_out_as_by_itself(channels):
+def test_a_picture_of_a_batch_has_the_same_result_as_alone(channels):
     images = picture(11, 18, channels, batch=3)
     together = upscale(random_network(), images, UpscaleOptions(4, seed=3))
     for index in range(3):
@@ -396,7 +396,7 @@ def test_progress_of_a_batch_counts_on():
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, InterruptedError, KeyboardInterrupt])
-def test_what_the_callback_raises_ends_the_run_as_it_is(kind):
+def test_an_exception_from_the_callback_ends_the_run_unchanged(kind):
     calls = []
 
     def stop(done, total, preview):
@@ -466,7 +466,7 @@ def test_an_overlap_over_half_a_tile_is_refused(overlap):
 
 
 @pytest.mark.parametrize("tile", [0, -64])
-def test_a_tile_that_is_no_size_is_refused(tile):
+def test_a_tile_below_1_px_is_rejected(tile):
     message = refusal(model(), picture(16, 16), UpscaleOptions(tile=tile))
     assert message == f"Tile {tile} is too small: choose 32 px or more."
 
@@ -508,10 +508,10 @@ def failing_network(fail):
 )
 def test_too_little_memory_says_what_to_change(fail):
     message = refusal(model(failing_network(fail)), picture(16, 16))
-    assert message == "There is not enough memory for this: choose a smaller tile or a smaller scale."
+    assert message == "There is not enough memory: choose a smaller tile or a smaller scale."
 
 
-def test_other_errors_of_a_network_pass_as_they_are():
+def test_other_errors_of_a_network_pass_unchanged():
     network = failing_network(raising(RuntimeError("expected scalar type Half")))
     with pytest.raises(RuntimeError, match="expected scalar type Half"):
         upscale(model(network), picture(16, 16))

@@ -1,4 +1,4 @@
-"""TSD-SR without a host: file formats, the merged LoRA against peft's own, and what wrong ways would give."""
+"""TSD-SR with diffusers: file formats, the merged LoRA compared with peft, and the effect of possible mistakes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def image() -> torch.Tensor:
 
 
 def bare(model: SRModel) -> SRModel:
-    """Without what is around the method: no smallest size, no colour match."""
+    """The method alone: no smallest size, no colour match."""
     return replace(model, recipe=replace(model.recipe, shortest=0, color="none"))
 
 
@@ -187,8 +187,8 @@ def test_tiles_in_batches_change_nothing_and_large_tiles_are_exact(small, image)
     assert torch.equal(upscale(model, image, UpscaleOptions(1, tile=3072)), whole)
 
 
-def test_small_results_are_made_larger_and_shrunk(small):
-    """Trained on 512 px: a result of 64 px a side is made at 512 and shrunk, keeping its exact size."""
+def test_small_results_are_computed_larger_and_shrunk(small):
+    """Trained on 512 px: a result of 64 px per side is computed at 512 and shrunk to its exact size."""
     model = open_lora(small.folder, small.lora, embeddings=small.embeddings, dtype=torch.float32).model
     seen = []
     photo = torch.rand(1, 3, 16, 21, generator=torch.Generator().manual_seed(1))
@@ -235,7 +235,7 @@ def sizes(lora) -> tuple[int, ...]:
     return tuple(len(adapter.update) for adapter in (*lora.network, *lora.vae))
 
 
-def test_each_file_is_known_by_its_keys_and_finds_the_other(small, tmp_path):
+def test_each_file_is_recognised_by_its_keys_and_finds_the_second_file(small, tmp_path):
     parts = [describe(small.lora / name) for name in ("transformer.safetensors", "vae.safetensors")]
     assert parts == ["TSD-SR (tsd-sr): transformer LoRA, rank 4", "TSD-SR (tsd-sr): VAE encoder LoRA, rank 4"]
     for first in ("transformer", "vae"):
@@ -310,12 +310,12 @@ def move(old: str, new: str):
     [
         (
             move("blocks.1.attn.to_q", "blocks.1.attn.to_x"),
-            "lacks 1 of the modules that it changes (transformer_blocks.1",
+            "lacks 1 of the LoRA's modules (transformer_blocks.1",
         ),
-        (move("transformer_blocks.1.", "transformer_blocks.7."), "lacks 10 of the modules"),
+        (move("transformer_blocks.1.", "transformer_blocks.7."), "lacks 10 of the LoRA's modules"),
         (
             lambda tensors: [tensors.pop(key) for key in list(tensors) if "transformer_blocks.1." in key],
-            "changes 1 transformer blocks, but the base's transformer has 2",
+            "changes only 1 of the 2 transformer blocks of the base's transformer",
         ),
         (
             put(f"{ONE}A.weight", lambda t: torch.zeros(4, 64)),
@@ -324,7 +324,7 @@ def move(old: str, new: str):
     ],
     ids=["unknown module", "unknown block", "block missing", "other shape"],
 )
-def test_a_lora_that_does_not_fit_is_refused_whole(change, words, small, tmp_path):
+def test_a_lora_that_does_not_fit_is_rejected_completely(change, words, small, tmp_path):
     shutil.copy(small.lora / "vae.safetensors", tmp_path)
     changed(small.lora / "transformer.safetensors", tmp_path / "transformer.safetensors", change)
     message = refusal(open_lora, small.folder, tmp_path, embeddings=small.embeddings, dtype=torch.float32)
@@ -337,11 +337,11 @@ def test_other_loras_for_sd3_are_not_taken_for_tsd_sr(small, tmp_path):
             tensors.pop(key)
 
     path = changed(small.lora / "transformer.safetensors", tmp_path / "style.safetensors", style)
-    assert refusal(read_lora, path) == "style.safetensors is a LoRA that does not upscale: choose it in Load LoRA."
+    assert refusal(read_lora, path) == "style.safetensors is a LoRA that is not for upscaling: choose it in Load LoRA."
 
 
 def test_a_lora_given_as_a_model_says_where_it_belongs(small):
-    assert "choose Apply One-Step SR LoRA" in refusal(load, small.lora / "transformer.safetensors")
+    assert "use Apply One-Step SR LoRA" in refusal(load, small.lora / "transformer.safetensors")
 
 
 # Bases and prompts
@@ -372,10 +372,10 @@ def test_a_missing_diffusers_is_named(small, monkeypatch):
         open_lora(small.checkpoint, small.lora, embeddings=small.embeddings)
 
 
-def test_bases_that_are_none_are_refused(small, tmp_path):
+def test_files_that_are_not_a_base_are_rejected(small, tmp_path):
     options = {"embeddings": small.embeddings}
     assert "lacks transformer/config.json" in refusal(open_lora, tmp_path, small.lora, **options)
-    assert "does not hold a Stable Diffusion 3 transformer" in refusal(
+    assert "does not contain a Stable Diffusion 3 transformer" in refusal(
         open_lora, small.lora / "vae.safetensors", small.lora, **options
     )
     tensors = load_file(small.checkpoint)
@@ -406,7 +406,7 @@ def test_embeddings_are_read_from_every_form(small, tmp_path):
         ({"a": torch.zeros(1)}, torch.zeros(1, 2048), "does not hold a single tensor"),
     ],
 )
-def test_embeddings_that_are_none_are_refused(prompt, pooled, words, tmp_path):
+def test_files_without_embeddings_are_rejected(prompt, pooled, words, tmp_path):
     torch.save(prompt, tmp_path / "prompt_embeds.pt")
     torch.save(pooled, tmp_path / "pool_embeds.pt")
     assert words in refusal(prompt_embeddings.read_embeddings, tmp_path)
@@ -417,7 +417,7 @@ def test_a_single_file_base_needs_embeddings(small):
     assert "sd3.safetensors is a single file" in message and "prompt_embeds.pt" in message
 
 
-def test_text_encoders_are_not_touched_where_embeddings_are_given(small, monkeypatch):
+def test_text_encoders_are_not_loaded_if_embeddings_are_given(small, monkeypatch):
     import transformers
 
     def never(*arguments, **options):
@@ -430,7 +430,7 @@ def test_text_encoders_are_not_touched_where_embeddings_are_given(small, monkeyp
 
 
 def test_a_prompt_is_encoded_as_diffusers_does(small, tmp_path):
-    """Without T5, as many people hold SD3: its part is zeros."""
+    """Without T5, which many people do not have: zeros take its place."""
     folder = tmp_path / "sd3"
     shutil.copytree(small.folder, folder)
     small_sd3.write_text_encoders(folder)

@@ -1,4 +1,4 @@
-"""Our own files: written, read and refused."""
+"""This project's own files: written, read and rejected."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_a_teacher_keeps_its_number_of_evaluations(tmp_path):
 
 
 def test_an_own_file_is_replaced_and_never_written_into(own_file, tmp_path):
-    """A second name of the old file keeps the old weights, as does a network that has them mapped."""
+    """A hard link to the old file and a network that maps it both keep the old weights."""
     before = own_file.read_bytes()
     os.link(own_file, tmp_path / "old")
     bundled.save(own_file, small_network(), replace(SMALL, card="another"), torch.float32)

@@ -43,7 +43,7 @@ def on_meta(network_class):
 
 
 def weights_of(network_class, dtype=torch.float16) -> dict[str, torch.Tensor]:
-    """A full-size state dict; each tensor is one number seen many times."""
+    """A full-size state dict in which each tensor is one expanded number."""
     state = on_meta(network_class).state_dict()
     numbers = torch.linspace(0.01, 0.02, len(state)).to(dtype)
     return {
@@ -108,7 +108,7 @@ def test_every_weight_gets_its_own_values_in_the_asked_precision(published, vq_w
         assert parameter.flatten()[-1].item() == vq_weights[name].flatten()[0].item()
 
 
-def test_weights_are_used_where_they_lie_without_a_second_copy(published):
+def test_weights_are_used_in_place_without_a_copy(published):
     for name, part in (("TAD-SR.pth", resshift.load_network), ("autoencoder_vq_f4.pth", resshift.load_autoencoder)):
         file = read_weights(published / name)
         for key, parameter in part(file, torch.float16).named_parameters():
@@ -138,7 +138,7 @@ def test_buffers_may_be_absent(tmp_path, unet_weights):
 
 
 @pytest.mark.parametrize(("name", "recipe"), RECIPES.items())
-def test_the_published_name_tells_the_recipe(name, recipe):
+def test_the_published_name_selects_the_recipe(name, recipe):
     assert resshift.recipe_for(name).name == recipe
     step = resshift.recipe_for(name).step
     assert (step.schedule.steps, step.evaluations) == STEPS[recipe]
@@ -173,7 +173,7 @@ def test_a_published_file_without_its_autoencoder_says_where_it_belongs(tmp_path
 
 def test_model_and_autoencoder_the_wrong_way_round(published):
     model, autoencoder = published / "TAD-SR.pth", published / "autoencoder_vq_f4.pth"
-    assert "is the VQ-f4 autoencoder, which cannot upscale by itself" in refusal(autoencoder)
+    assert "is the VQ-f4 autoencoder, which is not an upscaler" in refusal(autoencoder)
     # The file that is wrong is the one named, not the model that came first.
     message = refusal(model, autoencoder=model, dtype=torch.float16)
     assert message == "TAD-SR.pth is not the VQ-f4 autoencoder: choose autoencoder_vq_f4.pth."
@@ -228,7 +228,7 @@ KL_VAE = {
     [
         (ESRGAN, "an upscaler of another kind, such as ESRGAN: choose it in Load Upscale Model"),
         (KL_VAE, "a VAE: choose it in Load VAE"),
-        ({"a": (1,)}, "not a model that this pack knows: choose a TAD-SR, SinSR or ResShift x4 file"),
+        ({"a": (1,)}, "not a supported model: choose a TAD-SR, SinSR or ResShift x4 file"),
     ],
     ids=["esrgan", "kl-vae", "other"],
 )

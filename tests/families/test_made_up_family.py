@@ -166,7 +166,7 @@ def test_another_prediction_is_refused(case: dict, tmp_path: Path) -> None:
     """An epsilon LoRA on a base of v would give a picture, and a wrong one."""
     other = {"epsilon": "v", "v": "epsilon"}[KINDS[case["kind"]]]
     save_file(case["tensors"], tmp_path / "other.safetensors", metadata={"prediction": other})
-    words = f"other.safetensors is a Glow-SR LoRA for Stable Diffusion 2.1 that predicts {other}, but the base is"
+    words = f"other.safetensors is a Glow-SR LoRA for Stable Diffusion 2.1 with {other} prediction, but the base is"
     with pytest.raises(UserError, match=words):
         open_lora(case["base"], tmp_path / "other.safetensors", dtype=torch.float32)
 
@@ -240,4 +240,4 @@ def test_comfyui_and_the_command_line_give_what_the_equation_says(folder, kind, 
     for one, other in ((results["whole"], truth), (command_line, truth), (results["whole"], command_line)):
         assert (one - other).abs().max() < TOLERANCE
     assert results["warning"] == () and results["carries"] == (False, True, True) and results["as it was"]
-    assert "width 4096, where" in results["another prompt"] and "Stable Diffusion 2.1" in results["another prompt"]
+    assert "has width 4096, but" in results["another prompt"] and "Stable Diffusion 2.1" in results["another prompt"]

@@ -1,4 +1,4 @@
-"""Which method a file belongs to, and one sentence for each file that belongs to none."""
+"""The method of each file, and one sentence for each file of another kind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OURS = {
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_one_family_alone_takes_each_file(kind) -> None:
+def test_exactly_one_family_matches_each_file(kind) -> None:
     assert FAMILIES.identify(OURS[kind]).name == kind.split(",")[0]
     assert [family.name for family in FAMILIES if not family.condition.missing(OURS[kind])] == [kind.split(",")[0]]
 
@@ -62,7 +62,7 @@ OTHERS = {
     ),
     "U-Net": (header("conv_in.weight", "conv_out.weight", "down_blocks.0.resnets.0.conv1.weight"), "as --base"),
     "VAE": (header("encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight"), "Load VAE"),
-    "VQ": (header(*VQ), "this one as its autoencoder"),
+    "VQ": (header(*VQ), "this file as its autoencoder"),
     "ControlNet": (header("control_model.input_hint_block.0.weight"), "Load ControlNet Model"),
     "CLIP": (header("text_model.encoder.layers.0.mlp.fc1.weight"), "Load CLIP"),
     "T5": (header("encoder.block.0.layer.0.SelfAttention.q.weight"), "Load CLIP"),
@@ -72,7 +72,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_any_other_file_is_named_in_one_sentence(kind) -> None:
+def test_any_other_file_is_described_in_one_sentence(kind) -> None:
     other, home = OTHERS[kind]
     with pytest.raises(UserError) as caught:
         FAMILIES.identify(other)
@@ -81,10 +81,12 @@ def test_any_other_file_is_named_in_one_sentence(kind) -> None:
     assert message.count(". ") == 0 and message.endswith(".") and "\n" not in message
 
 
-def test_the_nearest_family_is_named_with_what_it_misses() -> None:
-    with pytest.raises(UserError, match=r"nearest to TAD-SR, SinSR or ResShift x4, but lacks time_embed\.0\.weight\)"):
+def test_the_most_similar_family_is_named_with_what_is_missing() -> None:
+    with pytest.raises(
+        UserError, match=r"most similar to TAD-SR, SinSR or ResShift x4, but lacks time_embed\.0\.weight\)"
+    ):
         FAMILIES.identify(header(*resshift.NETWORK.names[1:]))
-    with pytest.raises(UserError, match="is not a model that this pack knows: choose"):
+    with pytest.raises(UserError, match="is not a supported model: choose"):
         FAMILIES.identify(header("a"))
 
 
@@ -92,9 +94,9 @@ def test_a_registration_that_fails_changes_nothing() -> None:
     known = Registry(bundled.FAMILY, tsd_sr.FAMILY)
     recipe, _ = recipe_of(bundled.BUNDLED)
     for broken, words in (
-        (tsd_sr.FAMILY, "registered already"),
-        (replace(tsd_sr.FAMILY, name="greedy", condition=All()), "would take every file"),
-        (replace(tsd_sr.FAMILY, name="steps", recipes={"x": recipe}), "cannot be taken on a base"),
+        (tsd_sr.FAMILY, "already registered"),
+        (replace(tsd_sr.FAMILY, name="greedy", condition=All()), "would match every file"),
+        (replace(tsd_sr.FAMILY, name="steps", recipes={"x": recipe}), "cannot run on a base"),
     ):
         with pytest.raises(ValueError, match=words):
             known.register(broken)
@@ -121,13 +123,13 @@ def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     (tmp_path / "notes.txt").write_text("no weights")
     [line] = files_in(tmp_path)
-    assert line.startswith("model.gguf is a GGUF file, which holds a quantized model: ")
+    assert line.startswith("model.gguf is a GGUF file, which contains a quantized model: ")
     with pytest.raises(UserError, match="is not a folder"):
         files_in(tmp_path / "model.gguf")
 
 
-def test_a_model_given_as_a_lora_says_so() -> None:
-    with pytest.raises(UserError, match="is a One-Step SR model, which needs no base"):
+def test_a_model_given_as_a_lora_is_rejected() -> None:
+    with pytest.raises(UserError, match="is a One-Step SR model, not a LoRA"):
         read_lora(bundled.BUNDLED)
     assert describe(bundled.BUNDLED) == "One-Step SR model, x4, 1 evaluation(s)"
 
@@ -138,5 +140,5 @@ def test_recipes_of_a_method_from_outside_can_be_chosen() -> None:
 
 
 def test_only_a_file_that_is_nearly_one_of_a_method_is_called_near_to_it() -> None:
-    with pytest.raises(UserError, match=r"^file\.safetensors is not a model that this pack knows: choose"):
+    with pytest.raises(UserError, match=r"^file\.safetensors is not a supported model: choose"):
         FAMILIES.identify(header("unet.something.weight"))

@@ -162,7 +162,7 @@ def test_the_pack_loads_silently(host: Host) -> None:
 
 @pytest.mark.host
 @pytest.mark.parametrize("folder", HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
-def test_the_host_stays_as_it_was(folder: Path | None, tmp_path: Path) -> None:
+def test_the_host_is_not_modified(folder: Path | None, tmp_path: Path) -> None:
     if folder is None:
         pytest.skip(HOW_TO_GET_ONE)
     command = [str(interpreter(folder)), str(LOOK_AT_HOST), str(ROOT), str(tmp_path)]
@@ -276,7 +276,7 @@ def test_the_template_gives_the_command_lines_picture(host: Host, expected: Path
 
 
 @pytest.mark.host
-def test_the_plan_is_known_before_the_run_and_its_time_after_one(host: Host) -> None:
+def test_the_plan_is_shown_before_a_run_and_the_time_after_one(host: Host) -> None:
     def plan(**changes: object) -> dict:
         model = {"model": "bundled", "autoencoder": "auto", "recipe": "auto"}
         question = {
@@ -308,7 +308,7 @@ def test_the_plan_is_known_before_the_run_and_its_time_after_one(host: Host) -> 
 
 @pytest.mark.host
 @pytest.mark.parametrize("method", ["wavelet", "adain"])
-def test_colours_are_matched_as_the_core_does(host: Host, method: str) -> None:
+def test_matched_colours_equal_the_cores_result(host: Host, method: str) -> None:
     prompt = quick_start(host, "transparent.png", color="none")
     source = node(prompt, "LoadImage")
     reference = next(key for key, entry in prompt.items() if entry is source)
@@ -436,7 +436,7 @@ def test_cancel_stops_within_a_few_tiles(host: Host) -> None:
         ({"overlap": 1000}, "Overlap 1000 does not fit a tile"),
         ({"tile": 128, "overlap": 72}, "Overlap 72 does not fit a tile of 128"),
         ({"model": "empty.safetensors"}, "empty.safetensors is empty (0 bytes)"),
-        ({"model": "other.safetensors"}, "other.safetensors is not a model that this pack knows"),
+        ({"model": "other.safetensors"}, "other.safetensors is not a supported model"),
     ],
 )
 def test_failures_are_one_sentence(host: Host, settings: dict[str, object], words: str) -> None:

@@ -68,7 +68,7 @@ def image() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def diffusers_results(small, sd35, image) -> dict[str, torch.Tensor]:
-    """What the standalone backend gives, which tests/diffusers_host/test_sd3.py holds against peft."""
+    """The results with diffusers, which tests/diffusers_host/test_sd3.py compares with peft's."""
 
     def run(files, lora=small.lora, **options):
         loaded = open_lora(files.folder, lora, embeddings=small.embeddings, dtype=torch.float32).model
@@ -127,7 +127,7 @@ def test_fp8_weights_take_the_lora(comfyui_results):
     assert (comfyui_results["fp8"] - comfyui_results["whole"]).abs().mean() < 0.02
 
 
-def test_the_given_model_and_vae_stay_as_they_were(comfyui_results):
+def test_the_given_model_and_vae_are_not_changed(comfyui_results):
     assert comfyui_results["model as it was"] and comfyui_results["VAE as it was"]
     assert comfyui_results["latent format as it was"] == "SD3"
     assert torch.equal(comfyui_results["encoded before"], comfyui_results["encoded after"])
@@ -142,29 +142,29 @@ def test_the_seamless_vae_equals_the_stock_one(way, comfyui_results):
     assert (seamless - stock).abs().max() < TOLERANCE
 
 
-def test_the_seamless_vae_tells_how_far_it_is(comfyui_results):
+def test_the_seamless_vae_reports_its_progress(comfyui_results):
     steps = comfyui_results["steps"]
     ends = [(done, total) for done, total in steps if done == total]
     assert len(ends) == 2 and len(steps) > 100
 
 
-def test_tiles_that_overflow_have_a_rescue_in_float32(comfyui_results):
+def test_tiles_that_overflow_are_computed_in_float32(comfyui_results):
     assert comfyui_results["precisions"][-1] == "torch.float32"
     assert (comfyui_results["fp8 in float32"] - comfyui_results["fp8"]).abs().max() < TOLERANCE
 
 
-def test_what_does_not_fit_is_refused_in_one_sentence(comfyui_results):
+def test_mismatches_are_rejected_in_one_sentence(comfyui_results):
     assert comfyui_results["warning"] == () and comfyui_results["SD3.5 warning"] == (SD35_WARNING,)
     assert comfyui_results["trained on SD3.5 warning"] == ()
     refusals = comfyui_results["refusals"] | {"unshifted": comfyui_results["unshifted"]}
     expected = {
         "SD1.5": "but the connected MODEL is Stable Diffusion 1.5",
-        "VAE of 4 channels": "a TAESD with 4 channels",
-        "TAESD": "a TAESD with 16 channels",
+        "VAE of 4 channels": "(TAESD, 4 channels)",
+        "TAESD": "(TAESD, 16 channels)",
         "seamless TAESD": "use ComfyUI's VAE Decode (Tiled) for it",
-        "sigmas": "begin at 0.5",
+        "sigmas": "start at 0.5",
         "latent": "got (1, 4, 8, 8)",
-        "unshifted": "carries no one-step LoRA for Stable Diffusion 3: connect it through Apply One-Step SR LoRA",
+        "unshifted": "has no one-step LoRA for Stable Diffusion 3: connect it through Apply One-Step SR LoRA",
     }
     assert refusals.keys() == expected.keys()
     for name, words in expected.items():
@@ -194,7 +194,7 @@ def host(folder, small, sd35, transparent, tmp_path_factory) -> Iterator[Host]:
 
 
 def graph(image: str = "small.png") -> Prompt:
-    """What both ways to a picture have in common."""
+    """The nodes that both workflows share."""
     apply = {"model": ["1", 0], "vae": ["1", 2], "lora": "tsdsr/transformer.safetensors", "vae_lora": "auto"}
     prompt = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd3.safetensors"}},
@@ -289,7 +289,7 @@ def from_the_command_line(small, transparent, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_whole_way_gives_the_exact_size_with_alpha_and_the_command_lines_picture(host, from_the_command_line):
+def test_the_workflow_gives_the_exact_size_with_alpha_and_the_command_lines_picture(host, from_the_command_line):
     client = "watcher"
     stream = events(host, client)
     prompt_id = host.queue(all_in_one("example.png", 3.0, tile=384), client)
@@ -311,7 +311,7 @@ def test_the_whole_way_gives_the_exact_size_with_alpha_and_the_command_lines_pic
 
 
 def test_twenty_runs_do_not_grow(host):
-    """Seeds differ, so that nothing is answered from the host's cache."""
+    """Seeds differ, so that the host cannot use cached results."""
     resident = {}
     for run in range(1, 21):
         host.results(stock_parts(tile=16, overlap=4, seed=1000 + run))
@@ -357,7 +357,7 @@ def seamless_parts(memory: int = 0) -> Prompt:
     return prompt
 
 
-def test_the_seamless_nodes_take_the_place_of_the_stock_ones(host):
+def test_the_seamless_nodes_can_replace_the_stock_ones(host):
     [stock], [seamless], [frugal] = (host.results(p) for p in (stock_parts(), seamless_parts(), seamless_parts(64)))
     for path in (seamless, frugal):
         assert np.abs(pixels(path) - pixels(stock)).max() <= 1
@@ -389,7 +389,7 @@ def test_cancel_stops_a_seamless_decode_within_a_few_bands(host):
 
 def test_a_budget_that_is_too_small_says_how_much_is_needed(host):
     message = host.error(seamless_parts(1))
-    assert re.search(r"it needs at least \d+ MB\.", message), message
+    assert re.search(r"use at least \d+ MB\.", message), message
 
 
 def test_a_model_without_the_lora_is_refused(host):

@@ -38,7 +38,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By kind, the files, and what the standalone backend makes of them."""
+    """The files of each kind, and the results with diffusers."""
     if not HOSTS:
         pytest.skip(HOW_TO_GET_ONE)
     root = tmp_path_factory.mktemp("unets")
@@ -84,13 +84,13 @@ def test_comfyui_gives_what_diffusers_gives(name: str, results: dict) -> None:
     assert results[name].std() > 0.05, "not a flat picture"
 
 
-def test_only_the_patched_model_carries_the_lora(results: dict) -> None:
+def test_only_the_patched_model_has_the_lora(results: dict) -> None:
     assert results["carries"] == (False, True, True) and results["as it was"] and not results["warning"]
     assert results["preview"] == (1, 3, 8, 8)
 
 
-def test_what_does_not_fit_is_refused_in_one_sentence(results: dict) -> None:
+def test_mismatches_are_rejected_in_one_sentence(results: dict) -> None:
     assert "connect it through Apply One-Step SR LoRA" in results["without it"]
-    assert "(16 channels)" in results["VAE of SD3"] and "with 4 channels" in results["VAE of SD3"]
-    assert "width 4096, where" in results["another prompt"] and "'from text'" in results["another prompt"]
+    assert "(16 channels)" in results["VAE of SD3"] and ", 4 channels)" in results["VAE of SD3"]
+    assert "has width 4096, but" in results["another prompt"] and "'from text'" in results["another prompt"]
     assert "lacks" in results["another LoRA"] and "Stable Diffusion with a U-Net" in results["another LoRA"]

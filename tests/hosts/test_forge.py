@@ -33,7 +33,7 @@ DTYPE = default_dtype(torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder as users have it: the extension under a name of its own, models, checkpoints and pictures."""
+    """A typical data folder: the extension under another name, models, checkpoints and pictures."""
     if not installed_host():
         pytest.skip(HOW_TO_GET_ONE)
     folder = tmp_path_factory.mktemp("data")
@@ -94,7 +94,7 @@ def write_tsd_sr(folder: Path, small: Path) -> None:
 
 @pytest.fixture(scope="module")
 def results(data: Path) -> dict:
-    """What in_forge.py found; `log` is what the host printed."""
+    """The results of in_forge.py; `log` is the host's output."""
     log = run_in_forge(installed_host(), data, "--ckpt-dir", str(data / "checkpoints"))
     return {"log": log, **json.loads((data / "results" / "results.json").read_text())}
 
@@ -139,7 +139,7 @@ def test_upscalers_are_the_models_that_need_no_checkpoint(results):
 
 
 @pytest.mark.host
-def test_an_upscaler_enlarges_exactly_as_the_core_does(results, data):
+def test_an_upscaler_gives_the_cores_result(results, data):
     assert_core_made(data, "upscaler", "input/houses", UpscaleOptions(2.03, overlap=64))
     assert_core_made(data, "interface", "input/transparent", UpscaleOptions(4, overlap=64))
     published = data / "models" / "OneStepSR" / "TAD-SR.pth"
@@ -164,7 +164,7 @@ def test_the_section_keeps_alpha_and_writes_its_parameters(results, data):
 
 
 @pytest.mark.host
-def test_a_folder_is_done_picture_by_picture(results, data):
+def test_a_folder_is_upscaled_picture_by_picture(results, data):
     assert results["folder"] == ["houses.png", "sky.png", "transparent.png"]
     with Image.open(data / "results" / "folder" / "transparent.png") as last:
         assert last.mode == "RGBA" and last.size == (194, 166)
@@ -205,7 +205,7 @@ def test_tsd_sr_runs_on_a_checkpoint_of_the_host(results, data):
         ("small", "The picture is 5 x 9 px"),
         ("gone", "One-Step SR: gone no longer exists"),
         ("empty", "empty.pth is empty"),
-        ("no checkpoint", "TSD-SR: tsdsr works on Stable Diffusion 3"),
+        ("no checkpoint", "TSD-SR: tsdsr needs Stable Diffusion 3"),
         ("wrong checkpoint", "other.safetensors holds no Stable Diffusion 3 transformer"),
     ],
 )
@@ -223,8 +223,8 @@ def test_settings_hold_for_upscalers(results, data):
 
 
 @pytest.mark.host
-def test_without_memory_management_the_hosts_model_makes_way_where_memory_is_short(results):
-    """Automatic1111's two functions, by its names; it was not at hand."""
+def test_without_memory_management_the_hosts_model_is_unloaded_when_memory_is_short(results):
+    """Uses stand-ins for Automatic1111's two functions, because Automatic1111 itself was not available."""
     assert results["calls"] == [2**20, "model to the CPU", 2**34, "model back"]
 
 

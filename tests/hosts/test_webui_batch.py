@@ -64,7 +64,7 @@ def adapter(monkeypatch, tmp_path):
         del sys.modules[name]
 
 
-def test_memory_runs_out_once_for_a_batch_and_is_told(adapter, monkeypatch):
+def test_memory_runs_out_once_per_batch_and_is_reported(adapter, monkeypatch):
     models, modules = adapter
     recipe = Recipe("test", "Test", "", OneStep(1000.0, level=flow_level(1000.0)), tile=32, overlap=4, multiple=8)
     limited = Limited()
@@ -74,7 +74,7 @@ def test_memory_runs_out_once_for_a_batch_and_is_told(adapter, monkeypatch):
     for batch in (1, 2):
         modules.shared.state.job_timestamp = str(batch)
         for _ in range(3):
-            assert models.run(choice, picture, UpscaleOptions(2)).size == (80, 100)
+            assert models.upscale(choice, picture, UpscaleOptions(2)).size == (80, 100)
         assert limited.failures == batch
     assert [call.args for call in modules.gradio.Warning.call_args_list] == [
         ("Memory ran out: the rest of this run uses tiles of 64 px.",)

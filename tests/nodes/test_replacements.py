@@ -1,4 +1,4 @@
-"""Renamed nodes: the table against the nodes there are, and the call that newer hosts get.
+"""Renamed nodes: the table compared with the existing nodes, and the call to newer hosts.
 
 Neither supported host knows replacements yet, so the call is checked against the documented signature with stand-ins.
 """

@@ -13,7 +13,7 @@ from cyclopts.help.specs import AsteriskColumn, DescriptionColumn, NameColumn, N
 
 from ..errors import UserError
 from .run_file import read_run_file
-from .terminal import warn
+from .terminal import show_all_names, warn
 from .train import Faithful, Mix, Student, Teacher
 from .train_sd import Prepare, TadSd, Tsd
 from .upscale import Evaluate, Upscale
@@ -73,6 +73,7 @@ def main() -> None:
     Exit codes: 0 for success; 1 for a UserError or files that failed; 2 for options that are unknown, missing or have
     an invalid value; 130 for Ctrl-C.
     """
+    show_all_names()
     try:
         sys.exit(app(sys.argv[1:]))
     except UserError as error:

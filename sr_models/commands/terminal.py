@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,13 @@ def say(line: str) -> None:
 
 def warn(line: str) -> None:
     sys.stderr.write(f"{line}\n")
+
+
+def show_all_names() -> None:
+    """Have characters that the terminal's encoding lacks shown as escapes, so that a file's name ends no batch."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class FileAndTileBars:

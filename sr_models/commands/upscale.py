@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Upscale:
     """Upscale pictures.
 
-    Finished files are skipped; files that cannot be read are reported at the end.
+    Finished files (same input, same settings) are skipped; files that cannot be read are reported at the end.
     """
 
     inputs: Annotated[list[str], Parameter(name="in")] = field(kw_only=False)
@@ -47,7 +47,7 @@ class Upscale:
     quality: Annotated[Whole, Parameter(validator=Number(gte=1, lte=100))] = 95
     "For JPEG, WebP and AVIF."
     overwrite: Switch = False
-    "Redo files that exist already."
+    "Redo finished files, and replace files that this program did not make."
     compare: Switch = False
     "Also write a before/after picture."
     strip_metadata: Switch = False
@@ -63,7 +63,7 @@ class Upscale:
     def __call__(self) -> int:
         from ..jobs.plan import plan_jobs
 
-        jobs = plan_jobs(self.inputs, self.output, None if self.format == "same" else f".{self.format}")
+        jobs = plan_jobs(self.inputs, self.output, None if self.format == "same" else f".{self.format}", warn)
         with FileAndTileBars(len(jobs)) as bars:
             outcomes = [bars.file_done(outcome) for outcome in self._outcomes(jobs, bars.tile_done)]
         return self._report(outcomes)
@@ -88,22 +88,24 @@ class Upscale:
 
     def _outcomes(self, jobs: list[Job], progress: Progress) -> Iterator[Outcome]:
         """Of the jobs, done on this machine or on a cluster."""
+        choice = self.model.choice()
+        options = replace(self.options(), fingerprint=choice.fingerprint())
         if self.ray is not None:
             from ..jobs.cluster import run_on_cluster
 
-            return run_on_cluster(self.ray, self.model.choice(), jobs, self.options())
+            return run_on_cluster(self.ray, choice, jobs, options)
         from ..jobs.model_choice import open_model
         from ..jobs.run import run_jobs
 
-        opened = open_model(self.model.choice())
+        opened = open_model(choice)
         for warning in opened.warnings:
             warn(f"Warning: {warning}")
-        return run_jobs(opened.model, jobs, self.options(), progress)
+        return run_jobs(opened.model, jobs, options, progress)
 
     def _report(self, outcomes: list[Outcome]) -> int:
         """Say what became of the files; returns the exit code."""
         counts = Counter(outcome.status for outcome in outcomes)
-        say(f"{counts['done']} done, {counts['skipped']} skipped (exist already), {counts['failed']} failed.")
+        say(f"{counts['done']} done, {counts['skipped']} skipped (finished before), {counts['failed']} failed.")
         for outcome in outcomes:
             for notice in outcome.notices:
                 warn(f"{outcome.job.source}: {notice}")

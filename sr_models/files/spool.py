@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+from .whole import shortened
+
 DEPTH = np.iinfo(np.uint16).max
 
 
@@ -34,23 +37,43 @@ class Spool:
     """Rows of a picture (C, H, W) in [0, 1], 16 bits per value, in a hidden file next to the target.
 
     `settings` are everything that the rows depend on. Rows of an earlier run with the same settings are kept, and
-    `finished` counts them. A context manager that closes its files.
+    `finished` counts them. A context manager that closes its files. While it is open, no other process can open it:
+    that raises UserError.
     """
 
     def __init__(self, target: Path, size: SpoolSize, settings: dict[str, object]):
-        self.size = size
-        self.path = target.with_name(f".{target.name}.part")
-        self.record = target.with_name(f".{target.name}.part.json")
+        self.size, self.target = size, target
+        self.path = target.with_name(f".{shortened(target.name)}.part")
+        self.record = target.with_name(f".{shortened(target.name)}.part.json")
         self.settings = json.loads(json.dumps(settings | {"size": [size.height, size.width, size.channels]}))
+        self.file = self._locked()
         self.finished = self._finished_before()
-        self.file: IO[bytes] = self.path.open("r+b" if self.finished else "w+b", buffering=0)
+        self.file.truncate(self.finished * size.row_bytes)
+
+    def _locked(self) -> IO[bytes]:
+        """The file, opened and locked; of one that another process removes meanwhile, the new one."""
+        while True:
+            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", 0)
+            try:
+                _lock(file)
+                if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    return file
+            except OSError as error:
+                file.close()
+                raise UserError(f"{self.target} is being written by another process: wait until it ends.") from error
+            file.close()
 
     def _finished_before(self) -> int:
         try:
             record = json.loads(self.record.read_text())
-            rows = int(record["finished"])
-            kept = record["settings"] == self.settings and self.path.stat().st_size >= rows * self.size.row_bytes
-        except (OSError, ValueError, KeyError, TypeError):
+            rows = record["finished"]
+            kept = (
+                type(rows) is int
+                and 0 <= rows <= self.size.height
+                and record["settings"] == self.settings
+                and self.path.stat().st_size >= rows * self.size.row_bytes
+            )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return 0
         return rows if kept else 0
 
@@ -72,23 +95,41 @@ class Spool:
         os.replace(temporary, self.record)
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """Rows [top, bottom) as (C, n, W) float32 in [0, 1]."""
+        """Rows [top, bottom) as (C, n, W) float32 in [0, 1]. Raises UserError if the file has become too short."""
         self.file.seek(top * self.size.row_bytes)
         values = np.empty((bottom - top, self.size.width, self.size.channels), np.uint16)
         remaining = values.data.cast("B")
         while remaining:
-            remaining = remaining[self.file.readinto(remaining) :]  # pyright: ignore[reportAttributeAccessIssue]
+            count = self.file.readinto(remaining)  # pyright: ignore[reportAttributeAccessIssue]
+            if not count:
+                raise UserError(f"{self.path} was truncated while it was in use: run the command again.")
+            remaining = remaining[count:]
         return torch.from_numpy(values.astype(np.float32)).div_(DEPTH).permute(2, 0, 1)
 
     def discard(self) -> None:
         """Remove both files, once the picture is written."""
-        self.file.close()
-        for path in (self.path, self.record):
+        for path in (self.record, self.record.with_suffix(".tmp"), self.path):
             with suppress(OSError):
                 path.unlink()
+        self.file.close()
+        with suppress(OSError):  # where a file that is open cannot be removed
+            self.path.unlink()
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
+
+
+def _lock(file: IO[bytes]) -> None:
+    """For this process alone, until the file is closed. Raises OSError where another has it."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        file.seek(0)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ from .metadata import Metadata, fitted, in_exif_settings, jpeg_settings
 from .picture import MAX_PIXELS, Kind, Picture, as_integers
 from .png import compressed, described_chunks, insert_chunks, start_png, write_chunk
 from .tiff_write import write_tiff
-from .whole import write_whole
+from .whole import Ready, nothing, write_whole
 
 JPEG = (".jpg", ".jpeg", ".jfif")
 TIFF = (".tif", ".tiff")
@@ -25,20 +25,20 @@ WRITABLE = (".png", *JPEG, ".webp", ".avif", ".gif", *TIFF)
 DEEP = (".png", *TIFF)
 
 
-def write_picture(path: Path, picture: Picture, quality: int = 95) -> None:
+def write_picture(path: Path, picture: Picture, quality: int = 95, ready: Ready = nothing) -> None:
     """Write PNG, JPEG, WebP, AVIF, GIF or TIFF, depending on the file name's extension; the file is never partial.
 
     16 bits and alpha are kept if the format supports them, floating point in TIFF; JPEG gets a white background.
     Metadata is the picture's own, with its sizes set (`metadata.describe` adds how it was made, or strips it).
-    `quality` is for JPEG, WebP and AVIF, 1 to 100. Raises UserError for an unknown extension, a size that the format
-    does not support, values that are not finite, or a file that cannot be written.
+    `quality` is for JPEG, WebP and AVIF, 1 to 100; `ready` is that of `write_whole`. Raises UserError for an unknown
+    extension, a size that the format does not support, values that are not finite, or a file that cannot be written.
     """
     suffix = path.suffix.lower()
     _require(path, picture)
-    write_whole(path, lambda temporary: _encode(temporary, suffix, picture, quality))
+    write_whole(path, lambda temporary: _encode(temporary, suffix, picture, quality), ready)
 
 
-def write_pictures(path: Path, pictures: Iterable[Picture], kind: Kind, film: Film) -> None:
+def write_pictures(path: Path, pictures: Iterable[Picture], kind: Kind, film: Film, ready: Ready = nothing) -> None:
     """Write the frames of an animation, or pages, one at a time; the file is never partial.
 
     Animations go into GIF, WebP, PNG, AVIF and, without their durations, TIFF; pages into TIFF. Raises UserError as
@@ -48,11 +48,11 @@ def write_pictures(path: Path, pictures: Iterable[Picture], kind: Kind, film: Fi
     require_room(path, kind, film.count)
     checked = _checked(path, pictures)
     if suffix in TIFF:
-        write_whole(path, lambda temporary: write_tiff(temporary, checked, film.count))
+        write_whole(path, lambda temporary: write_tiff(temporary, checked, film.count), ready)
     elif kind == "animation":
-        write_whole(path, lambda temporary: write_animation(temporary, suffix, checked, film))
+        write_whole(path, lambda temporary: write_animation(temporary, suffix, checked, film), ready)
     else:
-        write_picture(path, next(checked), film.quality)
+        write_picture(path, next(checked), film.quality, ready)
 
 
 def require_room(path: Path, kind: Kind, count: int) -> None:

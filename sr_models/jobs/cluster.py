@@ -11,13 +11,13 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.tile_policy import TilePolicy
 from ..errors import UserError
+from ..files.whole import remove_temporaries
 from .job import FileOptions, Job, Outcome
 from .model_choice import BUNDLED_NAME, ModelChoice, open_model
 from .run import run_jobs
@@ -66,17 +66,12 @@ def run_on_cluster(
     Raises:
         UserError: where Ray is not installed or the cluster cannot be reached, or the model cannot be opened.
     """
-    missing = []
-    for job in jobs:
-        if job.target.exists() and not options.overwrite:
-            yield Outcome(job, "skipped")
-        else:
-            missing.append(job)
-    if not missing:
+    waiting = list(jobs)
+    if not waiting:
         return
     ray = _connect(address)
     try:
-        yield from _Pool(ray, choice, options, workers or _default_workers(ray)).outcomes(missing)
+        yield from _Pool(ray, choice, options, workers or _default_workers(ray)).outcomes(waiting)
     finally:
         ray.shutdown()
 
@@ -114,7 +109,7 @@ class _Pool:
             reason = _user_reason(error)
             if reason:
                 raise UserError(reason) from error
-            sweep(attempt.job.target)
+            remove_temporaries(attempt.job.target, of_dead_only=False)
             self.idle.append(self._worker())
             if attempt.number < ATTEMPTS:
                 return None
@@ -136,13 +131,6 @@ def absolute(settings: Settings) -> Settings:
     if isinstance(settings, ModelChoice) and settings.model != BUNDLED_NAME:
         return replace(settings, model=os.path.abspath(settings.model), **found)
     return replace(settings, **found)
-
-
-def sweep(target: Path) -> None:
-    """Remove what a lost worker has left of one target: temporaries carry the process's number."""
-    for path in target.parent.glob(f".{target.stem}.*.tmp{target.suffix}"):
-        with suppress(OSError):
-            path.unlink()
 
 
 def _connect(address: str) -> Any:

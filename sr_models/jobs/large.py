@@ -21,9 +21,10 @@ from ..errors import UserError
 from ..files.picture import Picture
 from ..files.row_files import RowPicture, write_rows
 from ..files.spool import Spool, SpoolSize
-from ..files.whole import write_whole
+from ..files.whole import Ready, nothing, remove_temporaries, write_whole
 from ..files.write import depth_of, has_room_for_alpha, require_writable
 from .job import FileOptions, Job
+from .records import fingerprint
 from .release import release
 
 SHARE = 4  # a quarter of what is free
@@ -43,7 +44,7 @@ def as_batch(picture: Picture) -> Tensor:
     return torch.cat([picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha])[None]
 
 
-def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions) -> None:
+def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions, ready: Ready = nothing) -> None:
     """Upscale the picture by bands into a spool beside the target, then write the target from it.
 
     The spool stays when the run is interrupted, and the same call resumes with it. Raises UserError as `upscale` and
@@ -57,14 +58,15 @@ def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions) ->
     if picture.excess is not None:
         run.notice("Values outside 0 to 1 are not kept: the result is written row by row.")
     described = replace(picture, metadata=options.described(picture.metadata, run.model))
-    settings = SpoolSize(*size, channels=3), _settings(run, job.source)
+    settings = SpoolSize(*size, channels=3), _settings(run, job.source, options.fingerprint)
     try:
         with out_of_memory_as_user_error(), Spool(job.target, *settings) as spool:
+            remove_temporaries(job.target, of_dead_only=False)
             if spool.finished < size[0]:
                 for rows in result_rows(run, image[:, :3], banded=True, first=spool.finished):
                     spool.append(rows)
             rows = finished_rows(spool.read, image, size, run.options.color or run.model.recipe.color)
-            write_whole(job.target, partial(_write, described, rows, size, options.quality))
+            write_whole(job.target, partial(_write, described, rows, size, options.quality), ready)
             spool.discard()
     except OSError as error:
         raise UserError(f"{job.target} cannot be written ({error.strerror}): choose another place.") from error
@@ -85,13 +87,12 @@ def _on_white(rows: Rows, top: int, bottom: int) -> Tensor:
     return pixels * alpha + 1 - alpha
 
 
-def _settings(run: Run, source: Path) -> dict[str, object]:
+def _settings(run: Run, source: Path, model: str) -> dict[str, object]:
     """What the spool's rows depend on."""
-    status = source.stat()
     kept = {name: asdict(run.options)[name] for name in ("scale", "tile", "overlap", "seed")}
     recipe, dtype = run.model.recipe, str(run.model.denoiser.dtype)
     return kept | {
-        "source": [str(source.resolve()), status.st_size, status.st_mtime_ns],
-        "model": [recipe.name, repr(recipe.step), dtype],
+        "source": fingerprint(source),
+        "model": [recipe.name, repr(recipe.step), dtype, model],
         "release": release(),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ..families.family import OpenedModel
 from ..families.loading import load
 
 BUNDLED_NAME = "bundled"
+CHUNK, PARTS = 2**20, 1024  # bytes that are hashed at once; a file of up to a gigabyte is hashed whole
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,6 +35,30 @@ class ModelChoice:
     embeddings: Path | None = None
     prompt: str | None = None
     offload: bool = False
+
+    def fingerprint(self) -> str:
+        """Of everything that decides which model it is, by the content of its files. Empty for a file that is missing,
+        which opening the model will report."""
+        chosen = BUNDLED if self.model == BUNDLED_NAME and self.lora is None else Path(self.model)
+        paths = (chosen, self.autoencoder, self.base, self.lora, self.embeddings)
+        digest = hashlib.sha256(repr((self.recipe, self.prompt)).encode())
+        for path in paths:
+            digest.update(b"-" if path is None else _content(path))
+        return digest.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """A hash of a weights file, or of all files in a folder; of what is over a gigabyte, of parts all over it."""
+    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        with suppress(OSError), file.open("rb") as content:
+            size = file.stat().st_size
+            digest.update(repr((file.name, size)).encode())
+            for start in range(0, size, max(CHUNK, size // PARTS)):
+                content.seek(start)
+                digest.update(content.read(CHUNK))
+    return digest.digest()
 
 
 def _refuse_lora_options(choice: ModelChoice) -> None:

@@ -1,51 +1,182 @@
-"""From files, folders and globs to a list of jobs."""
+"""From files, folders and globs to a list of jobs, each with a target of its own."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, count
 from pathlib import Path
+from typing import NamedTuple
 
+from ..core.report import Notice, ignored
 from ..errors import UserError
+from ..files.listing import is_hidden, is_picture
+from ..files.whole import shortened
 from ..files.write import WRITABLE
 from .job import Job
+from .records import source_of
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
+READ_ONLY = (".bmp", ".heic", ".heif", ".jxl", ".jp2", ".exr", ".psd", ".tga", ".ppm", ".pgm", ".pbm", ".qoi", ".dds")
+SUFFIXES = {*WRITABLE, *READ_ONLY}
+SAME = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
+ENDING = re.compile(r"\.[a-z][a-z0-9]{1,4}")
+SHOWN = 3
 
 
-def plan_jobs(inputs: Iterable[str], output: Path, suffix: str | None = None) -> list[Job]:
+class Found(NamedTuple):
+    """A picture, and the path that its result has in the output folder."""
+
+    source: Path
+    inside: Path
+
+
+def plan_jobs(inputs: Iterable[str], output: Path, suffix: str | None = None, notice: Notice = ignored) -> list[Job]:
     """One job per picture. Inputs are files, folders (with their subfolders, which the output repeats) or globs.
 
     The output is a folder, or a file where there is one input and the output has a picture's suffix.
     Results keep the source's name and get `suffix` (default: the source's own where it can be written,
-    else `.png`). Raises UserError where an input matches nothing or a result would replace its source.
+    else `.png`). Where two would have the same name, the second gets a longer one. Hidden files, the output folder
+    and earlier results from the same folder are not inputs; `notice` hears of other files that are left out.
+
+    Raises UserError, before anything is done, for an input that matches nothing, a result that would replace an
+    input, and an output that does not agree with the inputs or with `suffix`.
     """
-    found = [pair for text in inputs for pair in _matches(text)]
-    single = len(found) == 1 and output.suffix.lower() in SUFFIXES and not output.is_dir()
-    if single and output.suffix.lower() not in WRITABLE:
-        raise UserError(f"{output} has an ending that cannot be written: choose one of {', '.join(WRITABLE)}.")
-    jobs: dict[Path, Job] = {}
+    found = _unique(pair for text in inputs for pair in _matches(text, output, notice))
+    if _is_file_name(output, found):
+        _require_file_name(output, found, suffix)
+        targets = [output]
+    else:
+        if output.exists() and not output.is_dir():
+            raise UserError(f"{output} is a file and not a folder: choose another output.")
+        targets = _targets(found, output, suffix)
+    sources = {_key(source.resolve()) for source, _ in found}
+    for target in targets:
+        if _key(target.resolve()) in sources:
+            raise UserError(f"{target} would replace its own source or another input: choose another output.")
+    return _with_comparisons([Job(source, target) for (source, _), target in zip(found, targets, strict=True)])
+
+
+def _unique(found: Iterable[Found]) -> list[Found]:
+    """Each source once, as it was named first."""
+    first: dict[str, Found] = {}
+    for pair in found:
+        first.setdefault(os.path.abspath(pair.source), pair)
+    return list(first.values())
+
+
+def _key(path: Path) -> str:
+    """Equal for names that are one file where case does not count."""
+    return os.path.abspath(path).casefold()
+
+
+# The output
+
+
+def _is_file_name(output: Path, found: list[Found]) -> bool:
+    ending = output.suffix.lower()
+    if output.is_dir() or not ending:
+        return False
+    is_one_file = len(found) == 1 and found[0].inside == Path(found[0].source.name)
+    return ending in SUFFIXES or (is_one_file and ENDING.fullmatch(ending) is not None)
+
+
+def _require_file_name(output: Path, found: list[Found], suffix: str | None) -> None:
+    ending = output.suffix.lower()
+    if ending not in WRITABLE:
+        raise UserError(
+            f"{output} has an extension that is not supported: choose one of {', '.join(WRITABLE)}, or create a folder "
+            "of that name first."
+        )
+    if len(found) > 1:
+        raise UserError(f"{output} is the name of one file, but there are {len(found)} inputs: choose a folder.")
+    if suffix is not None and SAME.get(suffix, suffix) != SAME.get(ending, ending):
+        raise UserError(f"--format {suffix[1:]} and {output} do not agree: leave out one of them.")
+
+
+def _targets(found: list[Found], output: Path, suffix: str | None) -> list[Path]:
+    """A path for each, none of them twice."""
+    taken: set[str] = set()
+    targets = []
     for source, inside in found:
         ending = suffix or (source.suffix if source.suffix.lower() in WRITABLE else ".png")
-        target = output if single else (output / inside).with_suffix(ending)
-        if target in jobs and jobs[target].source != source:
-            target = target.with_name(f"{source.stem}_{source.suffix[1:]}{ending}")
-        if target.resolve() == source.resolve():
-            raise UserError(f"{target} would replace its own source: choose another output folder or name.")
-        jobs[target] = Job(source, target)
-    return list(jobs.values())
+        target = next(path for path in _names(source, output / inside, ending) if _key(path) not in taken)
+        taken.add(_key(target))
+        targets.append(target)
+    return targets
 
 
-def _matches(text: str) -> list[tuple[Path, Path]]:
-    """Pictures that an input means, each with its path inside the output folder."""
+def _names(source: Path, path: Path, ending: str) -> Iterator[Path]:
+    """What a result may be called, best first."""
+    stem = path.stem
+    yield _named(path, stem, ending)
+    if source.suffix:
+        yield _named(path, f"{stem}_{source.suffix[1:]}", ending)
+    folder = source.absolute().parent.name
+    if folder:
+        yield _named(path, f"{stem}_{folder}", ending)
+    for number in count(2):
+        yield _named(path, f"{stem}_{number}", ending)
+
+
+def _named(path: Path, stem: str, ending: str) -> Path:
+    return path.with_name(shortened(stem, len(os.fsencode(ending))) + ending)
+
+
+def _with_comparisons(jobs: list[Job]) -> list[Job]:
+    """Comparisons have names of their own too, which no source or target has."""
+    taken = {_key(path) for job in jobs for path in (job.source, job.target)}
+    result = []
+    for job in jobs:
+        names = _names(job.target, job.comparison.with_name(f"{job.target.name}.png"), ".compare.png")
+        comparison = next(path for path in chain([job.comparison], names) if _key(path) not in taken)
+        taken.add(_key(comparison))
+        result.append(job if comparison == job.comparison else Job(job.source, job.target, comparison))
+    return result
+
+
+# The inputs
+
+
+def _matches(text: str, output: Path, notice: Notice) -> list[Found]:
+    """Pictures that an input means."""
+    if not text.strip():
+        raise UserError("An input is empty: give the name of a file or folder, or a pattern such as *.png.")
     path = Path(text)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        pairs = [(p, p.relative_to(path)) for p in files]
-    elif path.exists():
-        pairs = [(path, Path(path.name))]
-    else:
-        pairs = [(Path(p), Path(Path(p).name)) for p in sorted(glob.glob(text, recursive=True)) if Path(p).is_file()]
+    try:
+        if path.is_dir():
+            pairs = _in_folder(path, output, notice)
+        elif path.exists():
+            pairs = [Found(path, Path(path.name))]
+        else:
+            files = (Path(name) for name in sorted(glob.glob(text, recursive=True)))
+            pairs = [Found(file, Path(file.name)) for file in files if file.is_file() and not _is_in(file, output)]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{shortened(text, 155)} cannot be read ({error.args[-1]}): check the name.") from error
     if not pairs:
         raise UserError(f"{text} matches no picture: check the name.")
     return pairs
+
+
+def _in_folder(folder: Path, output: Path, notice: Notice) -> list[Found]:
+    inside = _is_in(output, folder) and output.resolve() != folder.resolve()
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not is_hidden(file.relative_to(folder)))
+    files = [file for file in files if not (inside and _is_in(file, output)) and not _is_result(file, folder)]
+    taken = [file for file in files if file.suffix.lower() in SUFFIXES or is_picture(file)]
+    others = sorted(set(files) - set(taken))
+    if others:
+        names = ", ".join(file.name for file in others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+        what = "1 file is not a picture and is" if len(others) == 1 else f"{len(others)} files are not pictures and are"
+        notice(f"{folder}: {what} left out ({names}).")
+    return [Found(file, file.relative_to(folder)) for file in taken]
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return folder.resolve() in (path.resolve(), *path.resolve().parents)
+
+
+def _is_result(file: Path, folder: Path) -> bool:
+    """Whether a file was made by this program from another one in the folder."""
+    source = source_of(file)
+    return source is not None and _is_in(source, folder)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +22,9 @@ from ..errors import UserError
 from ..files.animation import Film
 from ..files.picture import Picture, PictureSequence
 from ..files.read import read_pictures
+from ..files.whole import remove_temporaries
 from ..files.write import require_room, write_picture, write_pictures
+from . import records
 from .job import FileOptions, Job, Outcome
 from .large import as_batch, is_too_large, run_large_job
 
@@ -34,23 +39,41 @@ def run_jobs(
 ) -> Iterator[Outcome]:
     """Do the jobs in turn. A file that fails is reported and the others continue; a finished one is skipped.
 
+    Finished is a result of the same source with the same settings (see `records`). Other results of this program are
+    replaced; a file that it did not make, or that was changed since, is kept and reported unless `overwrite`.
+
     All files share one tile policy: where memory ran out once, no later file tries that much again. `policy` is for
     a run of several calls with this model. `notice` hears what each outcome carries as its notices, too.
     """
     policy = policy or TilePolicy()
     for job in jobs:
-        if job.target.exists() and not options.overwrite:
-            yield Outcome(job, "skipped")
-            continue
         begin, heard = time.perf_counter(), _Heard(notice)
         try:
-            run_job(model, job, options, progress, heard, policy)
+            settings = records.settings_of(job, model, options)
+            if _is_finished(job, settings, options):
+                yield Outcome(job, "skipped")
+                continue
+            ready = partial(records.note, job, settings)
+            run_job(model, job, options, progress, heard, policy, ready)
         except UserError as error:
             named = str(job.source) in str(error)
             reason = str(error) if named else f"{job.source}: {error}"
             yield Outcome(job, "failed", reason=reason, notices=heard.notices)
         else:
             yield Outcome(job, "done", time.perf_counter() - begin, notices=heard.notices)
+
+
+def _is_finished(job: Job, settings: dict[str, Any], options: FileOptions) -> bool:
+    """Raises UserError for a target that this program must not replace."""
+    if options.overwrite:
+        return False
+    state = records.state_of(job.target, settings)
+    if state == "foreign":
+        raise UserError(
+            f"{job.target} exists, and no record says that it was made from {job.source}: add --overwrite, or choose "
+            "another output."
+        )
+    return state == "finished" and (job.comparison.exists() or not options.compare)
 
 
 class _Heard:
@@ -72,31 +95,42 @@ def run_job(
     progress: Progress | None = None,
     notice: Notice = ignored,
     policy: TilePolicy | None = None,
+    ready: Callable[[Path, Path], object] = lambda result, written: None,
 ) -> None:
-    """Read, upscale and write one file, all frames or pages of it; nothing is written where any of it fails."""
+    """Read, upscale and write one file, all frames or pages of it; nothing is written where any of it fails.
+
+    `ready` is called with a result's path and the file that is about to get this name.
+    """
     pictures = read_pictures(job.source)
     require_room(job.target, pictures.kind, len(pictures))
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{job.target.parent} cannot be created ({error.strerror}): choose another output.") from error
+    remove_temporaries(job.target)
     run = Run(model, options.upscale, policy or TilePolicy(), progress, notice)
     if pictures.kind != "single":
-        _run_sequence(run, job, pictures, options)
+        _run_sequence(run, job, pictures, options, ready)
         return
     [picture] = pictures
     for sentence in picture.notices:
         notice(sentence)
     if is_too_large(model, picture, options):
-        run_large_job(run, job, picture, options)
+        run_large_job(run, job, picture, options, partial(ready, job.target))
         return
     large = _finished(run, options, picture)
     if options.compare:
-        write_picture(job.comparison, before_after(picture, large))
-    write_picture(job.target, large, quality=options.quality)
+        write_picture(job.comparison, before_after(picture, large), ready=partial(ready, job.comparison))
+    write_picture(job.target, large, options.quality, partial(ready, job.target))
 
 
-def _run_sequence(run: Run, job: Job, pictures: PictureSequence, options: FileOptions) -> None:
+def _run_sequence(
+    run: Run,
+    job: Job,
+    pictures: PictureSequence,
+    options: FileOptions,
+    ready: Callable[[Path, Path], object],
+) -> None:
     """Frames or pages, one in memory at a time."""
 
     def finished() -> Iterator[Picture]:
@@ -106,10 +140,11 @@ def _run_sequence(run: Run, job: Job, pictures: PictureSequence, options: FileOp
             large = _finished(run, options, picture)
             if options.compare and number == 0:
                 run.notice(f"The comparison shows the first of {len(pictures)} pictures.")
-                write_picture(job.comparison, before_after(picture, large))
+                write_picture(job.comparison, before_after(picture, large), ready=partial(ready, job.comparison))
             yield large
 
-    write_pictures(job.target, finished(), pictures.kind, Film(len(pictures), pictures.plays, options.quality))
+    film = Film(len(pictures), pictures.plays, options.quality)
+    write_pictures(job.target, finished(), pictures.kind, film, partial(ready, job.target))
 
 
 def _finished(run: Run, options: FileOptions, picture: Picture) -> Picture:

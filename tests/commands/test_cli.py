@@ -66,7 +66,7 @@ def test_folders_keep_their_shape_and_equal_names_do_not_collide(tmp_path: Path)
     small(tmp_path / "in" / "sub" / "b.gif", "P")
     result = run("upscale", tmp_path / "in", "-o", tmp_path / "out", "--format", "png")
     assert result.returncode == 0, result.stderr
-    written = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
+    written = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
     assert written == ["a.png", "a_png.png", "sub/b.png"]
 
 
@@ -77,7 +77,7 @@ def test_a_broken_file_is_reported_and_the_others_are_upscaled(tmp_path: Path) -
     small(tmp_path / "in" / "c.png")
     result = run("upscale", tmp_path / "in", "-o", tmp_path / "out")
     assert result.returncode == 1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".onestep-sr", "a.png", "c.png"]
     assert "2 done, 0 skipped" in result.stdout
     assert "b.png" in result.stderr
     assert_one_sentence(result.stderr)
@@ -93,6 +93,47 @@ def test_a_second_run_skips_finished_files(tmp_path: Path) -> None:
     assert (out / "a.png").stat().st_mtime_ns == before
     assert "1 done" in run("upscale", source, "-o", out, "--overwrite").stdout
     assert (out / "a.png").stat().st_mtime_ns != before
+
+
+def test_a_second_run_with_other_settings_redoes_the_file(tmp_path: Path) -> None:
+    source, out = small(tmp_path / "a.png"), tmp_path / "out"
+    for scale, width in (("2", 48), ("3", 72)):
+        assert "1 done" in run("upscale", source, "-o", out, "--scale", scale).stdout
+        assert Image.open(out / "a.png").width == width
+    small(source, size=(32, 20))
+    assert "1 done" in run("upscale", source, "-o", out, "--scale", "3").stdout
+    assert Image.open(out / "a.png").width == 96
+    small(out / "a.png")
+    result = run("upscale", source, "-o", out, "--scale", "3")
+    assert result.returncode == 1 and "add --overwrite, or choose another output" in result.stderr
+    assert Image.open(out / "a.png").width == 24
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names there are always printable as Unicode")
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8:strict"])
+def test_a_name_that_the_terminal_cannot_print_ends_no_batch(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "in").mkdir()
+    names = ["1.png", "2 \u732b.png", "3 \udcff.png", "4 \u00e9.png"]
+    for name in names:
+        small(tmp_path / "in" / name)
+    (tmp_path / "in" / "5 \u732b \udcff.png").write_bytes(b"broken")
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "80"}
+    command = [*COMMAND, "upscale", tmp_path / "in", "-o", tmp_path / "out"]
+    result = subprocess.run(command, capture_output=True, env=environment, timeout=HANGING_SECONDS, check=False)
+    assert result.returncode == 1 and b"4 done, 0 skipped" in result.stdout, result.stderr
+    assert b"Traceback" not in result.stderr and b"5 " in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
+
+
+def test_metadata_is_stripped_when_asked(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "A camera"
+    Image.open(PHOTO).convert("RGB").resize((24, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert run("upscale", tmp_path / "a.jpg", "-o", tmp_path / "kept.jpg").returncode == 0
+    assert run("upscale", tmp_path / "a.jpg", "-o", tmp_path / "bare.jpg", "--strip-metadata").returncode == 0
+    kept = Image.open(tmp_path / "kept.jpg").getexif()
+    assert kept[0x010F] == "A camera" and kept[0x0131].startswith("One-Step SR")
+    assert not dict(Image.open(tmp_path / "bare.jpg").getexif())
 
 
 def test_the_same_seed_gives_the_same_picture(tmp_path: Path) -> None:
@@ -137,7 +178,7 @@ def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 130
     assert_one_sentence(errors)
-    files = list(out.iterdir())
+    files = [path for path in out.iterdir() if path.name != ".onestep-sr"]
     assert 0 < len(files) < 30
     for file in files:
         assert file.suffix == ".png"

@@ -1,0 +1,113 @@
+"""What made each result: a small file per result, in a hidden folder beside the results.
+
+A result counts as finished only where its source and settings are those of the run. A record is written just before
+the result gets its name, so that a process that is killed leaves both or neither; it knows its result by size and time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from ..core.model import SRModel
+from ..files.whole import remove_temporaries, write_whole
+from .job import FileOptions, Job
+
+FOLDER = ".onestep-sr"
+KEPT = 4  # records of one result: of the file before, and of processes that write it at once
+CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One writing of a result: from which file, with which settings, and how the result is known."""
+
+    source: str
+    settings: dict[str, Any]
+    size: int
+    time: int
+
+    def is_of(self, result: Path) -> bool:
+        try:
+            status = result.stat()
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.time)
+
+
+def settings_of(job: Job, model: SRModel, options: FileOptions) -> dict[str, Any]:
+    """Everything that a result depends on, as JSON has it."""
+    upscale = {name: value for name, value in asdict(options.upscale).items() if name != "batch"}
+    settings = {
+        "source": fingerprint(job.source),
+        "model": [model.recipe.name, repr(model.recipe.step), str(model.denoiser.dtype), options.fingerprint],
+        "quality": options.quality,
+        "strip": options.strip,
+    }
+    return json.loads(json.dumps(settings | upscale))
+
+
+def state_of(target: Path, settings: dict[str, Any]) -> Literal["missing", "finished", "outdated", "foreign"]:
+    """Whether a result is there, made with these settings, with others, or by something else."""
+    if not os.path.lexists(target):
+        return "missing"
+    own = [entry for entry in read_entries(target) if entry.is_of(target)]
+    if not own:
+        return "foreign"
+    return "finished" if own[-1].settings == settings else "outdated"
+
+
+def note(job: Job, settings: dict[str, Any], result: Path, written: Path) -> None:
+    """Record what makes a result, which is about to get its name, from the file that is written."""
+    status = written.stat()
+    entry = Entry(os.path.abspath(job.source), settings, status.st_size, status.st_mtime_ns)
+    entries = [*read_entries(result), entry][-KEPT:]
+    path = _record_of(result)
+    path.parent.mkdir(exist_ok=True)
+    remove_temporaries(path)
+    content = json.dumps({"result": result.name, "made": [asdict(each) for each in entries]})
+    write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+
+
+def source_of(path: Path) -> Path | None:
+    """What a file was made from, if it is a result that nobody has changed."""
+    own = [entry for entry in read_entries(path) if entry.is_of(path)]
+    return Path(own[-1].source) if own else None
+
+
+def read_entries(result: Path) -> list[Entry]:
+    """The records of a result; none where they are missing or broken."""
+    try:
+        content = json.loads(_record_of(result).read_text(encoding="utf-8"))
+        return [Entry(**entry) for entry in content["made"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+
+
+def _record_of(result: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(result.name)).hexdigest()[:24]
+    return result.parent / FOLDER / f"{name}.json"
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of a file's content, computed once while size and time stay; empty if it cannot be read, which reading
+    the picture will report."""
+    try:
+        status = path.stat()
+        return _hash(path, status.st_size, status.st_mtime_ns)
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=64)
+def _hash(path: Path, size: int, time: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""From inputs to jobs: every picture once, every target its own, and what cannot work refused before any work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from formula_model import formula_model
+from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.jobs.job import FileOptions
+from onestep_sr.sr_models.jobs.plan import plan_jobs
+from onestep_sr.sr_models.jobs.run import run_jobs
+from PIL import Image
+
+
+def made(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10), (40, 90, 140)).save(folder / name, format=None if Path(name).suffix else "PNG")
+    return folder
+
+
+def targets(tmp_path: Path, *inputs: Path, output: str = "out", suffix: str | None = None) -> dict[str, str]:
+    jobs = plan_jobs(map(str, inputs), tmp_path / output, suffix)
+    return {str(job.source.relative_to(tmp_path)): str(job.target.relative_to(tmp_path)) for job in jobs}
+
+
+def refusal(tmp_path: Path, *inputs: str | Path, output: str = "out", suffix: str | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        plan_jobs(map(str, inputs), tmp_path / output, suffix)
+    message = str(caught.value)
+    assert message.endswith(".") and "\n" not in message
+    return message
+
+
+def test_equal_names_from_several_folders_get_targets_of_their_own(tmp_path) -> None:
+    made(tmp_path, "x/a.png", "y/a.png", "z/w/a.png", "z/a.jpg")
+    found = targets(tmp_path, tmp_path / "x", tmp_path / "y", tmp_path / "z/w", tmp_path / "z", suffix=".png")
+    assert found == {
+        "x/a.png": "out/a.png",
+        "y/a.png": "out/a_png.png",
+        "z/w/a.png": "out/a_w.png",
+        "z/a.jpg": "out/a_jpg.png",
+    }
+
+
+def test_names_that_differ_in_case_are_one_file_on_many_systems(tmp_path) -> None:
+    made(tmp_path, "x/a.png", "y/A.PNG")
+    assert len({name.lower() for name in targets(tmp_path, tmp_path / "x", tmp_path / "y").values()}) == 2
+
+
+def test_a_source_that_is_given_twice_is_done_once(tmp_path) -> None:
+    made(tmp_path, "x/a.png")
+    assert len(targets(tmp_path, tmp_path / "x", tmp_path / "x/a.png", tmp_path / "x/../x")) == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "suffix"),
+    [
+        (["a.png"], "a.png", None),
+        (["a.png"], ".", None),
+        (["x/a.png", "a.png"], ".", None),
+        (["x"], "x", None),
+        (["x/a.png", "a.jpg"], ".", ".jpg"),
+    ],
+)
+def test_a_target_is_no_input(tmp_path, inputs, output, suffix) -> None:
+    made(tmp_path, "a.png", "x/a.png", "a.jpg")
+    message = refusal(tmp_path, *(tmp_path / name for name in inputs), output=output, suffix=suffix)
+    assert "would replace its own source or another input" in message
+
+
+def test_a_link_to_an_input_is_not_replaced_through_its_folder(tmp_path) -> None:
+    made(tmp_path, "x/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "x", target_is_directory=True)
+    assert "would replace" in refusal(tmp_path, tmp_path / "x", output="link")
+
+
+def test_hidden_files_and_companions_are_left_out(tmp_path) -> None:
+    made(tmp_path, "x/a.png", "x/.b.png", "x/.trash/c.png", "x/__MACOSX/a.png")
+    (tmp_path / "x" / "._a.png").write_bytes(b"\0\5\x16\7" + bytes(100))
+    assert list(targets(tmp_path, tmp_path / "x")) == ["x/a.png"]
+
+
+def test_pictures_are_known_by_their_content_and_others_are_named(tmp_path) -> None:
+    made(tmp_path, "x/a.png", "x/without")
+    for number in range(4):
+        (tmp_path / "x" / f"note{number}.txt").write_text("hello")
+    heard = []
+    jobs = plan_jobs([str(tmp_path / "x")], tmp_path / "out", notice=heard.append)
+    assert sorted(job.target.name for job in jobs) == ["a.png", "without.png"]
+    names = "note0.txt, note1.txt, note2.txt, ..."
+    assert heard == [f"{tmp_path / 'x'}: 4 files are not pictures and are left out ({names})."]
+
+
+def test_the_output_inside_the_input_is_no_input(tmp_path) -> None:
+    made(tmp_path, "x/a.png", "x/out/a.png", "x/out/old.png")
+    assert targets(tmp_path, tmp_path / "x", output="x/out") == {"x/a.png": "x/out/a.png"}
+    made(tmp_path, "all/x/b.png")
+    assert list(targets(tmp_path, tmp_path / "all/x", output="all")) == ["all/x/b.png"]
+
+
+def test_earlier_results_of_the_same_folder_are_no_inputs(tmp_path) -> None:
+    made(tmp_path, "x/a.png")
+    options = FileOptions(compare=True)
+    for _ in range(2):
+        for suffix, output in ((".webp", "x"), (None, "x/large")):
+            jobs = plan_jobs([str(tmp_path / "x")], tmp_path / output, suffix)
+            assert [job.source.name for job in jobs] == ["a.png"]
+            assert {outcome.status for outcome in run_jobs(formula_model(), jobs, options)} <= {"done", "skipped"}
+    assert len(targets(tmp_path, tmp_path / "x/large")) == 2, "results may be upscaled again when they are asked for"
+    shutil.copy(tmp_path / "x/a.webp", tmp_path / "x/other.webp")
+    assert "x/other.webp" in targets(tmp_path, tmp_path / "x"), "what somebody put there is an input"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "suffix", "words"),
+    [
+        (["a.png"], "b.heic", None, "extension that is not supported"),
+        (["a.png"], "b.xyz", None, "extension that is not supported"),
+        (["a.png", "b.png"], "c.png", None, "is the name of one file, but there are 2 inputs"),
+        (["."], "c.png", None, "is the name of one file, but there are 2 inputs"),
+        (["a.png"], "c.png", ".jpg", "--format jpg and"),
+        ([""], "out", None, "An input is empty"),
+        (["  "], "out", None, "An input is empty"),
+        (["none.png"], "out", None, "matches no picture"),
+        (["x" * 300 + ".png"], "out", None, "x"),
+        (["a.png"], "file", None, "is a file and not a folder"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path, monkeypatch, inputs, output, suffix, words) -> None:
+    monkeypatch.chdir(made(tmp_path, "a.png", "b.png"))
+    if output == "file":
+        (tmp_path / "file").write_text("")
+    assert words in refusal(tmp_path, *inputs, output=output, suffix=suffix)
+
+
+@pytest.mark.parametrize(("output", "suffix"), [("b.JPG", ".jpg"), ("b.jpeg", ".jpg"), ("b.tiff", ".tif")])
+def test_a_format_that_agrees_with_the_name_is_fine(tmp_path, output, suffix) -> None:
+    made(tmp_path, "a.png")
+    assert targets(tmp_path, tmp_path / "a.png", output=output, suffix=suffix) == {"a.png": output}
+
+
+def test_comparisons_have_names_of_their_own(tmp_path) -> None:
+    made(tmp_path, "x/a.png", "x/a.jpg", "x/a.compare.png")
+    jobs = plan_jobs([str(tmp_path / "x")], tmp_path / "out")
+    paths = [path for job in jobs for path in (job.target, job.comparison)]
+    assert len(set(paths)) == len(paths)
+    [alone] = plan_jobs([str(tmp_path / "x/a.jpg")], tmp_path / "out")
+    assert alone.comparison == tmp_path / "out/a.compare.png"
+
+
+@pytest.mark.parametrize("name", ["n" * 251 + ".png", "ö" * 125 + ".png", "n" * 251 + ".bmp"])
+@pytest.mark.parametrize("memory", [None, 0], ids=["in memory", "by bands"])
+def test_names_of_255_bytes(tmp_path, name, memory) -> None:
+    made(tmp_path / "x", name)
+    jobs = plan_jobs([str(tmp_path / "x")], tmp_path / "out", ".webp")
+    options = FileOptions(memory=memory, compare=memory is None)
+    [outcome] = run_jobs(formula_model(), jobs, options)
+    assert outcome.status == "done", outcome.reason
+    assert all(len(os.fsencode(path.name)) <= 255 for path in (tmp_path / "out").iterdir())
+    [again] = run_jobs(formula_model(), jobs, options)
+    assert again.status == "skipped"

@@ -198,7 +198,7 @@ HOSTILE = {
     "depth by tuples": (nested(100_000, b"\x85"), "values nested deeper than 50"),
     "depth by lists": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "values nested deeper than 50"),
     "many instructions": (b"\x80\x02" + b"N" * 600_000 + b".", "more than 300,000 pickle instructions"),
-    "doubled lists": (doubled(40), "more than 200,000 values"),
+    "doubled lists": (doubled(40), "more than 100,000 values"),
     "one list copied by many calls": (
         copies(b"ctorch\nSize\n", b"h\x01h\x00\x85R"),
         "calls of more than 1,000,000 values",

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ..errors import UserError
 
-MAX_INSTRUCTIONS = 300_000  # 10,000 tensors
+MAX_INSTRUCTIONS = 200_000  # 6,500 tensors; SDXL has 2,500
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
 MAX_COPIED = 1_000_000

@@ -15,9 +15,9 @@ from typing import IO, Any
 
 from ..errors import UserError
 
-MAX_INSTRUCTIONS = 300_000  # 10,000 tensors
+MAX_INSTRUCTIONS = 200_000  # 6,500 tensors; SDXL has 2,500
 MAX_DEPTH = 50
-MAX_VALUES = 200_000
+MAX_VALUES = 100_000
 MAX_COPIED = 1_000_000
 SHOWN_CHARACTERS = 80
 GET_SAFETENSORS = "get it as safetensors"
@@ -81,7 +81,7 @@ def read_pickle(stream: IO[bytes], rules: Rules, file_name: str) -> Any:
 def walked(value: Any, leaf: Callable[[Any], Any], file_name: str) -> Any:
     """A copy of nested dict, list, tuple and `Foreign` with names for `Named` and `leaf(value)` for all other values.
 
-    Raises UserError where it is deeper than 50 or holds more than 200,000 values, counting shared ones each time.
+    Raises UserError where it is deeper than 50 or holds more than 100,000 values, counting shared ones each time.
     """
     visited = 0
 

@@ -140,10 +140,11 @@ class Evaluate:
             self.json_file.write_text(evaluate.to_json(rows))
 
     def _upscaler(self, model: str) -> Upscaler:
+        from ..core.tile_policy import TilePolicy
         from ..core.upscale import upscale
         from ..jobs.model_choice import ModelChoice, open_model
 
         opening = self.opening
         choice = ModelChoice(model, opening.autoencoder, device=opening.device, dtype=opening.dtype)
-        opened = open_model(choice)
-        return lambda image: upscale(opened.model, image)
+        opened, policy = open_model(choice), TilePolicy()
+        return lambda image: upscale(opened.model, image, policy=policy)

@@ -517,7 +517,7 @@ def test_bases_and_loras_of_two_kinds_are_told_apart(small, tmp_path) -> None:
         (tmp_path / "both" / name).touch()
     with pytest.raises(UserError, match="two kinds of base"):
         read_lora(tmp_path / "both")
-    with pytest.raises(UserError, match=r"lacks transformer\.safetensors"):
+    with pytest.raises(UserError, match=r"does not contain .*transformer\.safetensors"):
         read_lora(base)
     other = small_unet.write(tmp_path / "other", "SDXL")
     with pytest.raises(UserError, match="use a Stable Diffusion with a U-Net"):

@@ -352,7 +352,7 @@ def _with_tensors(content: Any, path: Path, device: str) -> Any:
     @cache
     def values(storage: Storage) -> torch.UntypedStorage:
         assert mapped is not None  # noqa: S101 (for the type checker)
-        found = mapped[storage.offset : storage.offset + storage.bytes]
+        found: Any = mapped[storage.offset : storage.offset + storage.bytes]  # a slice is a storage, too
         return found.clone() if storage.offset % storage.dtype.itemsize else found  # the older layout aligns nothing
 
     return walked(content, lambda value: made(value) if isinstance(value, Part) else value, path.name)

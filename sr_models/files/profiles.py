@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -126,11 +127,9 @@ def _through_profile(ink: np.ndarray, profile: bytes) -> np.ndarray | None:
         return np.asarray(converted)
     import imagecodecs
 
-    spaces = {"colorspace": "cmyk", "outcolorspace": "rgb"}
+    spaces: dict[str, Any] = {"colorspace": "cmyk", "outcolorspace": "rgb", "outdtype": ink.dtype}
     try:
-        return imagecodecs.cms_transform(
-            np.ascontiguousarray(ink), profile, imagecodecs.cms_profile("srgb"), **spaces, outdtype=ink.dtype
-        )
+        return imagecodecs.cms_transform(np.ascontiguousarray(ink), profile, imagecodecs.cms_profile("srgb"), **spaces)
     except RuntimeError:
         return None
 

@@ -17,7 +17,6 @@ from places import ROOT
 from torch import Tensor
 
 PHOTOS = (ROOT / "demo" / "photo.png", ROOT / "tests" / "photos" / "houses.png")
-VALIDATION = ROOT.parent / "shared" / "data" / "val"
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from onestep_sr.sr_models.measures.metrics import high_frequency_power, psnr, ssim
-from PIL import Image
-from places import ROOT
 from torch import Tensor
-
-PHOTOS = (ROOT / "demo" / "photo.png", ROOT / "tests" / "photos" / "houses.png")
-VALIDATION = ROOT.parent / "shared" / "data" / "val"
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def opened(path: Path) -> Image.Image:
-    """RGB, sides cut to multiples of 4."""
-    image = Image.open(path).convert("RGB")
-    return image.crop((0, 0, image.width // 4 * 4, image.height // 4 * 4))
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 # PSNR

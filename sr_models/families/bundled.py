@@ -127,8 +127,6 @@ def describe(file: Header | WeightsFile) -> Description:
 
 
 def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
-    if chosen is not None:
-        FAMILY.recipe(chosen)  # refused: it has none
     description = describe(header)
     return recipe(description, header.path.stem), description.network.bicubic_skip
 

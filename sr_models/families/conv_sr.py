@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.conditions import Metadata
 from ..checkpoints.header import Header
+from ..checkpoints.metadata import broken_description, read_json, require_within
 from ..checkpoints.weights_file import WeightsFile, fill, read_weights
 from ..codecs.pixel_shuffle import PixelShuffleCodec
 from ..core.model import SRModel
@@ -30,7 +31,7 @@ from ..networks.conv_sr import SCALE, ConvSR, ConvSRConfig
 from .family import ModelFamily, OpenedModel, OpenOptions
 
 METADATA_KEY = "onestep_sr_conv"
-LARGEST = ConvSRConfig(channels=512, blocks=128)  # no more is built from what a file says
+BOUNDS: dict[str, tuple[float, float]] = {"channels": (4, 512), "blocks": (1, 128)}
 
 
 class AsDenoiser(nn.Module):
@@ -68,18 +69,16 @@ def read(path: Path, dtype: torch.dtype = torch.float32) -> ConvSR:
 
 def _config(file: Header | WeightsFile) -> ConvSRConfig:
     try:
-        config = ConvSRConfig(**json.loads(file.metadata[METADATA_KEY])["network"])
-        is_possible = config.channels % 4 == 0 and 4 <= config.channels <= LARGEST.channels
-        if not (is_possible and 1 <= config.blocks <= LARGEST.blocks):
-            raise ValueError(f"{config.channels} channels, {config.blocks} blocks")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{file.name} has a broken description ({error}): download it again.") from error
+        config = ConvSRConfig(**read_json(file.metadata[METADATA_KEY], file.name)["network"])
+        require_within(asdict(config), BOUNDS)
+        if config.channels % SCALE:
+            raise ValueError(f"{config.channels} channels")
+    except (KeyError, TypeError, ValueError) as error:
+        raise broken_description(file.name, error) from error
     return config
 
 
 def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
-    if chosen is not None:
-        FAMILY.recipe(chosen)  # refused: it has none
     _config(header)
     name = header.path.stem
     return Recipe(name, name, FAMILY.citation, Direct(), scale=SCALE, tile=256, overlap=32, multiple=1), SCALE

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..families.bundled import BUNDLED
 from ..families.family import OpenedModel
 from ..families.loading import load
+from ..families.registry import identify
 
 BUNDLED_NAME = "bundled"
 CHUNK, PARTS = 2**20, 1024  # bytes that are hashed at once; a file of up to a gigabyte is hashed whole
@@ -76,6 +77,8 @@ def open_model(choice: ModelChoice) -> OpenedModel:
     if choice.base is None and choice.lora is None:
         _refuse_lora_options(choice)
         path = BUNDLED if choice.model == BUNDLED_NAME else Path(choice.model)
+        if recipe is not None:
+            identify(path).recipe(recipe)  # also refused where the model has none to choose from
         return load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype).to(place)
     if choice.base is None or choice.lora is None:
         raise UserError("A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's) and --lora: give both.")

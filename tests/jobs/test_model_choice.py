@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families.bundled import BUNDLED
+from onestep_sr.sr_models.families.loading import recipe_of
 from onestep_sr.sr_models.jobs.model_choice import ModelChoice, open_model
 
 
@@ -28,3 +30,8 @@ def test_options_that_do_not_suit_the_model_are_refused(options: dict, message: 
 
 def test_the_bundled_model_needs_no_option() -> None:
     assert open_model(ModelChoice(device="cpu")).family.name == "bundled"
+
+
+def test_the_nodes_recipe_stays_without_influence_on_the_bundled_model() -> None:
+    """Saved graphs may hold any recipe beside 'bundled', as its tooltip allows."""
+    assert recipe_of(BUNDLED, "sinsr") == recipe_of(BUNDLED)

@@ -49,14 +49,19 @@ class Faithful:
     "AdamW's learning rate."
     start: Path | None = None
     "Start from this model's weights."
+    teacher: Path | None = None
+    "Folder of a teacher's x4 results for the pictures, each shrunk by Pillow's bicubic first, with the same names."
+    imitation: float = 0.7
+    "With --teacher: the share of its results in the targets, 0 to 1."
 
     def __call__(self) -> None:
         from ..networks.conv_sr import ConvSRConfig
-        from ..training.picture_objective import FaithfulRun, train_faithful
+        from ..training.picture_runs import FaithfulRun, train_faithful
         from ..training.pictures import PairConfig
 
         network, pairs = ConvSRConfig(self.channels, self.blocks), PairConfig(self.crop)
-        run = FaithfulRun(self.data, network, pairs, self.learning_rate, self.start)
+        rate, teacher = self.learning_rate, self.teacher
+        run = FaithfulRun(self.data, network, pairs, rate, self.start, teacher, self.imitation)
         say_result("model", train_faithful(self.training.config_of(self), run))
 
 

@@ -78,10 +78,10 @@ class TsdTraining(TrainingOptions):
     batch: AtLeastOne = 2
     warmup: AtLeastZero = 3000
     "Number of steps in which the learning rates rise."
-    best: Literal["psnr", "ssim", "niqe", "lpips", "musiq"] = "psnr"
+    best: Literal["psnr", "ssim", "niqe", "lpips", "dists", "musiq"] = "psnr"
     "The validation score that selects the best result."
     lpips: Path | None = None
-    "Folder with AlexNet's weights and LPIPS's alex.pth."
+    "Folder with AlexNet's weights and LPIPS's alex.pth; for DISTS, also VGG16's and DISTS's weights."
     musiq: Path | None = None
     "MUSIQ's weights, to validate with it: musiq_koniq_ckpt-*.pth."
 

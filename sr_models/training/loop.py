@@ -52,8 +52,8 @@ class Samples(Protocol):
 class TrainConfig:
     """How long, how fast and where. `batch` counts samples per process and backward pass.
 
-    `best` is the validation score that selects the best result: psnr, ssim, niqe, lpips or musiq. `lpips` and `musiq`
-    are passed to `validation.find_metrics`. `run_file` is the text of the run.toml that reproduces the run.
+    `best` is the validation score that selects the best result: psnr, ssim, niqe, lpips, dists or musiq. `lpips` and
+    `musiq` are passed to `validation.find_metrics`. `run_file` is the text of the run.toml that reproduces the run.
     """
 
     output: Path
@@ -89,7 +89,7 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
     if config.best in NETWORK_METRICS and config.best not in metrics:
         raise UserError(
             f"The best result cannot be selected by {config.best.upper()} because its weights were not found: pass "
-            f"them with --{config.best}."
+            f"them with --{'lpips' if config.best == 'dists' else config.best}."
         )
     config.output.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("log")

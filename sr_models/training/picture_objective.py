@@ -1,27 +1,24 @@
-"""Training a network from picture to picture to the least error."""
+"""Objectives of a network from picture to picture. First faithful (least error), then `detailed_objective`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..families import conv_sr
-from ..networks.conv_sr import SCALE, ConvSR, ConvSRConfig
+from ..networks.conv_sr import ConvSR
 from .draws import Draws
-from .loop import TrainConfig, train
 from .objective import Losses, ParameterGroup
-from .pictures import PairConfig, PicturePairs
 
 
-class FaithfulObjective(nn.Module):
-    """mean |result - HR|, of which the median picture is the best answer (EDSR, arXiv 1707.02921, section 3.2).
+class PictureObjective(nn.Module):
+    """The parts that both phases share.
 
-    A batch has `lr` (B, 3, h, w) and `hr` (B, 3, 4h, 4w), uint8.
+    A batch contains `lr` (B, 3, h, w), `hr` (B, 3, 4h, 4w) and, with a teacher, `teacher` (B, 3, 4h, 4w), uint8.
     """
 
     def __init__(self, network: ConvSR, learning_rate: float):
@@ -30,9 +27,13 @@ class FaithfulObjective(nn.Module):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, batch: dict[str, Tensor], draws: Draws, step: int) -> Losses:
-        hr, lr = (batch[name].float() / 255 for name in ("hr", "lr"))
-        result = self.network(lr.contiguous(memory_format=torch.channels_last))
-        return {"loss": (result.float() - hr).abs().mean()}
+        pictures = {name: batch[name].float() / 255 for name in ("lr", "hr", "teacher") if name in batch}
+        lr = pictures.pop("lr").contiguous(memory_format=torch.channels_last)
+        return self.losses(self.network(lr).float(), pictures, draws)
+
+    def losses(self, result: Tensor, targets: dict[str, Tensor], draws: Draws) -> Losses:
+        """The losses of a result, by name, with their sum as `loss`. `targets` are `hr` and maybe `teacher`."""
+        raise NotImplementedError
 
     def groups(self) -> list[ParameterGroup]:
         return [{"name": "network", "params": list(self.network.parameters()), "lr": self.learning_rate}]
@@ -53,32 +54,21 @@ class FaithfulObjective(nn.Module):
         return {"learning_rate": self.learning_rate, "network": asdict(self.network.config)}
 
 
-@dataclass(frozen=True)
-class FaithfulRun:
-    """What is trained, on what.
+class FaithfulObjective(PictureObjective):
+    """mean |result - y|, y = HR + imitation (teacher - HR); without a teacher, y = HR.
 
-    `start`: a model of this kind whose weights the training starts from, in place of random ones.
+    The median picture minimises it (EDSR, arXiv 1707.02921, section 3.2). A teacher's result is a function of the LR
+    picture, so that its median has less spread than HR's and is learned in fewer steps.
     """
 
-    data: Path
-    network: ConvSRConfig = field(default_factory=ConvSRConfig)
-    pairs: PairConfig = field(default_factory=PairConfig)
-    learning_rate: float = 5e-4
-    start: Path | None = None
+    def __init__(self, network: ConvSR, learning_rate: float, imitation: float = 0.0):
+        super().__init__(network, learning_rate)
+        self.imitation = imitation
 
+    def losses(self, result: Tensor, targets: dict[str, Tensor], draws: Draws) -> Losses:
+        hr = targets["hr"]
+        target = hr + self.imitation * (targets["teacher"] - hr) if "teacher" in targets else hr
+        return {"loss": (result - target).abs().mean()}
 
-def train_faithful(config: TrainConfig, run: FaithfulRun) -> Path:
-    """Returns the model's path. Raises UserError for settings or files that do not fit."""
-    crop, network = run.pairs.crop, run.network
-    if crop < 2 * SCALE or crop % SCALE:
-        raise UserError(f"Crop {crop} does not fit the network: choose a multiple of {SCALE} from {2 * SCALE} px.")
-    if network.channels < SCALE or network.channels % SCALE or network.blocks < 1:
-        raise UserError(
-            f"A network of {network.channels} channels and {network.blocks} blocks cannot be built: choose a multiple "
-            f"of {SCALE} channels and at least 1 block."
-        )
-    if not run.data.is_dir():
-        raise UserError(f"{run.data} is not a folder. Choose a folder that contains training pictures.")
-    torch.manual_seed(config.seed)
-    learner = ConvSR(network) if run.start is None else conv_sr.read(run.start).requires_grad_(True)
-    return train(config, FaithfulObjective(learner, run.learning_rate), PicturePairs(run.data, run.pairs, config.seed))
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | ({"imitation": self.imitation} if self.imitation else {})

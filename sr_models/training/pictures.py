@@ -41,38 +41,68 @@ class PicturePairs(Dataset[dict[str, Tensor]]):
     """Pair number i, without end, is a pure function of (seed, i).
 
     Each item: `hr` (3, crop, crop) and `lr` (3, crop/4, crop/4), uint8. All pictures are decoded once and kept in
-    memory. Raises UserError for a folder without pictures and for one that cannot be read.
+    memory. With `teacher`, a folder that contains a teacher's x4 result for each picture, made from the picture after
+    Pillow's bicubic reduction, under the same name (any ending): each item also has `teacher` (3, crop, crop), the
+    same window of that result. It is HR itself for a window that was shrunk, of which the teacher has no result.
+
+    Raises UserError for a folder without pictures, for a picture that cannot be read, and for a teacher's result that
+    is missing or has another size.
     """
 
-    def __init__(self, folder: Path, config: PairConfig, seed: int):
+    def __init__(self, folder: Path, config: PairConfig, seed: int, teacher: Path | None = None):
         self.config, self.seed = config, seed
-        smallest = config.crop + config.margin
-        self.pictures = [np.asarray(enlarged_to(_open(file), smallest)) for file in list_images(folder)]
+        smallest, files = config.crop + config.margin, list_images(folder)
+        opened = [_open(file) for file in files]
+        self.pictures = [np.asarray(enlarged_to(picture, smallest)) for picture in opened]
+        self.results: list[np.ndarray] = []
+        if teacher is not None:
+            found = {file.stem: file for file in list_images(teacher)}
+            results = (_result(found, file, picture) for file, picture in zip(files, opened, strict=True))
+            self.results = [np.asarray(enlarged_to(result, smallest)) for result in results]
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, number))
-        hr = self._window(rng)
+        targets = self._windows(rng)
         if rng.random() < self.config.grey:
-            hr = hr.convert("L").convert("RGB")
-        lr = self.config.degradation(hr, rng)
+            targets = {name: picture.convert("L").convert("RGB") for name, picture in targets.items()}
+        lr = self.config.degradation(targets["hr"], rng)
         scale, side = self.config.degradation.scale, self.config.crop
         left, top = (int(rng.integers(self.config.margin // scale + 1)) * scale for _ in range(2))
-        hr = hr.crop((left, top, left + side, top + side))
         lr = lr.crop((left // scale, top // scale, (left + side) // scale, (top + side) // scale))
-        return {"hr": to_tensor(hr), "lr": to_tensor(lr)}
+        box = (left, top, left + side, top + side)
+        return {name: to_tensor(picture.crop(box)) for name, picture in targets.items()} | {"lr": to_tensor(lr)}
 
-    def _window(self, rng: Generator) -> Image.Image:
-        picture = Image.fromarray(self.pictures[rng.integers(len(self.pictures))])
+    def _windows(self, rng: Generator) -> dict[str, Image.Image]:
+        """HR, and the teacher's result if there is one, before the margin is cut off."""
+        index = int(rng.integers(len(self.pictures)))
+        picture = Image.fromarray(self.pictures[index])
         side = self.config.crop + self.config.margin
         wanted = side
         if rng.random() < self.config.shrunk:
             wanted = min(*picture.size, int(side * rng.uniform(1, 2)))
-        window = random_window(picture, wanted, rng).cut(picture)
-        return window.resize((side, side), Image.Resampling.BICUBIC) if wanted > side else window
+        window = random_window(picture, wanted, rng)
+        hr = window.cut(picture)
+        hr = hr.resize((side, side), Image.Resampling.BICUBIC) if wanted > side else hr
+        if not self.results:
+            return {"hr": hr}
+        return {"hr": hr, "teacher": hr if wanted > side else window.cut(Image.fromarray(self.results[index]))}
 
     def settings(self) -> dict[str, Any]:
         """What must match to resume a run."""
-        return {"seed": self.seed, "pictures": len(self.pictures), **asdict(self.config)}
+        counts = {"pictures": len(self.pictures)} | ({"results": len(self.results)} if self.results else {})
+        return {"seed": self.seed, **counts, **asdict(self.config)}
+
+
+def _result(found: dict[str, Path], file: Path, picture: Image.Image) -> Image.Image:
+    if file.stem not in found:
+        raise UserError(f"{file.name} has no teacher's result: store it as {file.stem}.png in the teacher's folder.")
+    result = _open(found[file.stem])
+    if result.size != picture.size:
+        raise UserError(
+            f"The teacher's result {found[file.stem]} has {result.width} x {result.height} px, but {file.name} has "
+            f"{picture.width} x {picture.height} px: make it from this picture."
+        )
+    return result
 
 
 def _open(file: Path) -> Image.Image:

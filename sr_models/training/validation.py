@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ..canvas.resize import resize
 from ..files.listing import list_images
-from ..measures import niqe
+from ..measures import dists, niqe, vgg
+from ..measures.dists import Dists
 from ..measures.lpips import find_lpips
 from ..measures.metrics import high_frequency_power, psnr, ssim
 from ..measures.musiq import find_musiq
+from ..measures.pretrained import search
 from .data import enlarged_to
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # result and HR, both (1, 3, H, W) in [0, 1], to a score
@@ -25,8 +27,8 @@ Restore = Callable[[Tensor], Tensor]  # LR (1, 3, h, w) to SR (1, 3, 4h, 4w), bo
 PICTURES, STRIPS = 6, 3
 SCALE = 4
 LARGEST, MULTIPLE = 256, 128
-NETWORK_METRICS = ("lpips", "musiq")  # need weights that no package contains
-HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "niqe": False, "lpips": False, "musiq": True}
+NETWORK_METRICS = ("lpips", "dists", "musiq")  # need weights that no package contains
+HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "niqe": False, "lpips": False, "dists": False, "musiq": True}
 
 
 def better(name: str, score: float, than: float) -> bool:
@@ -34,10 +36,13 @@ def better(name: str, score: float, than: float) -> bool:
 
 
 def find_metrics(lpips: Path | None, musiq: Path | None) -> dict[str, Metric]:
-    """LPIPS and MUSIQ, each if its weights are found; arguments as for `find_lpips` and `find_musiq`."""
+    """LPIPS, DISTS and MUSIQ, each if its weights are found. DISTS is searched in LPIPS's folder; other arguments are
+    as for `find_lpips` and `find_musiq`."""
     metrics: dict[str, Metric] = {}
     if (distance := find_lpips(lpips)) is not None:
         metrics["lpips"] = lambda result, hr: distance(result * 2 - 1, hr * 2 - 1)
+    if lpips is not None and search(lpips, dists.FILES) and search(lpips, vgg.FILES):
+        metrics["dists"] = Dists.load(lpips)
     if (quality := find_musiq(musiq)) is not None:
         metrics["musiq"] = lambda result, hr: quality(result)
     return metrics

@@ -14,7 +14,8 @@ from onestep_sr.sr_models.families import conv_sr
 from onestep_sr.sr_models.networks.conv_sr import ConvSR, ConvSRConfig
 from onestep_sr.sr_models.training import loop
 from onestep_sr.sr_models.training.draws import Draws
-from onestep_sr.sr_models.training.picture_objective import FaithfulObjective, FaithfulRun, train_faithful
+from onestep_sr.sr_models.training.picture_objective import FaithfulObjective
+from onestep_sr.sr_models.training.picture_runs import FaithfulRun, train_faithful
 from onestep_sr.sr_models.training.pictures import PairConfig, PicturePairs
 from PIL import Image
 from places import PHOTOS
@@ -48,7 +49,7 @@ def test_jpeg_blocks_begin_anywhere(monkeypatch) -> None:
     ramp = np.broadcast_to((np.arange(512) // 4).astype(np.uint8)[None, :, None], (512, 512, 3))
     pairs = PicturePairs(PHOTOS, PairConfig(crop=32, margin=32, grey=0.0, shrunk=0.0, degradation=CLEAN), 0)
     pairs.pictures = [ramp]
-    monkeypatch.setattr(PicturePairs, "_window", lambda self, rng: Image.fromarray(ramp[:64, :64]))
+    monkeypatch.setattr(PicturePairs, "_windows", lambda self, rng: {"hr": Image.fromarray(ramp[:64, :64])})
     assert len({int(pairs[number]["hr"][0, 0, 0]) for number in range(200)}) == 9
 
 

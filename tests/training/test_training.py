@@ -11,6 +11,7 @@ from onestep_sr.sr_models.canvas.degradation import Degradation
 from onestep_sr.sr_models.commands.train import PhotoOptions, Teacher
 from onestep_sr.sr_models.commands.training_options import TrainingOptions
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.measures.alexnet import AlexNet
 from onestep_sr.sr_models.measures.lpips import Lpips
 from onestep_sr.sr_models.measures.musiq import Musiq
 from onestep_sr.sr_models.training import loop, validation
@@ -101,7 +102,7 @@ def test_validation_uses_the_metrics_whose_weights_are_found(tmp_path: Path, mon
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert validation.find_metrics(None, None) == {}
     torch.save(Musiq().state_dict(), tmp_path / "musiq_koniq_ckpt-0.pth")
-    lpips = Lpips().requires_grad_(False)
+    lpips = Lpips(AlexNet()).requires_grad_(False)
     for weight in lpips.weights:
         torch.nn.init.ones_(weight)
     monkeypatch.setattr(validation, "find_lpips", lambda folder: lpips)

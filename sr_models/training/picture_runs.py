@@ -1,0 +1,63 @@
+"""The two trainings of a network from picture to picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..families import conv_sr
+from ..networks.conv_sr import SCALE, ConvSR, ConvSRConfig
+from .loop import TrainConfig, train
+from .picture_objective import FaithfulObjective
+from .pictures import PairConfig, PicturePairs
+
+
+@dataclass(frozen=True)
+class FaithfulRun:
+    """What is trained, and on which pictures.
+
+    Attributes:
+        data: a folder of pictures.
+        start: a model of this kind whose weights the training starts from, in place of random ones.
+        teacher: a folder of a teacher's results, as in `PicturePairs`.
+        imitation: the share of the teacher's results in the targets, 0 to 1; without `teacher` it has no effect.
+    """
+
+    data: Path
+    network: ConvSRConfig = field(default_factory=ConvSRConfig)
+    pairs: PairConfig = field(default_factory=PairConfig)
+    learning_rate: float = 5e-4
+    start: Path | None = None
+    teacher: Path | None = None
+    imitation: float = 0.7
+
+
+def train_faithful(config: TrainConfig, run: FaithfulRun) -> Path:
+    """Returns the model's path. Raises UserError for settings or files that do not fit."""
+    network = run.network
+    if network.channels < SCALE or network.channels % SCALE or network.blocks < 1:
+        raise UserError(
+            f"A network of {network.channels} channels and {network.blocks} blocks cannot be built: choose a multiple "
+            f"of {SCALE} channels and at least 1 block."
+        )
+    if not 0 <= run.imitation <= 1:
+        raise UserError(f"Imitation {run.imitation:g} is out of bounds: choose a number from 0 to 1.")
+    pairs = _pairs(run.data, run.pairs, config.seed, run.teacher)
+    torch.manual_seed(config.seed)
+    learner = ConvSR(network) if run.start is None else conv_sr.read(run.start).requires_grad_(True)
+    imitation = 0.0 if run.teacher is None else run.imitation
+    return train(config, FaithfulObjective(learner, run.learning_rate, imitation), pairs)
+
+
+def _pairs(data: Path, config: PairConfig, seed: int, teacher: Path | None = None) -> PicturePairs:
+    if config.crop < 2 * SCALE or config.crop % SCALE:
+        raise UserError(
+            f"Crop {config.crop} does not fit the network: choose a multiple of {SCALE} from {2 * SCALE} px."
+        )
+    for folder, what in ((data, "training pictures"), (teacher, "a teacher's results")):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"{folder} is not a folder. Choose a folder that contains {what}.")
+    return PicturePairs(data, config, seed, teacher)

@@ -14,7 +14,7 @@ from cyclopts.help.specs import AsteriskColumn, DescriptionColumn, NameColumn, N
 from ..errors import UserError
 from .run_file import read_run_file
 from .terminal import show_all_names, warn
-from .train import Faithful, Mix, Student, Teacher
+from .train import Detailed, Faithful, Join, Mix, Student, Teacher
 from .train_sd import Prepare, TadSd, Tsd
 from .upscale import Evaluate, Upscale
 from .weights import Convert, Download, Models
@@ -63,7 +63,7 @@ app.command(Upscale, usage=f"Usage: {NAME} upscale IN... --output PATH [OPTIONS]
 for position, command in enumerate((Models, Download, Convert, Evaluate, Prepare), start=1):
     app.command(command, sort_key=position)
 app.command(train)
-for position, command in enumerate((Faithful, Teacher, Student, Mix, Tsd, TadSd)):
+for position, command in enumerate((Faithful, Detailed, Join, Teacher, Student, Mix, Tsd, TadSd)):
     train.command(command, sort_key=position)
 
 

@@ -1,4 +1,4 @@
-"""`onestep-sr train faithful`, `teacher`, `student` and `mix`: small models of our own."""
+"""`onestep-sr train faithful`, `detailed`, `join`, `teacher`, `student` and `mix`: small models of our own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import Output, Switch, Whole, flat
-from .training_options import PictureTraining, StudentWeightOptions, TrainingOptions, say_result
+from .training_options import (
+    DetailedTraining,
+    DetailWeightOptions,
+    PictureTraining,
+    StudentWeightOptions,
+    TrainingOptions,
+    say_result,
+)
 
 if TYPE_CHECKING:
     from ..training.runs import Crops
@@ -63,6 +70,68 @@ class Faithful:
         rate, teacher = self.learning_rate, self.teacher
         run = FaithfulRun(self.data, network, pairs, rate, self.start, teacher, self.imitation)
         say_result("model", train_faithful(self.training.config_of(self), run))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detailed:
+    """Train a network of `train faithful` further, to detail as a person sees it.
+
+    Run it again to resume.
+    """
+
+    data: Path = field(kw_only=False)
+    "A folder of pictures, read with its subfolders and kept in memory."
+    start: Path
+    "The faithful model's model.safetensors."
+    perceptual: Path
+    "Folder with the weights of LPIPS (alex.pth, torchvision's AlexNet) and DISTS (torchvision's VGG16)."
+    training: DetailedTraining
+    crop: Whole = 192
+    "Side of the HR crops, a multiple of 16."
+    learning_rate: float = 1e-4
+    "AdamW's learning rate."
+    discriminator_learning_rate: float = 1e-4
+    "The discriminator's learning rate."
+    weights: DetailWeightOptions = field(default_factory=DetailWeightOptions)
+
+    def __call__(self) -> None:
+        from ..training.picture_runs import DetailedRun, train_detailed
+        from ..training.pictures import PairConfig
+
+        run = DetailedRun(
+            self.data,
+            self.start,
+            self.perceptual,
+            PairConfig(self.crop),
+            self.weights.built(),
+            self.learning_rate,
+            self.discriminator_learning_rate,
+        )
+        say_result("model", train_detailed(self.training.config_of(self), run))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Join:
+    """Write one model from a faithful one and the detailed one that was trained from it.
+
+    Its `--detail` can be any number from 0 to 1: the weights are mixed.
+    """
+
+    faithful: Path = field(kw_only=False)
+    "The faithful model's model.safetensors."
+    detailed: Path = field(kw_only=False)
+    "The detailed model's model.safetensors."
+    output: Output
+    "The file to write."
+    detail: float = 0.7
+    "The model's default, from 0 (faithful) to 1 (detailed)."
+    card: str = ""
+    "A text to store in the file: data, licence, commands."
+
+    def __call__(self) -> None:
+        from ..training.picture_runs import join
+
+        say_result("model", join(self.faithful, self.detailed, self.detail, self.card, self.output))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from .run_file import run_file_text
 from .terminal import say
 
 if TYPE_CHECKING:
+    from ..training.detailed_objective import DetailWeights
     from ..training.loop import TrainConfig
     from ..training.pixel_objectives import StudentWeights
 
@@ -107,6 +108,40 @@ class PictureTraining(TsdTraining):
     steps: AtLeastOne = 24_000
     batch: AtLeastOne = 16
     warmup: AtLeastZero = 200
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class DetailedTraining(TsdTraining):
+    """As TSD's, for the second phase of a small network."""
+
+    steps: AtLeastOne = 20_000
+    batch: AtLeastOne = 8
+    warmup: AtLeastZero = 200
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class DetailWeightOptions:
+    """Weights of the losses of the detailed phase."""
+
+    pixel_weight: float = 1.0
+    "Weight of the absolute error."
+    coarse_weight: float = 2.0
+    "Weight of the absolute error of means over 4 x 4 px."
+    lpips_weight: float = 0.5
+    "Weight of LPIPS on AlexNet."
+    dists_weight: float = 0.5
+    "Weight of DISTS."
+    adversarial_weight: float = 0.05
+    "Weight of the discriminator."
+
+    def built(self) -> DetailWeights:
+        from ..training.detailed_objective import DetailWeights
+
+        return DetailWeights(
+            self.pixel_weight, self.coarse_weight, self.lpips_weight, self.dists_weight, self.adversarial_weight
+        )
 
 
 @flat

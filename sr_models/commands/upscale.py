@@ -118,13 +118,15 @@ class Upscale:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Compare models with bicubic and Lanczos: PSNR, SSIM, NIQE, fine detail, seconds per image."""
+    """Compare models with bicubic and Lanczos: distances to HR, fine detail, artifacts, seconds per image."""
 
     folder: Path = field(kw_only=False)
     "HR pictures, sides multiples of 4."
     model: Annotated[list[str], Parameter(show_default="bundled")] = field(default_factory=lambda: ["bundled"])
     "`bundled` or a file; may be given several times."
     opening: OpeningOptions = field(default_factory=OpeningOptions)
+    perceptual: Path | None = None
+    "Folder with the weights of LPIPS (alex.pth, vgg.pth, torchvision's AlexNet and VGG16) and DISTS."
     json_file: Annotated[Path | None, Parameter(name="--json")] = None
     "Also write the table to this file."
 
@@ -134,8 +136,11 @@ class Evaluate:
         from ..measures import evaluate
 
         upscalers = {**evaluate.BASELINES, **{name: self._upscaler(name) for name in self.model}}
-        rows = evaluate.evaluate(upscalers, self.folder, evaluate.DEGRADATIONS)
-        Console(width=140).print(evaluate.render(rows))
+        distances = evaluate.find_distances(self.perceptual)
+        rows = evaluate.evaluate(upscalers, self.folder, evaluate.DEGRADATIONS, distances)
+        console = Console(width=140)
+        console.print(evaluate.render(rows))
+        console.print(evaluate.render_artifacts(evaluate.evaluate_artifacts(upscalers, self.folder)))
         if self.json_file is not None:
             self.json_file.write_text(evaluate.to_json(rows))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .recipe import Recipe
 from .step import Network
 
@@ -90,10 +91,36 @@ class Codec(Protocol):
 
 
 @dataclass(frozen=True)
+class DetailRange:
+    """For models with two sets of weights: what is between the faithful one (0) and the detailed one (1).
+
+    Attributes:
+        default: the position that is used if the user chooses none.
+        at: position -> the denoiser with the weights mixed. It keeps the last mixture.
+    """
+
+    default: float
+    at: Callable[[float], Denoiser]
+
+
+@dataclass(frozen=True)
 class SRModel:
-    """All parts of a super-resolution model; see `upscale`."""
+    """All parts of a super-resolution model; see `upscale`. A model without `detail` has one set of weights."""
 
     recipe: Recipe
     denoiser: Denoiser
     codec: Codec
     conditioner: Conditioner = Fixed()
+    detail: DetailRange | None = None
+
+    def at_detail(self, position: float | None) -> SRModel:
+        """The model at a position from 0 (faithful) to 1 (detailed), or at its default; itself if it has no range.
+
+        Raises UserError for a position out of bounds.
+        """
+        if position is not None and not 0 <= position <= 1:
+            raise UserError(f"Detail {position:g} is out of bounds: choose a number from 0 (faithful) to 1 (detailed).")
+        if self.detail is None:
+            return self
+        chosen = self.detail.default if position is None else position
+        return replace(self, denoiser=self.detail.at(chosen), detail=None)

@@ -18,6 +18,7 @@ class UpscaleOptions:
         color: how colours are matched to the input; None uses the recipe's method.
         seed: seed of the noise, for methods that start from noise. All pictures of a batch use the same seed, so that
             a picture's result does not depend on its place in the batch.
+        detail: from 0 (faithful) to 1 (detailed), for models that have both; None uses the model's default.
         batch: how many tiles the network processes at once; None lets the denoiser choose.
     """
 
@@ -27,6 +28,7 @@ class UpscaleOptions:
     color: ColorMatch | None = None
     seed: int = 0
     batch: int | None = None
+    detail: float | None = None
 
 
 DEFAULTS = UpscaleOptions()

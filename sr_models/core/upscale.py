@@ -48,11 +48,11 @@ def upscale(
         (B, 3 or 4, round(scale H), round(scale W)) float32 in [0, 1], on the image's device.
 
     Raises:
-        UserError: for a size, scale, tile or overlap out of bounds, an unknown colour match, values that are not
-            finite in the picture or from the network, or too little memory.
+        UserError: for a size, scale, tile, overlap or detail out of bounds, an unknown colour match, values that are
+            not finite in the picture or from the network, or too little memory.
     """
     size, method = result_size(image, options), options.color or model.recipe.color
-    image = visible(image)
+    image, model = visible(image), model.at_detail(options.detail)
     policy = policy or TilePolicy()
     with out_of_memory_as_user_error():
         # Channels last, so that a host that keeps pictures that way need not copy it.

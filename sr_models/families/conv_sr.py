@@ -1,15 +1,19 @@
-"""Networks from picture to picture that `onestep-sr train faithful` makes: one pass, without noise or a latent space.
+"""Networks from picture to picture that `onestep-sr train faithful` and `train detailed` make: one pass, without noise
+or a latent space.
 
 The file is safetensors; the metadata key `onestep_sr_conv` holds JSON: `network` (ConvSRConfig) and `card` (free text:
-data, licence, command).
+data, licence, command). A file of `train join` has two sets of weights, the faithful one under the network's own names
+and the detailed one after `detailed.`, and the number `detail`: the default position between them.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +25,17 @@ from ..checkpoints.header import Header
 from ..checkpoints.metadata import broken_description, read_json, require_within
 from ..checkpoints.weights_file import WeightsFile, fill, read_weights
 from ..codecs.pixel_shuffle import PixelShuffleCodec
-from ..core.model import SRModel
+from ..core.model import DetailRange, SRModel
 from ..core.network_denoiser import NetworkDenoiser
 from ..core.recipe import Recipe
 from ..core.step import Direct
 from ..errors import UserError
 from ..files.whole import write_whole
-from ..networks.conv_sr import SCALE, ConvSR, ConvSRConfig
+from ..networks.conv_sr import SCALE, ConvSR, ConvSRConfig, interpolated
 from .family import ModelFamily, OpenedModel, OpenOptions
 
 METADATA_KEY = "onestep_sr_conv"
+DETAILED = "detailed."
 BOUNDS: dict[str, tuple[float, float]] = {"channels": (4, 512), "blocks": (1, 128)}
 
 
@@ -47,24 +52,68 @@ class AsDenoiser(nn.Module):
         return F.pixel_unshuffle(self.network(image) * 2 - 1, SCALE)
 
 
-def save(path: Path, network: ConvSR, card: str = "", dtype: torch.dtype = torch.float16) -> None:
+@dataclass(frozen=True)
+class Ends:
+    """The contents of a file: one network, or a faithful and a detailed one with the default position between them."""
+
+    faithful: ConvSR
+    detailed: ConvSR | None = None
+    detail: float = 1.0
+
+
+def save(path: Path, ends: ConvSR | Ends, card: str = "", dtype: torch.dtype = torch.float16) -> None:
     """Write weights and description, whole or not at all."""
-    weights = {name: p.detach().to("cpu", dtype).contiguous() for name, p in network.named_parameters()}
-    text = json.dumps({"network": asdict(network.config), "card": card})
-    write_whole(path, partial(save_file, weights, metadata={METADATA_KEY: text}))
+    ends = ends if isinstance(ends, Ends) else Ends(ends)
+    description: dict[str, Any] = {"network": asdict(ends.faithful.config), "card": card}
+    named = dict(ends.faithful.named_parameters())
+    if ends.detailed is not None:
+        description["detail"] = ends.detail
+        named |= {f"{DETAILED}{name}": weight for name, weight in ends.detailed.named_parameters()}
+    weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in named.items()}
+    write_whole(path, partial(save_file, weights, metadata={METADATA_KEY: json.dumps(description)}))
 
 
-def read(path: Path, dtype: torch.dtype = torch.float32) -> ConvSR:
-    """The network of a file. Raises UserError for files that are missing, broken or of another kind."""
+def read(path: Path, dtype: torch.dtype = torch.float32) -> Ends:
+    """The networks of a file. Raises UserError for files that are missing, broken or of another kind."""
     file = read_weights(path)
     if METADATA_KEY not in file.metadata:
         raise UserError(
-            f"{file.name} was not created by `onestep-sr train faithful`: choose a model.safetensors that was."
+            f"{file.name} was not created by `onestep-sr train faithful` or `train detailed`: choose a "
+            "model.safetensors that was."
         )
+    detail = _detail(file)
+    faithful = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(DETAILED)}
+    network = _filled(file, faithful, dtype)
+    if detail is None:
+        return Ends(network)
+    detailed = {n.removeprefix(DETAILED): t for n, t in file.tensors.items() if n.startswith(DETAILED)}
+    return Ends(network, _filled(file, detailed, dtype), detail)
+
+
+def read_one(path: Path) -> ConvSR:
+    """The network of a file with one set of weights. Raises UserError for others, and as `read` does."""
+    ends = read(path)
+    if ends.detailed is not None:
+        raise UserError(f"{path.name} contains two sets of weights: choose the file of one of the trainings.")
+    return ends.faithful
+
+
+def _filled(file: WeightsFile, tensors: dict[str, Tensor], dtype: torch.dtype) -> ConvSR:
     with torch.device("meta"):
         network = ConvSR(_config(file))
-    fill(network, file, FAMILY.title, dtype)
-    return network
+    return fill(network, replace(file, tensors=tensors), FAMILY.title, dtype)
+
+
+def _detail(file: Header | WeightsFile) -> float | None:
+    """The default position; None for a file with one set of weights."""
+    try:
+        fields = read_json(file.metadata[METADATA_KEY], file.name)
+        if "detail" not in fields:
+            return None
+        require_within({"detail": fields["detail"]}, {"detail": (0.0, 1.0)})
+        return float(fields["detail"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise broken_description(file.name, error) from error
 
 
 def _config(file: Header | WeightsFile) -> ConvSRConfig:
@@ -85,15 +134,32 @@ def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
 
 
 def _open(header: Header, options: OpenOptions) -> OpenedModel:
-    network = AsDenoiser(read(header.path, options.dtype))
-    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    ends = read(header.path, options.dtype)
     recipe, factor = _outline(header, options.recipe)
-    return OpenedModel(FAMILY, SRModel(recipe, NetworkDenoiser(network), PixelShuffleCodec(factor)), (network,))
+    networks = [AsDenoiser(each) for each in (ends.faithful, ends.detailed) if each is not None]
+    for network in networks:
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    detail = None if ends.detailed is None else DetailRange(ends.detail, _mixer(ends.faithful, ends.detailed))
+    model = SRModel(recipe, NetworkDenoiser(networks[0]), PixelShuffleCodec(factor), detail=detail)
+    return OpenedModel(FAMILY, model, tuple(networks))
+
+
+def _mixer(faithful: ConvSR, detailed: ConvSR) -> Callable[[float], NetworkDenoiser]:
+    """Position -> the denoiser, on the device that the networks are on. The last mixture is kept."""
+
+    @lru_cache(maxsize=1)
+    def mixed(position: float, device: torch.device) -> NetworkDenoiser:
+        network = AsDenoiser(interpolated(faithful, detailed, position))
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return NetworkDenoiser(network)
+
+    return lambda position: mixed(position, faithful.stem.weight.device)
 
 
 def _summary(header: Header) -> str:
-    config = _config(header)
-    return f"One-Step SR network, x{SCALE}, {config.channels} channels, {config.blocks} blocks"
+    config, detail = _config(header), _detail(header)
+    kind = "" if detail is None else ", faithful to detailed"
+    return f"One-Step SR network, x{SCALE}, {config.channels} channels, {config.blocks} blocks{kind}"
 
 
 FAMILY = ModelFamily(

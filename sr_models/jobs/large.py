@@ -89,7 +89,7 @@ def _on_white(rows: Rows, top: int, bottom: int) -> Tensor:
 
 def _settings(run: Run, source: Path, model: str) -> dict[str, object]:
     """What the spool's rows depend on."""
-    kept = {name: asdict(run.options)[name] for name in ("scale", "tile", "overlap", "seed")}
+    kept = {name: asdict(run.options)[name] for name in ("scale", "tile", "overlap", "seed", "detail")}
     recipe, dtype = run.model.recipe, str(run.model.denoiser.dtype)
     return kept | {
         "source": fingerprint(source),

@@ -108,7 +108,7 @@ def run_job(
     except OSError as error:
         raise UserError(f"{job.target.parent} cannot be created ({error.strerror}): choose another output.") from error
     remove_temporaries(job.target)
-    run = Run(model, options.upscale, policy or TilePolicy(), progress, notice)
+    run = Run(model.at_detail(options.upscale.detail), options.upscale, policy or TilePolicy(), progress, notice)
     if pictures.kind != "single":
         _run_sequence(run, job, pictures, options, ready)
         return

@@ -53,8 +53,7 @@ class Dists(nn.Module):
         """1 - sum over channels of alpha l + beta s (equation 6) of two lists of `features`, (B,): l compares means, s
         covariances."""
         means, structures = [], []
-        for x, y in zip(ours, theirs, strict=True):
-            x, y = x.float().flatten(2), y.float().flatten(2)
+        for x, y in ((x.float().flatten(2), y.float().flatten(2)) for x, y in zip(ours, theirs, strict=True)):
             x_mean, y_mean = x.mean(dim=2), y.mean(dim=2)
             x_variance, y_variance = x.var(dim=2, correction=0), y.var(dim=2, correction=0)
             covariance = (x * y).mean(dim=2) - x_mean * y_mean

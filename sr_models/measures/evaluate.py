@@ -5,27 +5,34 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from rich.table import Table
 from torch import Tensor
 
-from ..canvas.degradation import Degradation
+from ..canvas.degradation import Degradation, jpeg
 from ..canvas.resize import resize
 from ..errors import UserError
 from ..files.listing import list_images
 from ..files.read import read_picture
-from . import niqe
+from . import dists, niqe, vgg
+from .artifacts import Artifacts, artifacts, grid
+from .dists import Dists
+from .lpips import LINEAR_FILES, Lpips
 from .metrics import high_frequency_power, psnr, ssim
+from .pretrained import search
 
 SCALE = 4
 Upscaler = Callable[[Tensor], Tensor]
 Degrade = Callable[[Image.Image, int], Image.Image]
+Distance = Callable[[Tensor, Tensor], Tensor]  # result and HR, both (1, 3, H, W) in [0, 1]
+DISTANCES = {"lpips": "LPIPS", "lpips_vgg": "LPIPS VGG", "dists": "DISTS"}
+MEDIANS = ("detail", "seconds")
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ class Row:
     """Means over the pictures; `detail` and `seconds` are medians.
 
     `psnr` (in dB, over RGB) and `ssim` leave out a border of 8 px; for `niqe`, lower is better; `detail` is the
-    power above a quarter of the Nyquist frequency, relative to HR's.
+    power above a quarter of the Nyquist frequency, relative to HR's; `grid` is the mark of a 4 px grid. `lpips` (on
+    AlexNet), `lpips_vgg` and `dists` are perceptual distances to HR, None without weights.
     """
 
     upscaler: str
@@ -42,7 +50,11 @@ class Row:
     ssim: float
     niqe: float
     detail: float
+    grid: float
     seconds: float
+    lpips: float | None = None
+    lpips_vgg: float | None = None
+    dists: float | None = None
 
 
 def bicubic(image: Tensor) -> Tensor:
@@ -61,54 +73,103 @@ def shrink(hr: Image.Image, index: int) -> Image.Image:
     return hr.resize((hr.width // SCALE, hr.height // SCALE), Image.Resampling.BICUBIC)
 
 
+def mild(hr: Image.Image, index: int) -> Image.Image:
+    """Gaussian blur of 1.6 px, bicubic, noise of 4 levels, JPEG 70; seeded by the picture's index in the folder."""
+    small = shrink(hr.filter(ImageFilter.GaussianBlur(1.6)), index)
+    noise = 4 * np.random.default_rng((1, index)).standard_normal((small.height, small.width, 3))
+    noisy = (np.asarray(small, np.float64) + noise).round().clip(0, 255).astype(np.uint8)
+    return jpeg(Image.fromarray(noisy), 70)
+
+
 def mixed(hr: Image.Image, index: int) -> Image.Image:
     """The training degradation without its clean share, seeded by the picture's index in the folder."""
     return Degradation(scale=SCALE, clean=0.0)(hr, np.random.default_rng((0, index)))
 
 
 BASELINES: dict[str, Upscaler] = {"bicubic": bicubic, "lanczos": lanczos}
-DEGRADATIONS: dict[str, Degrade] = {"bicubic": shrink, "mixed": mixed}
+DEGRADATIONS: dict[str, Degrade] = {"bicubic": shrink, "mild": mild, "mixed": mixed}
 
 
-def evaluate(upscalers: dict[str, Upscaler], folder: Path, degradations: dict[str, Degrade]) -> list[Row]:
+def find_distances(folder: Path | None) -> dict[str, Distance]:
+    """The perceptual distances whose weights the folder contains; none without a folder.
+
+    Raises UserError for a folder without LPIPS on AlexNet.
+    """
+    if folder is None:
+        return {}
+    found: dict[str, Distance] = {"lpips": _of_unit_range(Lpips.load(folder))}
+    if search(folder, vgg.FILES):
+        if search(folder, LINEAR_FILES["vgg"]):
+            found["lpips_vgg"] = _of_unit_range(Lpips.load(folder, "vgg"))
+        if search(folder, dists.FILES):
+            found["dists"] = Dists.load(folder)
+    return found
+
+
+def _of_unit_range(distance: Lpips) -> Distance:
+    return lambda result, hr: distance(result * 2 - 1, hr * 2 - 1)
+
+
+def evaluate(
+    upscalers: dict[str, Upscaler],
+    folder: Path,
+    degradations: dict[str, Degrade],
+    distances: dict[str, Distance] | None = None,
+) -> list[Row]:
     """A row per degradation and upscaler, over all pictures of the folder.
 
     An upscaler maps (1, 3, h, w) to (1, 3, 4h, 4w), float32 in [0, 1]; the result may be on any device. A
     degradation maps an 8-bit HR picture and its index in the folder to an 8-bit LR picture. HR sides are cropped
-    to multiples of 4 px. Raises UserError for a folder without pictures, and for a picture that is broken or has a
-    side under 96 px.
+    to multiples of 4 px. `distances` are as from `find_distances`. Raises UserError for a folder without pictures, and
+    for a picture that is broken or has a side under 96 px.
     """
     model = niqe.NiqeModel.load()
     return [
-        _row(name, kind, list(_measure(upscaler, folder, degrade, model)))
+        _row(name, kind, list(_measure(upscaler, folder, degrade, model, distances or {})))
         for kind, degrade in degradations.items()
         for name, upscaler in upscalers.items()
     ]
 
 
-def _measure(upscaler: Upscaler, folder: Path, degrade: Degrade, model: niqe.NiqeModel) -> Iterator[tuple[float, ...]]:
+@torch.inference_mode()
+def _measure(
+    upscaler: Upscaler, folder: Path, degrade: Degrade, model: niqe.NiqeModel, distances: dict[str, Distance]
+) -> list[dict[str, float]]:
+    rows = []
     for index, file in enumerate(list_images(folder)):
         hr = _open(file)
-        truth, lr = _to_tensor(hr)[0], _to_tensor(degrade(hr, index))
+        truth, lr = _to_tensor(hr), _to_tensor(degrade(hr, index))
         begin = time.perf_counter()
-        result = upscaler(lr)[0].float().cpu()
+        result = upscaler(lr).float().cpu()
         seconds = time.perf_counter() - begin
-        result = (result * 255).round() / 255  # as in an 8-bit file
-        detail = high_frequency_power(result) / max(high_frequency_power(truth), 1e-12)
-        yield psnr(result, truth), ssim(result, truth), niqe.score(result, model), detail, seconds
+        result = (result.clamp(0, 1) * 255).round() / 255  # as in an 8-bit file
+        picture, reference = result[0], truth[0]
+        scores = {
+            "psnr": psnr(picture, reference),
+            "ssim": ssim(picture, reference),
+            "niqe": niqe.score(picture, model),
+            "detail": high_frequency_power(picture) / max(high_frequency_power(reference), 1e-12),
+            "grid": grid(picture),
+            "seconds": seconds,
+        }
+        rows.append(scores | {name: float(distance(result, truth)) for name, distance in distances.items()})
+    return rows
 
 
-def _row(upscaler: str, degradation: str, measures: list[tuple[float, ...]]) -> Row:
-    psnrs, ssims, niqes, details, seconds = zip(*measures, strict=True)
-    return Row(
-        upscaler=upscaler,
-        degradation=degradation,
-        psnr=statistics.fmean(psnrs),
-        ssim=statistics.fmean(ssims),
-        niqe=statistics.fmean(niqes),
-        detail=statistics.median(details),
-        seconds=statistics.median(seconds),
-    )
+def _row(upscaler: str, degradation: str, scores: list[dict[str, float]]) -> Row:
+    columns = {name: [picture[name] for picture in scores] for name in scores[0]}
+    means = {name: (statistics.median if name in MEDIANS else statistics.fmean)(c) for name, c in columns.items()}
+    return Row(upscaler=upscaler, degradation=degradation, **means)
+
+
+def evaluate_artifacts(upscalers: dict[str, Upscaler], folder: Path, count: int = 4) -> dict[str, Artifacts]:
+    """The marks of `artifacts` for each upscaler, on the folder's first pictures, shrunk bicubically."""
+    pictures = [_to_tensor(shrink(_open(file), 0)) for file in list_images(folder)[:count]]
+    with torch.inference_mode():
+        return {
+            name: artifacts(lambda lr, run=upscaler: run(lr).float().cpu().clamp(0, 1), pictures)
+            for name, upscaler in upscalers.items()
+        }
 
 
 def _open(file: Path) -> Image.Image:
@@ -126,11 +187,22 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def render(rows: list[Row]) -> Table:
-    """The rows as a table for a terminal."""
-    table = Table("degradation", "upscaler", "PSNR dB", "SSIM", "NIQE", "detail", "seconds")
+    """The rows as a table for a terminal; distances that no row has get no column."""
+    measured = [name for name in DISTANCES if any(getattr(row, name) is not None for row in rows)]
+    titles = ("PSNR dB", "SSIM", *(DISTANCES[name] for name in measured), "NIQE", "detail", "grid", "seconds")
+    table = Table("degradation", "upscaler", *titles)
     for row in rows:
-        numbers = f"{row.psnr:.2f} {row.ssim:.4f} {row.niqe:.2f} {row.detail:.3f} {row.seconds:.3f}"
-        table.add_row(row.degradation, row.upscaler, *numbers.split())
+        distances = [f"{getattr(row, name):.3f}" for name in measured]
+        numbers = (f"{row.niqe:.2f}", f"{row.detail:.3f}", f"{row.grid:.3f}", f"{row.seconds:.3f}")
+        table.add_row(row.degradation, row.upscaler, f"{row.psnr:.2f}", f"{row.ssim:.4f}", *distances, *numbers)
+    return table
+
+
+def render_artifacts(marks: dict[str, Artifacts]) -> Table:
+    """The marks as a table for a terminal."""
+    table = Table("upscaler", *(field.name for field in fields(Artifacts)))
+    for name, mark in marks.items():
+        table.add_row(name, *(f"{value:.2f}" for value in asdict(mark).values()))
     return table
 
 

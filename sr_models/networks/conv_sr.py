@@ -54,6 +54,16 @@ class ConvSR(nn.Module):
         return enlarged + self.out(hidden).to(enlarged.dtype)
 
 
+def interpolated(first: ConvSR, second: ConvSR, share: float) -> ConvSR:
+    """A network with the weights (1 - share) first + share second, on their device (ESRGAN, arXiv 1809.00219, 3.4)."""
+    with torch.device("meta"):
+        network = ConvSR(first.config)
+    others = dict(second.named_parameters())
+    weights = {name: torch.lerp(p.detach(), others[name].detach(), share) for name, p in first.named_parameters()}
+    network.load_state_dict(weights, assign=True)
+    return network.requires_grad_(False)
+
+
 class ResidualBlock(nn.Module):
     """x + conv(act(conv(x)))."""
 

@@ -47,5 +47,8 @@ class PerceptualLosses(nn.Module):
         room = [max(0, side - self.window) for side in result.shape[-2:]]
         top, left = (int(draws.integers(0, spare + 1)[0]) for spare in room)
         first = int(draws.integers(0, min(self.every, len(result)))[0])
-        area = (slice(top, top + self.window), slice(left, left + self.window))
-        return result[first :: self.every, :, *area], hr[first :: self.every, :, *area]
+        windows = [
+            picture[first :: self.every, :, top : top + self.window, left : left + self.window]
+            for picture in (result, hr)
+        ]
+        return windows[0], windows[1]

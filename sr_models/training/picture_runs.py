@@ -1,4 +1,4 @@
-"""The two trainings of a network from picture to picture."""
+"""The two trainings of a network from picture to picture, and joining their results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import torch
 from ..errors import UserError
 from ..families import conv_sr
 from ..networks.conv_sr import SCALE, ConvSR, ConvSRConfig
+from .detailed_objective import DetailedObjective, DetailWeights
+from .discriminator import MULTIPLE
 from .loop import TrainConfig, train
+from .perceptual import PerceptualLosses
 from .picture_objective import FaithfulObjective
 from .pictures import PairConfig, PicturePairs
+
+SMALLEST_DETAILED = 48  # px, which AlexNet's poolings need
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,58 @@ def train_faithful(config: TrainConfig, run: FaithfulRun) -> Path:
         raise UserError(f"Imitation {run.imitation:g} is out of bounds: choose a number from 0 to 1.")
     pairs = _pairs(run.data, run.pairs, config.seed, run.teacher)
     torch.manual_seed(config.seed)
-    learner = ConvSR(network) if run.start is None else conv_sr.read(run.start).requires_grad_(True)
+    learner = ConvSR(network) if run.start is None else conv_sr.read_one(run.start).requires_grad_(True)
     imitation = 0.0 if run.teacher is None else run.imitation
     return train(config, FaithfulObjective(learner, run.learning_rate, imitation), pairs)
+
+
+@dataclass(frozen=True)
+class DetailedRun:
+    """What is trained, and on which pictures.
+
+    Attributes:
+        data: a folder of pictures.
+        start: the faithful model, from whose weights the training starts.
+        perceptual: a folder with the weights of LPIPS on AlexNet and of DISTS.
+        discriminator_rate: AdamW's learning rate for the discriminator.
+    """
+
+    data: Path
+    start: Path
+    perceptual: Path
+    pairs: PairConfig = field(default_factory=PairConfig)
+    weights: DetailWeights = field(default_factory=DetailWeights)
+    learning_rate: float = 1e-4
+    discriminator_rate: float = 1e-4
+
+
+def train_detailed(config: TrainConfig, run: DetailedRun) -> Path:
+    """Returns the model's path. Raises UserError for settings or files that do not fit."""
+    crop = run.pairs.crop
+    if crop % MULTIPLE or crop < SMALLEST_DETAILED:
+        raise UserError(f"Crop {crop} is not a multiple of {MULTIPLE} px from {SMALLEST_DETAILED} px: choose one.")
+    pairs = _pairs(run.data, run.pairs, config.seed)
+    torch.manual_seed(config.seed)
+    learner = conv_sr.read_one(run.start).requires_grad_(True)
+    rates = run.learning_rate, run.discriminator_rate
+    return train(config, DetailedObjective(learner, PerceptualLosses(run.perceptual), run.weights, rates), pairs)
+
+
+def join(faithful: Path, detailed: Path, detail: float, card: str, output: Path) -> Path:
+    """Write one model with both sets of weights and the default position between them, 0 to 1.
+
+    Raises UserError for files of other kinds, for networks of different sizes and for a position out of bounds.
+    """
+    if not 0 <= detail <= 1:
+        raise UserError(f"Detail {detail:g} is out of bounds: choose a number from 0 (faithful) to 1 (detailed).")
+    first, second = (conv_sr.read_one(path) for path in (faithful, detailed))
+    if first.config != second.config:
+        raise UserError(
+            f"{faithful} and {detailed} contain networks of different sizes: choose a detailed model that was trained "
+            "from this faithful one."
+        )
+    conv_sr.save(output, conv_sr.Ends(first, second, detail), card)
+    return output
 
 
 def _pairs(data: Path, config: PairConfig, seed: int, teacher: Path | None = None) -> PicturePairs:

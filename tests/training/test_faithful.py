@@ -11,6 +11,7 @@ from onestep_sr.sr_models.canvas.degradation import Degradation
 from onestep_sr.sr_models.commands.cli import app
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families import conv_sr
+from onestep_sr.sr_models.files.listing import list_images
 from onestep_sr.sr_models.networks.conv_sr import ConvSR, ConvSRConfig
 from onestep_sr.sr_models.training import loop
 from onestep_sr.sr_models.training.draws import Draws
@@ -92,7 +93,7 @@ def test_training_learns_resumes_and_gives_a_model(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(loop, "training_step", step)
     cut = train_faithful(loop.TrainConfig(tmp_path / "cut", steps=8, **config), run())
     assert cut.read_bytes() == whole.read_bytes()
-    learned = conv_sr.read(whole)
+    learned = conv_sr.read_one(whole)
     assert learned.out.weight.abs().max() > 0
     with pytest.raises(UserError, match="other settings"):
         train_faithful(loop.TrainConfig(tmp_path / "cut", steps=8, **config), run(learning_rate=1e-3))
@@ -107,7 +108,7 @@ def test_the_command_starts_from_a_model(tmp_path: Path) -> None:
         f"train faithful {PHOTOS} -o {tmp_path / 'run'} --start {tmp_path / 'start.safetensors'} --crop 32 --steps 1"
     )
     app([*words.split(), "--batch", "1", "--workers", "0", "--learning-rate", "1e-9", "--precision", "no"])
-    found = conv_sr.read(tmp_path / "run" / "model.safetensors")
+    found = conv_sr.read_one(tmp_path / "run" / "model.safetensors")
     assert (found.out.weight - network.out.weight).abs().max() < 1e-4
     assert f'start = "{tmp_path / "start.safetensors"}"' in (tmp_path / "run" / "run.toml").read_text()
 
@@ -125,3 +126,44 @@ def test_what_does_not_fit_is_named(changes: dict, message: str, tmp_path: Path)
     with pytest.raises(UserError, match=message):
         train_faithful(loop.TrainConfig(tmp_path / "run"), run(**changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    """Inverted copies of the photographs, so that a window of them is known by its values."""
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    for file in list_images(PHOTOS):
+        Image.fromarray(255 - np.asarray(Image.open(file).convert("RGB"))).save(folder / f"{file.stem}.png")
+    return folder
+
+
+def test_the_teachers_window_is_that_of_hr(teacher: Path) -> None:
+    config = PairConfig(crop=32, margin=16, grey=0.0, shrunk=0.5)
+    pairs, without = PicturePairs(PHOTOS, config, 3, teacher), PicturePairs(PHOTOS, config, 3)
+    sums = [pairs[i]["hr"].int() + pairs[i]["teacher"].int() for i in range(30)]
+    kept = [bool((total == 255).all()) for total in sums]
+    same = [torch.equal(pairs[i]["hr"], pairs[i]["teacher"]) for i in range(30)]
+    assert all(a != b for a, b in zip(kept, same, strict=True)) and 5 < sum(kept) < 25
+    assert all(torch.equal(pairs[i][name], without[i][name]) for i in range(5) for name in ("hr", "lr"))
+
+
+def test_imitation_mixes_the_targets() -> None:
+    objective = FaithfulObjective(ConvSR(ConvSRConfig(8, 1)), 1e-3, imitation=0.7)
+    generator = torch.Generator().manual_seed(0)
+    hr, result, made = (torch.rand(2, 3, 8, 8, generator=generator) for _ in range(3))
+    found = objective.losses(result, {"hr": hr, "teacher": made}, Draws(0, [0, 1]))["loss"]
+    expected = np.abs(result.double().numpy() - 0.3 * hr.double().numpy() - 0.7 * made.double().numpy()).mean()
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_teachers_result_that_does_not_fit_is_named(teacher: Path, tmp_path: Path) -> None:
+    first = list_images(PHOTOS)[0]
+    Image.new("RGB", (40, 40)).save(teacher / f"{first.stem}.png")
+    with pytest.raises(UserError, match=f"{first.stem}.png has 40 x 40 px, but"):
+        train_faithful(loop.TrainConfig(tmp_path / "run"), run(teacher=teacher))
+    (teacher / f"{first.stem}.png").unlink()
+    with pytest.raises(UserError, match=f"{first.name} has no teacher's result"):
+        train_faithful(loop.TrainConfig(tmp_path / "run"), run(teacher=teacher))
+    with pytest.raises(UserError, match=r"Imitation 1\.5"):
+        train_faithful(loop.TrainConfig(tmp_path / "run"), run(imitation=1.5))

@@ -24,6 +24,7 @@ from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families import lora_files, tsd_sr
 from onestep_sr.sr_models.families.convert import convert
 from onestep_sr.sr_models.families.registry import read_lora
+from onestep_sr.sr_models.measures import alexnet
 from onestep_sr.sr_models.measures import lpips as features
 from onestep_sr.sr_models.training import loop
 from onestep_sr.sr_models.training.draws import Draws
@@ -187,7 +188,8 @@ def test_the_curriculum_changes_over_once() -> None:
 def test_lpips_is_read_from_a_folder_and_missing_weights_are_said(small, data, tmp_path, monkeypatch) -> None:
     generator = torch.Generator().manual_seed(0)
     network, linear = {}, {}
-    for index, (name, spec) in enumerate(zip(features.ALEXNET_NAMES, features.ALEXNET, strict=True)):
+    names = [f"features.{number}" for number in alexnet.NUMBERS]
+    for index, (name, spec) in enumerate(zip(names, alexnet.CONVOLUTIONS, strict=True)):
         fan_in = spec[0] * spec[2] ** 2
         network[f"{name}.weight"] = torch.randn(spec[1], spec[0], spec[2], spec[2], generator=generator) / fan_in**0.5
         network[f"{name}.bias"] = torch.randn(spec[1], generator=generator) * 0.1
@@ -202,7 +204,7 @@ def test_lpips_is_read_from_a_folder_and_missing_weights_are_said(small, data, t
     x, y = (torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1 for _ in range(2))
     assert float(lpips(x, x)) == 0 and float(lpips(x, y)) > 0
     stages = torch.nn.Sequential()
-    for (a, b, kernel, stride, padding, pooled), name in zip(features.ALEXNET, features.ALEXNET_NAMES, strict=True):
+    for (a, b, kernel, stride, padding, pooled), name in zip(alexnet.CONVOLUTIONS, names, strict=True):
         layer = torch.nn.Conv2d(a, b, kernel, stride, padding)
         layer.load_state_dict({"weight": network[f"{name}.weight"], "bias": network[f"{name}.bias"]})
         stages.append(torch.nn.Sequential(*([torch.nn.MaxPool2d(3, 2)] if pooled else []), layer, torch.nn.ReLU()))

@@ -125,13 +125,14 @@ class Join:
     "The file to write."
     detail: float = 0.7
     "The model's default, from 0 (faithful) to 1 (detailed)."
-    card: str = ""
-    "A text to store in the file: data, licence, commands."
+    card: Path | None = None
+    "A text file to store in the model: data, licence, commands."
 
     def __call__(self) -> None:
         from ..training.picture_runs import join
 
-        say_result("model", join(self.faithful, self.detailed, self.detail, self.card, self.output))
+        card = "" if self.card is None else self.card.read_text(encoding="utf-8")
+        say_result("model", join(self.faithful, self.detailed, self.detail, card, self.output))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,8 @@ class Upscale:
     "What tiles share, in px; -1: the model's own."
     color: Literal["auto", "none", "wavelet", "adain"] = "auto"
     "Match the result's colours to the input's."
+    detail: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None
+    "From 0 (faithful) to 1 (detailed), for models with both; by default the model's own."
     seed: Whole = 0
     "Seed of the noise."
     format: Literal["same", "png", "jpg", "webp", "tif", "avif", "gif"] = "same"
@@ -80,6 +82,7 @@ class Upscale:
             overlap=None if self.overlap < 0 else self.overlap,
             color=None if self.color == "auto" else self.color,
             seed=self.seed,
+            detail=self.detail,
             batch=self.batch or None,
         )
         return FileOptions(

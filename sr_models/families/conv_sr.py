@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,7 @@ def read_one(path: Path) -> ConvSR:
 def _filled(file: WeightsFile, tensors: dict[str, Tensor], dtype: torch.dtype) -> ConvSR:
     with torch.device("meta"):
         network = ConvSR(_config(file))
-    return fill(network, replace(file, tensors=tensors), FAMILY.title, dtype)
+    return cast(ConvSR, fill(network, replace(file, tensors=tensors), FAMILY.title, dtype))
 
 
 def _detail(file: Header | WeightsFile) -> float | None:

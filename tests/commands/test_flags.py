@@ -26,16 +26,20 @@ LORA = """--base! --rank=64 --rank-vae=64 --start --teacher --gradient-checkpoin
 WEIGHTS = "--regression-weight=1.0 --score-weight=1.0 --adversarial-weight=0.02"
 FLAGS = {
     "upscale": """--in! --output! -o --scale=4.0 --model=bundled --recipe=auto --autoencoder --device=auto --dtype=auto
-        --base --lora --embeddings --prompt --offload --tile=0 --overlap=-1 --color=auto --seed=0 --format=same
+        --base --lora --embeddings --prompt --offload --tile=0 --overlap=-1 --color=auto --detail --seed=0 --format=same
         --quality=95 --overwrite --compare --strip-metadata --batch=0 --memory=0 --ray""",
     "models": "--folder",
     "download": "--name! --to! --sha256 --hash=True --no-hash",
     "convert": "--lora! --output! -o --embeddings",
-    "evaluate": "--folder! --model=bundled --autoencoder --device=auto --dtype=auto --json",
+    "evaluate": "--folder! --model=bundled --autoencoder --device=auto --dtype=auto --perceptual --json",
     "prepare": """--folder! --output! -o --base! --crop=512 --crops=4 --shard=64 --seed=0 --captions=True --no-captions
         --embeddings --null-embeddings --lr --targets --device=auto --precision=no --workers=2""",
     "train faithful": f"""--data! {TRAINING.replace("=30000", "=24000")} --warmup=200 --best=psnr --lpips --musiq
-        --crop=192 --channels=64 --blocks=16 --learning-rate=0.0005 --start""",
+        --crop=192 --channels=64 --blocks=16 --learning-rate=0.0005 --start --teacher --imitation=0.7""",
+    "train detailed": f"""--data! --start! --perceptual! {TRAINING.replace("=30000", "=20000").replace("=16", "=8")}
+        --warmup=200 --best=psnr --lpips --musiq --crop=192 --learning-rate=0.0001 --discriminator-learning-rate=0.0001
+        --pixel-weight=1.0 --coarse-weight=2.0 --lpips-weight=0.5 --dists-weight=0.5 --adversarial-weight=0.05""",
+    "train join": "--faithful! --detailed! --output! -o --detail=0.7 --card",
     "train teacher": f"--data! --crop=128 {TRAINING} --learning-rate=0.0005 --init --regression",
     "train student": f"--data! --crop=128 {TRAINING} --teacher! --learning-rate=5e-05 {WEIGHTS}",
     "train mix": "--student! --teacher! --output! -o --share=0.8",

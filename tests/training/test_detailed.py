@@ -160,7 +160,10 @@ def test_the_commands_make_one_model_with_both_ends(start: Path, perceptual: Pat
     app([*words.split(), "--batch", "1", "--workers", "0", "--precision", "no", "--dists-weight", "0.4"])
     detailed, joined = tmp_path / "run" / "model.safetensors", tmp_path / "joined.safetensors"
     assert "dists_weight = 0.4" in (tmp_path / "run" / "run.toml").read_text()
-    app(["train", "join", str(start), str(detailed), "-o", str(joined), "--detail", "0.6", "--card", "Made here."])
+    card = tmp_path / "card.txt"
+    card.write_text("Made here.")
+    app(["train", "join", str(start), str(detailed), "-o", str(joined), "--detail", "0.6", "--card", str(card)])
+    assert "Made here." in joined.read_bytes()[:1000].decode(errors="ignore")
     ends = conv_sr.read(joined)
     assert ends.detailed is not None and ends.detail == 0.6
     assert torch.equal(ends.faithful.out.weight, conv_sr.read_one(start).out.weight)

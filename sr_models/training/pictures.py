@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.random import Generator
 from PIL import Image
 from torch import Tensor
@@ -28,12 +29,14 @@ class PairConfig:
             LR pixel, so that JPEG blocks can begin anywhere.
         grey: share of pairs without colour.
         shrunk: share of pairs whose HR is a larger window shrunk by up to a half, which makes photos sharper.
+        plain: share of pairs of one colour or a gradient, without damage, on which nothing must appear.
     """
 
     crop: int = 192
     margin: int = 32
     grey: float = 0.05
     shrunk: float = 0.25
+    plain: float = 0.02
     degradation: Degradation = field(default_factory=Degradation)
 
 
@@ -62,11 +65,13 @@ class PicturePairs(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, number))
+        scale, side = self.config.degradation.scale, self.config.crop
+        if rng.random() < self.config.plain:
+            return self._plain(side, side // scale, rng)
         targets = self._windows(rng)
         if rng.random() < self.config.grey:
             targets = {name: picture.convert("L").convert("RGB") for name, picture in targets.items()}
         lr = self.config.degradation(targets["hr"], rng)
-        scale, side = self.config.degradation.scale, self.config.crop
         left, top = (int(rng.integers(self.config.margin // scale + 1)) * scale for _ in range(2))
         lr = lr.crop((left // scale, top // scale, (left + side) // scale, (top + side) // scale))
         box = (left, top, left + side, top + side)
@@ -86,6 +91,22 @@ class PicturePairs(Dataset[dict[str, Tensor]]):
         if not self.results:
             return {"hr": hr}
         return {"hr": hr, "teacher": hr if wanted > side else window.cut(Image.fromarray(self.results[index]))}
+
+    def _plain(self, side: int, small: int, rng: Generator) -> dict[str, Tensor]:
+        """A gradient between two colours, which are equal in half the cases, from side to side."""
+        first, last = rng.uniform(0, 255, size=(2, 3))
+        last = first if rng.random() < 0.5 else last
+        if rng.random() < 0.5:
+            first, last = first.mean(), last.mean()  # grey
+        down = rng.random() < 0.5
+
+        def drawn(length: int) -> Tensor:
+            share = ((np.arange(length) + 0.5) / length)[:, None, None]
+            picture = np.broadcast_to(first + share * (last - first), (length, length, 3)).round().astype(np.uint8)
+            return torch.from_numpy((picture if down else picture.swapaxes(0, 1)).transpose(2, 0, 1).copy())
+
+        hr = drawn(side)
+        return {"hr": hr, "lr": drawn(small)} | ({"teacher": hr} if self.results else {})
 
     def settings(self) -> dict[str, Any]:
         """What must match to resume a run."""

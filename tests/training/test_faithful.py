@@ -34,7 +34,9 @@ def test_pairs_are_a_pure_function_of_seed_and_number() -> None:
 
 @pytest.mark.parametrize("margin", [0, 32])
 def test_lr_and_hr_show_the_same_place(margin: int) -> None:
-    pairs = PicturePairs(PHOTOS, PairConfig(crop=64, margin=margin, grey=0.0, shrunk=0.5, degradation=CLEAN), 0)
+    pairs = PicturePairs(
+        PHOTOS, PairConfig(crop=64, margin=margin, grey=0.0, shrunk=0.5, plain=0.0, degradation=CLEAN), 0
+    )
     for number in range(12):
         pair = pairs[number]
         hr = Image.fromarray(pair["hr"].permute(1, 2, 0).numpy())
@@ -48,14 +50,26 @@ def test_lr_and_hr_show_the_same_place(margin: int) -> None:
 def test_jpeg_blocks_begin_anywhere(monkeypatch) -> None:
     """The pair is cut out of a larger degraded window: its first LR column is each of the window's first nine."""
     ramp = np.broadcast_to((np.arange(512) // 4).astype(np.uint8)[None, :, None], (512, 512, 3))
-    pairs = PicturePairs(PHOTOS, PairConfig(crop=32, margin=32, grey=0.0, shrunk=0.0, degradation=CLEAN), 0)
+    pairs = PicturePairs(PHOTOS, PairConfig(crop=32, margin=32, grey=0.0, shrunk=0.0, plain=0.0, degradation=CLEAN), 0)
     pairs.pictures = [ramp]
     monkeypatch.setattr(PicturePairs, "_windows", lambda self, rng: {"hr": Image.fromarray(ramp[:64, :64])})
     assert len({int(pairs[number]["hr"][0, 0, 0]) for number in range(200)}) == 9
 
 
+def test_plain_pairs_are_gradients_that_lr_and_hr_share() -> None:
+    pairs, kinds = PicturePairs(PHOTOS, PairConfig(crop=32, margin=0, plain=1.0), 0), set()
+    for number in range(40):
+        hr, lr = (pairs[number][name].double().numpy() for name in ("hr", "lr"))
+        shrunk = hr.reshape(3, 8, 4, 8, 4).mean(axis=(2, 4))
+        assert np.abs(shrunk - lr).max() <= 1  # both are rounded
+        kinds.add((hr.std(axis=(1, 2)).max() > 0.5, hr.std(axis=1).max() > 0.5, bool(np.ptp(hr, axis=0).max() > 0)))
+    assert kinds == {(False, False, False), (False, False, True)} | {
+        (True, down, colour) for down in (False, True) for colour in (False, True)
+    }
+
+
 def test_some_pairs_are_grey() -> None:
-    pairs = PicturePairs(PHOTOS, PairConfig(crop=16, margin=0, grey=1.0, degradation=CLEAN), 0)
+    pairs = PicturePairs(PHOTOS, PairConfig(crop=16, margin=0, grey=1.0, plain=0.0, degradation=CLEAN), 0)
     assert all(bool((pairs[i]["hr"] == pairs[i]["hr"][:1]).all()) for i in range(5))
 
 
@@ -139,7 +153,7 @@ def teacher(tmp_path: Path) -> Path:
 
 
 def test_the_teachers_window_is_that_of_hr(teacher: Path) -> None:
-    config = PairConfig(crop=32, margin=16, grey=0.0, shrunk=0.5)
+    config = PairConfig(crop=32, margin=16, grey=0.0, shrunk=0.5, plain=0.0)
     pairs, without = PicturePairs(PHOTOS, config, 3, teacher), PicturePairs(PHOTOS, config, 3)
     sums = [pairs[i]["hr"].int() + pairs[i]["teacher"].int() for i in range(30)]
     kept = [bool((total == 255).all()) for total in sums]

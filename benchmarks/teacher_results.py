@@ -57,7 +57,9 @@ def main() -> None:
         target = options.results / f"{file.stem}.png"
         photo = Image.open(file).convert("RGB")
         if photo.width % SCALE or photo.height % SCALE:
-            raise UserError(f"{file} has {photo.width} x {photo.height} px: each side must be a multiple of {SCALE} px.")
+            raise UserError(
+                f"{file} has {photo.width} x {photo.height} px: each side must be a multiple of {SCALE} px."
+            )
         if not target.exists():
             made = result(net, shrink(photo, 0))
             write_whole(target, lambda path, picture=made: picture.save(path, "PNG"))

@@ -13,7 +13,7 @@ from ..sr_models.canvas.color import COLOR_MATCHES, ColorMatch
 from ..sr_models.canvas.resize import MAX_SCALE, MIN_SCALE, resize
 from ..sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ..sr_models.core.forecast import forecast
-from ..sr_models.core.options import UpscaleOptions
+from ..sr_models.core.options import DETAIL, UpscaleOptions
 from ..sr_models.core.upscale import upscale
 from ..sr_models.errors import UserError
 from ..sr_models.families.bundled import BUNDLED
@@ -155,6 +155,17 @@ class UpscaleImage(io.ComfyNode):
                         tooltip="Seed of the noise that the model starts from. The same seed gives the same image.",
                     ),
                 ),
+                io.Float.Input(
+                    "detail",
+                    optional=True,
+                    default=DETAIL,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="0: faithful to the image. 1: detailed. For models that contain both, as made by "
+                    "onestep-sr train join; others ignore it.",
+                ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -176,12 +187,14 @@ class UpscaleImage(io.ComfyNode):
         overlap: int,
         color: ColorMatch | Literal["auto"],
         seed: int,
+        detail: float = DETAIL,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         model, node_id = sr_model.model, cls.hidden.unique_id
         height, width = image.shape[1:3]
         sr_model.to_device(round(height * width * max(upscale_by, model.recipe.scale) ** 2))
-        options = UpscaleOptions(upscale_by, tile or None, overlap, None if color == AUTO else color, seed)
+        matched = None if color == AUTO else color
+        options = UpscaleOptions(upscale_by, tile or None, overlap, matched, seed, detail=detail)
         started = time.monotonic()
         result = upscale(
             model,

@@ -13,7 +13,7 @@ from modules.ui_components import FormRow, InputAccordion
 
 from ...sr_models.canvas.resize import MAX_SCALE, MIN_SCALE
 from . import host, models
-from .settings import COLORS, OVERLAPS, TILES
+from .settings import COLORS, DETAILS, OVERLAPS, TILES
 
 SCALES = {"minimum": MIN_SCALE, "maximum": MAX_SCALE, "step": 0.05}
 
@@ -40,6 +40,8 @@ class ExtrasSection(ScriptPostprocessing):
                 tile, overlap = TILES | {"value": host.setting("tile")}, OVERLAPS | {"value": host.setting("overlap")}
                 parts["tile"] = _part(gr.Slider, "tile", "Tile (0: model's own)", **tile)
                 parts["overlap"] = _part(gr.Slider, "overlap", "Overlap", **overlap)
+            detail = DETAILS | {"value": host.setting("detail")}
+            parts["detail"] = _part(gr.Slider, "detail", "Detail, for models that have it", **detail)
             parts["seed"] = _part(gr.Number, "seed", "Seed", value=0, precision=0)
         return parts
 
@@ -60,6 +62,7 @@ class ExtrasSection(ScriptPostprocessing):
         overlap: int = 0,
         color: Any = host.AUTO,
         seed: int = 0,
+        detail: float | None = None,
     ) -> None:
         """Replace the picture by the upscaled one. If the user interrupts, it is skipped and nothing is saved.
 
@@ -67,7 +70,7 @@ class ExtrasSection(ScriptPostprocessing):
         """
         if not enable:
             return
-        choice, options = models.choose(model, checkpoint), host.options(scale, tile, overlap, color, seed)
+        choice, options = models.choose(model, checkpoint), host.options(scale, tile, overlap, color, seed, detail)
         result = models.upscale(choice, pp.image, options)
         if result is None:
             shared.state.skipped = True
@@ -82,6 +85,7 @@ class ExtrasSection(ScriptPostprocessing):
             f"{self.name} overlap": options.overlap,
             f"{self.name} color": options.color,
             f"{self.name} seed": options.seed,
+            f"{self.name} detail": options.detail,
         }
 
 

@@ -67,15 +67,21 @@ def setting(name: str) -> Any:
 
 
 def options(
-    scale: float, tile: int, overlap: int, color: ColorMatch | Literal["auto"], seed: int | None = 0
+    scale: float,
+    tile: int,
+    overlap: int,
+    color: ColorMatch | Literal["auto"],
+    seed: int | None = 0,
+    detail: float | None = None,
 ) -> UpscaleOptions:
-    """Options for the core. Tile 0 and color `auto` mean the model's defaults; an empty seed means 0."""
-    return UpscaleOptions(scale, int(tile) or None, int(overlap), None if color == AUTO else color, int(seed or 0))
+    """Options for the core. Tile 0, color `auto` and no detail mean the model's defaults; an empty seed means 0."""
+    matched = None if color == AUTO else color
+    return UpscaleOptions(scale, int(tile) or None, int(overlap), matched, int(seed or 0), detail=detail)
 
 
 def default_options(scale: float) -> UpscaleOptions:
     """Options with the values of the Settings page."""
-    return options(scale, setting("tile"), setting("overlap"), setting("color"))
+    return options(scale, setting("tile"), setting("overlap"), setting("color"), detail=setting("detail"))
 
 
 def budget() -> int | None:

@@ -8,12 +8,14 @@ import gradio as gr
 from modules import shared
 
 from ...sr_models.canvas.color import COLOR_MATCHES
+from ...sr_models.core.options import DETAIL
 from ...sr_models.jobs.model_choice import DTYPES
 from .host import AUTO
 
 SECTION = ("onestep_sr", "One-Step SR")
 COLORS = [AUTO, *COLOR_MATCHES]
 TILES = {"minimum": 0, "maximum": 4096, "step": 64}
+DETAILS = {"minimum": 0, "maximum": 1, "step": 0.05}
 OVERLAPS = {"minimum": 0, "maximum": 1024, "step": 8}
 
 
@@ -22,6 +24,7 @@ def add_settings() -> None:
     _add("tile", 0, "Tile size, in pixels of the result (0: the model's default)", gr.Slider, TILES)
     _add("overlap", 64, "Tile overlap, in pixels of the result (at most half a tile)", gr.Slider, OVERLAPS)
     _add("color", AUTO, "Match the picture's colours (auto: the model's default)", gr.Radio, {"choices": COLORS})
+    _add("detail", DETAIL, "Detail, for models with a faithful and a detailed set of weights", gr.Slider, DETAILS)
     _add("dtype", AUTO, "Precision (auto: same as the host)", gr.Radio, {"choices": [AUTO, *DTYPES]})
     _add(
         "budget",

@@ -183,7 +183,8 @@ def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
     assert upscale["display_name"] == "Upscale Image (One-Step SR)"
     order = upscale["input_order"]
     assert order["required"] == ["sr_model", "image", "upscale_by", "tile", "overlap", "color", "seed"]
-    assert order["optional"] == ["mask"]
+    assert order["optional"] == ["detail", "mask"]
+    assert upscale["input"]["optional"]["detail"][1]["default"] == 0.7
     required = upscale["input"]["required"]
     defaults = {name: required[name][1]["default"] for name in ("upscale_by", "tile", "overlap", "color", "seed")}
     assert defaults == {"upscale_by": 4.0, "tile": 0, "overlap": 64, "color": "auto", "seed": 0}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from ..sr_models.families.family import OpenedModel
 
 MODEL_FOLDER = "onestep_sr"
 PREVIEW_SIDE = 512
+LONGEST_REQUEST = 64 * 2**10  # bytes; the page's questions have a few hundred
 # VQ-f4 keeps about six feature maps of 128 channels at full size while it encodes or decodes.
 AUTOENCODER_VALUES_PER_PIXEL = 6 * 128
 
@@ -79,25 +82,36 @@ def weights_path(name: str, *folders: str) -> Path:
     return Path(next((path for path in found if path), name))
 
 
-def modification_times(paths: Iterable[Path]) -> tuple[float, ...]:
-    """The modification time of each file; 0 for a file that does not exist."""
-    return tuple(path.stat().st_mtime if path.is_file() else 0.0 for path in paths)
-
-
 def user_folder() -> Path:
     """This pack's folder in ComfyUI's user folder; it may not exist yet."""
     return Path(folder_paths.get_user_directory()) / MODEL_FOLDER
 
 
-def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answer POST requests with JSON. A KeyError, TypeError or ValueError from `answer` gives status 400."""
+def add_route(path: str, answer: Callable[[Any], dict[str, Any]]) -> None:
+    """Answer POST requests with JSON, in a thread, so that the server never waits for `answer`.
+
+    A request over LONGEST_REQUEST bytes or that is not JSON, and a ValueError from `answer`, give status 400.
+    """
 
     @PromptServer.instance.routes.post(path)
     async def respond(request: web.Request) -> web.Response:
         try:
-            return web.json_response(answer(await request.json()))
-        except (KeyError, TypeError, ValueError) as error:
-            return web.json_response({"error": f"This request cannot be read ({error})."}, status=400)
+            content = json.loads(await _body(request))
+            return web.json_response(await asyncio.to_thread(answer, content))
+        except ValueError as error:
+            reason = str(error)
+        except RecursionError:
+            reason = "too many nested lists or objects"
+        return web.json_response({"error": f"This request cannot be read ({reason})."}, status=400)
+
+
+async def _body(request: web.Request) -> bytes:
+    body = b""
+    async for chunk in request.content.iter_chunked(LONGEST_REQUEST):
+        body += chunk
+        if len(body) > LONGEST_REQUEST:
+            raise ValueError(f"longer than {LONGEST_REQUEST} bytes")
+    return body
 
 
 def show_on_node(node_id: str, text: str) -> None:

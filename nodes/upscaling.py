@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..sr_models.canvas.color import COLOR_MATCHES, ColorMatch
 from ..sr_models.canvas.resize import MAX_SCALE, MIN_SCALE, resize
 from ..sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
+from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
 from ..sr_models.core.forecast import forecast
 from ..sr_models.core.options import UpscaleOptions
 from ..sr_models.core.upscale import upscale
@@ -67,12 +68,12 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str | None, autoencoder: str | None, recipe: str | None) -> tuple[float, ...]:
+    def fingerprint_inputs(cls, model: str | None, autoencoder: str | None, recipe: str | None) -> tuple[Stamp, ...]:
         """Makes the host read files again that were replaced on disk. Linked inputs are None here."""
         paths = [model_path(model or BUNDLED_NAME)]
         if model not in (None, BUNDLED_NAME):
             paths.append(_autoencoder_path(autoencoder or AUTO) or paths[0].with_name(AUTOENCODER_NAME))
-        return host.modification_times(paths)
+        return file_stamps(paths)
 
     @classmethod
     def execute(cls, model: str, autoencoder: str, recipe: str) -> io.NodeOutput:

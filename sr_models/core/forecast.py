@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..canvas.resize import target_size
+from ..canvas.tiling import window_count
 from .geometry import Size, geometry
 from .options import UpscaleOptions
 from .recipe import Recipe
@@ -37,14 +38,15 @@ def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) 
     Raises UserError for the same sizes and options as `upscale`.
     """
     way = geometry(recipe, factor, image, target_size(*image, options.scale))
-    tiles = TilePolicy().plan(way.latent, recipe, factor, options)
-    window = (tiles.rows.size, tiles.columns.size)
+    tile, overlap = TilePolicy().side_and_overlap(way.latent, recipe, factor, options)
+    height, width = min(tile, way.latent[0]), min(tile, way.latent[1])
+    rows, columns = (window_count(side, tile, overlap) for side in way.latent)
     return Forecast(
         way.result,
-        (window[0] * factor, window[1] * factor),
-        len(tiles.rows.starts),
-        len(tiles.columns.starts),
-        work=len(tiles) * window[0] * window[1],
+        (height * factor, width * factor),
+        rows,
+        columns,
+        work=rows * columns * height * width,
         memory=memory_of(recipe, way.result, options.scale),
     )
 

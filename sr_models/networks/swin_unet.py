@@ -7,6 +7,7 @@ Sources: ResShift (arXiv 2307.12348), Swin Transformer (arXiv 2103.14030).
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,14 @@ def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Leave autocast, where the device has it: MPS (before torch 2.5) and DirectML have none and raise an error."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except (RuntimeError, AssertionError):
+        return nullcontext()
+
+
 class GroupNorm(nn.GroupNorm):
     """32 groups, statistics in float32: safe in half precision, and faster in it on CPUs."""
 
@@ -64,7 +73,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(GROUPS, channels)
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input.device):
             weight, bias = self.weight.float(), self.bias.float()
             return F.group_norm(input.float(), self.num_groups, weight, bias, self.eps).to(input.dtype)
 
@@ -362,7 +371,7 @@ class SwinUNet(nn.Module):
         """The last layer in float32; in half precision it causes visible banding in smooth skies."""
         norm, activation, convolution = self.out
         assert isinstance(convolution, nn.Conv2d)  # noqa: S101 (for the type checker)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x = activation(norm(x.float()))
             bias = None if convolution.bias is None else convolution.bias.float()
             return F.conv2d(x, convolution.weight.float(), bias, padding=1)

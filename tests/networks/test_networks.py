@@ -17,6 +17,7 @@ from onestep_sr.sr_models.networks.swin_unet import (
     published_window_mask,
     shifted_window_mask,
     timestep_embedding,
+    without_autocast,
 )
 from onestep_sr.sr_models.networks.vq_autoencoder import Quantizer, VQAutoencoder, VQConfig
 from small_swin import SMALL, normal, randomised
@@ -341,6 +342,27 @@ def test_the_network_is_the_published_one(size, config):
     assert result.dtype == torch.float32
     assert expected.std() > 0.1
     assert (result - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_without_autocast_gives_the_same_result(dtype, monkeypatch):
+    """torch.autocast raises an error there: MPS in torch 2.4 and older, DirectML in every version."""
+    network = randomised(SwinUNet(SMALL)).to(dtype)
+    inputs = normal(1, 3, 8, 16), normal(1, 3, 8, 16, seed=1), torch.tensor([14])
+    expected = network(*inputs)
+    monkeypatch.setattr(torch.amp.autocast_mode, "is_autocast_available", lambda kind: False)
+    with pytest.raises(RuntimeError, match="unsupported autocast"):
+        torch.autocast("cpu")
+    assert torch.equal(network(*inputs), expected)
+
+
+def test_autocast_is_left_where_a_device_has_it():
+    with torch.autocast("cpu", torch.bfloat16):
+        with without_autocast(torch.device("cpu")):
+            assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu")
+    with without_autocast(torch.device("privateuseone")):  # DirectML's
+        pass
 
 
 def test_shifted_masks_exist_only_if_the_native_grid_is_larger_than_a_window():

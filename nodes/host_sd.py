@@ -98,7 +98,8 @@ class GuidedDenoiser:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.model.manual_cast_dtype or self.model.model.get_dtype()
+        # Not the module's attribute: it may be loaded for another clone of this MODEL, or not at all yet.
+        return self.model.get_model_object("manual_cast_dtype") or self.model.model.get_dtype()
 
     def in_float32(self) -> GuidedDenoiser:
         exact = self.model.clone()

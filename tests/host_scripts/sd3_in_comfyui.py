@@ -125,6 +125,10 @@ transformer = {name: t for name, t in checkpoint.items() if name.startswith("mod
 fp8 = comfy.sd.load_diffusion_model_state_dict(dict(transformer), model_options={"dtype": torch.float8_e4m3fn})
 results["fp8 weights"] = str(fp8.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1.weight.dtype)
 fp8 = host_lora.apply_lora(fp8, weights, 1.0)[0]
+bf16 = comfy.sd.load_diffusion_model_state_dict(dict(transformer), model_options={"dtype": torch.bfloat16})
+bf16 = host_lora.apply_lora(bf16, weights, 1.0)[0]
+computed_in = str(denoiser(bf16).dtype)
+results["before a run"] = str(denoiser(bf16).in_float32().dtype), str(denoiser(bf16).dtype) == computed_in
 results["fp8"] = all_in_one(fp8, vae, conditioning, image)
 exact = denoiser(fp8).in_float32()
 results["fp8 in float32"] = all_in_one(exact.model, vae, conditioning, image)

@@ -150,6 +150,7 @@ def test_the_seamless_vae_reports_its_progress(comfyui_results):
 
 def test_tiles_that_overflow_are_computed_in_float32(comfyui_results):
     assert comfyui_results["precisions"][-1] == "torch.float32"
+    assert comfyui_results["before a run"] == ("torch.float32", True)
     assert (comfyui_results["fp8 in float32"] - comfyui_results["fp8"]).abs().max() < TOLERANCE
 
 

@@ -29,8 +29,6 @@ from ..sr_models.families.family import OpenedModel
 MODEL_FOLDER = "onestep_sr"
 PREVIEW_SIDE = 512
 LONGEST_REQUEST = 64 * 2**10  # bytes; the page's questions have a few hundred
-# VQ-f4 keeps about six feature maps of 128 channels at full size while it encodes or decodes.
-AUTOENCODER_VALUES_PER_PIXEL = 6 * 128
 
 
 @dataclass(frozen=True)
@@ -49,20 +47,14 @@ class HostedModel:
     def model(self) -> SRModel:
         return self.opened.model
 
-    def to_device(self, pixels: int) -> None:
-        """Load all modules onto the compute device, and free memory there for a result of `pixels` pixels."""
+    def to_device(self, workspace: int) -> None:
+        """Load all modules onto the compute device, and free `workspace` bytes there beside them."""
         if not self.patchers:
             return
         # Only comfy.ops modules can stream their weights, so these are loaded completely.
-        model_management.load_models_gpu(list(self.patchers), self._workspace(pixels), force_full_load=True)
+        model_management.load_models_gpu(list(self.patchers), workspace, force_full_load=True)
         for patcher in self.patchers:
             patcher.model.to(patcher.load_device)  # with --novram ComfyUI does not move plain modules
-
-    def _workspace(self, pixels: int) -> int:
-        """Bytes that the autoencoder needs to process `pixels` pixels at once; networks run on small tiles."""
-        if len(self.patchers) == 1:
-            return 0
-        return pixels * AUTOENCODER_VALUES_PER_PIXEL * next(self.patchers[1].model.parameters()).element_size()
 
 
 def register_model_folder() -> None:

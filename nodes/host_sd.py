@@ -90,11 +90,14 @@ class GuidedDenoiser:
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
         """As many as fit into memory beside the model by ComfyUI's estimate, up to MOST_TILES."""
-        one = self.model.model.memory_required(list(shape))
+        one = self.memory(shape)
         beside = model_management.get_total_memory(self.model.load_device) - self.model.model_size()
         if model_management.is_device_cpu(self.model.load_device):
             return 1
-        return int(min(MOST_TILES, max(1, 0.8 * beside // one)))
+        return min(MOST_TILES, max(1, int(0.8 * beside) // one))
+
+    def memory(self, shape: tuple[int, ...]) -> int:
+        return int(self.model.model.memory_required(list(shape)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -147,6 +150,9 @@ class VAECodec:
 
     def __init__(self, vae: VAE, latent_format: latent_formats.LatentFormat):
         self.vae, self.latent_format, self.latent_channels = vae, latent_format, latent_format.latent_channels
+
+    def memory(self, height: int, width: int) -> int:
+        return 0
 
     def encode(self, image: Tensor) -> Tensor:
         latent = host_vae.encode(self.vae, image.clamp(0, 1).movedim(1, -1), progress=host.stop_if_cancelled)

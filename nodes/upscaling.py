@@ -13,7 +13,7 @@ from ..sr_models.canvas.color import COLOR_MATCHES, ColorMatch
 from ..sr_models.canvas.resize import MAX_SCALE, MIN_SCALE, resize
 from ..sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
-from ..sr_models.core.forecast import forecast
+from ..sr_models.core.forecast import forecast, workspace
 from ..sr_models.core.options import UpscaleOptions
 from ..sr_models.core.upscale import upscale
 from ..sr_models.errors import UserError
@@ -181,8 +181,8 @@ class UpscaleImage(io.ComfyNode):
     ) -> io.NodeOutput:
         model, node_id = sr_model.model, cls.hidden.unique_id
         height, width = image.shape[1:3]
-        sr_model.to_device(round(height * width * max(upscale_by, model.recipe.scale) ** 2))
         options = UpscaleOptions(upscale_by, tile or None, overlap, None if color == AUTO else color, seed)
+        sr_model.to_device(workspace(model, (height, width), options))
         started = time.monotonic()
         result = upscale(
             model,

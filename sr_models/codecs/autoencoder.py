@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ..core.memory import free_budget, within_budget
+from ..core.memory import SHARE, free_budget, within_budget
 from . import seamless
 
 
@@ -39,6 +39,10 @@ class AutoencoderCodec:
     def preview(self, latent: Tensor) -> Tensor:
         """The first three channels, which in VQ-f4 look like a pale version of the picture."""
         return (latent[:, :3] / 2 + 0.5).clamp(0, 1)
+
+    def memory(self, height: int, width: int) -> int:
+        needed = int(seamless.workspace(self.autoencoder, height, width) / SHARE)
+        return min(needed, self.budget) if self.budget else needed
 
     def _run(self, function: Callable[..., Tensor], canvas: Tensor) -> Tensor:
         budget = self.budget or free_budget(next(self.autoencoder.parameters()).device)

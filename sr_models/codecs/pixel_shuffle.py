@@ -15,6 +15,9 @@ class PixelShuffleCodec:
         self.factor = factor
         self.latent_channels = 3 * factor**2
 
+    def memory(self, height: int, width: int) -> int:
+        return 0
+
     def encode(self, image: Tensor) -> Tensor:
         """H and W must be multiples of the factor."""
         return F.pixel_unshuffle(image * 2 - 1, self.factor)

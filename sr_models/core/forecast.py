@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..canvas.resize import target_size
 from ..canvas.tiling import window_count
 from .geometry import Size, geometry
+from .model import SRModel
 from .options import UpscaleOptions
 from .recipe import Recipe
 from .tile_policy import TilePolicy
@@ -55,3 +56,15 @@ def memory_of(recipe: Recipe, result: Size, scale: float) -> int:
     """Peak bytes of main memory for a result of this size."""
     enlarged = max(1.0, recipe.scale / scale) ** 2
     return round(result[0] * result[1] * enlarged * BYTES_PER_PIXEL)
+
+
+def workspace(model: SRModel, image: Size, options: UpscaleOptions) -> int:
+    """Bytes that should be free on the model's device to upscale pictures of this size one by one, beside the weights.
+
+    Raises UserError for the same sizes and options as `upscale`.
+    """
+    recipe, codec = model.recipe, model.codec
+    canvas = geometry(recipe, codec.factor, image, target_size(*image, options.scale)).latent
+    tile, _ = TilePolicy().side_and_overlap(canvas, recipe, codec.factor, options)
+    network = model.denoiser.memory((1, codec.latent_channels, min(tile, canvas[0]), min(tile, canvas[1])))
+    return max(network, codec.memory(canvas[0] * codec.factor, canvas[1] * codec.factor))

@@ -48,7 +48,13 @@ class Denoiser(Protocol):
         ...
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
-        """How many tiles of shape (1, c, h, w) the network should process at once."""
+        """How many tiles of shape (1, c, h, w) the network should process at once; 0 if one is too large for the
+        device's free memory."""
+        ...
+
+    def memory(self, shape: tuple[int, ...]) -> int:
+        """Bytes for one pass on a latent (B, c, h, w), beside the weights; 0 if unknown, or if its host takes care of
+        it."""
         ...
 
     @property
@@ -74,6 +80,11 @@ class Codec(Protocol):
     @property
     def is_local(self) -> bool:
         """Whether each pixel depends only on the latent pixel at its place, and vice versa."""
+        ...
+
+    def memory(self, height: int, width: int) -> int:
+        """Bytes that should be free on its device to encode and decode a picture of this size, beside the weights; 0 if
+        its host takes care of it."""
         ...
 
     def encode(self, image: Tensor) -> Tensor:

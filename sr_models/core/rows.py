@@ -95,7 +95,10 @@ def _step_band(run: Run, source: Source, band: Band, condition: Condition, repor
     missing, shape = band.tiles, (1, canvas.latent.shape[1], *window)
     try:
         for denoiser in _attempts(run.model.denoiser):
-            batch = policy.at_once(min(len(missing), run.options.batch or denoiser.tiles_at_once(shape)), window)
+            fitting = denoiser.tiles_at_once(shape)
+            if fitting == 0:
+                raise MemoryError("A tile is larger than the free memory.")
+            batch = policy.at_once(min(len(missing), run.options.batch or fitting), window)
             keep_going = denoiser.dtype != torch.float32  # in float32 there is no rescue for what is not finite
             tiles, attempt = missing, partial(work, tiles=missing, batch=batch, keep_going=keep_going)
             missing = denoiser.run(attempt, (batch, *shape[1:]), condition)

@@ -23,7 +23,6 @@ from torch import Tensor
 from ..sr_models.checkpoints.weights_file import SUFFIXES
 from ..sr_models.core.devices import default_dtype
 from ..sr_models.core.model import SRModel
-from ..sr_models.core.upscale import Progress
 from ..sr_models.families.family import OpenedModel
 
 MODEL_FOLDER = "onestep_sr"
@@ -142,36 +141,30 @@ def to_host(image: Tensor) -> Tensor:
     return image.movedim(1, -1).contiguous().to(model_management.intermediate_device())
 
 
-def progress() -> Progress:
-    """A callback that updates ComfyUI's progress bar and preview, and stops the run if the user cancels."""
-    bar: list[comfy.utils.ProgressBar] = []
+class Bar:
+    """ComfyUI's progress bar and preview for one run. Both callbacks stop the run if the user cancels."""
 
-    def update(done: int, total: int, preview: Tensor) -> None:
-        if not bar:
-            bar.append(comfy.utils.ProgressBar(total))
-        bar[0].update_absolute(done, total, ("JPEG", _picture(preview), PREVIEW_SIDE))
+    def __init__(self) -> None:
+        self.bar: comfy.utils.ProgressBar | None = None
+        self.has_tiles = False
+
+    def tile(self, done: int, total: int, preview: Tensor) -> None:
+        """A `Progress` callback."""
+        self.has_tiles = True
+        self._show(done, total, ("JPEG", _picture(preview), PREVIEW_SIDE))
+
+    def stage(self, done: int, total: int) -> None:
+        """A `Stage` callback, for a run without tiles, or before and after them; after them the bar stays full."""
+        if not self.has_tiles:
+            self._show(done, total)
         model_management.throw_exception_if_processing_interrupted()
 
-    return update
-
-
-def row_progress() -> Callable[[int, int], None]:
-    """A callback (done, total) that updates ComfyUI's progress bar, and stops the run if the user cancels."""
-    bar: list[comfy.utils.ProgressBar] = []
-
-    def update(done: int, total: int) -> None:
-        if not bar:
-            bar.append(comfy.utils.ProgressBar(total))
-        bar[0].update_absolute(done, total)
+    def _show(self, done: int, total: int, preview: tuple[str, Image.Image, int] | None = None) -> None:
+        bar = self.bar = self.bar or comfy.utils.ProgressBar(total)
+        bar.update_absolute(done, total, preview)
         model_management.throw_exception_if_processing_interrupted()
-
-    return update
-
-
-def stop_if_cancelled(done: int, total: int) -> None:
-    """A progress callback that only stops the run if the user cancels."""
-    model_management.throw_exception_if_processing_interrupted()
 
 
 def _picture(preview: Tensor) -> Image.Image:
-    return Image.fromarray((preview.movedim(0, -1) * 255).round().byte().cpu().numpy())
+    step = max(1, max(preview.shape) // PREVIEW_SIDE)  # more pixels than the host shows would cost time for every tile
+    return Image.fromarray((preview[:, ::step, ::step].movedim(0, -1) * 255).round().byte().cpu().numpy())

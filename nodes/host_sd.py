@@ -13,13 +13,13 @@ from comfy.samplers import CFGGuider, Sampler
 from comfy.sd import VAE
 from torch import Tensor
 
-from ..sr_models.core.model import Result
+from ..sr_models.core.model import Result, Stage
 from ..sr_models.core.process import Level
 from ..sr_models.core.step import Network
 from ..sr_models.errors import UserError
 from ..sr_models.families.bases import BaseKind
 from ..sr_models.families.family import LoraFamily
-from . import host, host_vae
+from . import host_vae
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
 LevelAt = Callable[[float], Level]
@@ -154,12 +154,12 @@ class VAECodec:
     def memory(self, height: int, width: int) -> int:
         return 0
 
-    def encode(self, image: Tensor) -> Tensor:
-        latent = host_vae.encode(self.vae, image.clamp(0, 1).movedim(1, -1), progress=host.stop_if_cancelled)
+    def encode(self, image: Tensor, stage: Stage | None = None) -> Tensor:
+        latent = host_vae.encode(self.vae, image.clamp(0, 1).movedim(1, -1), progress=stage)
         return self.latent_format.process_in(latent).to(image.device, torch.float32)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        image = host_vae.decode(self.vae, self.latent_format.process_out(latent), progress=host.stop_if_cancelled)
+    def decode(self, latent: Tensor, stage: Stage | None = None) -> Tensor:
+        image = host_vae.decode(self.vae, self.latent_format.process_out(latent), progress=stage)
         return image.movedim(-1, 1).to(latent.device, torch.float32)
 
     def preview(self, latent: Tensor) -> Tensor:

@@ -183,13 +183,14 @@ class UpscaleImage(io.ComfyNode):
         height, width = image.shape[1:3]
         options = UpscaleOptions(upscale_by, tile or None, overlap, None if color == AUTO else color, seed)
         sr_model.to_device(workspace(model, (height, width), options))
-        started = time.monotonic()
+        bar, started = host.Bar(), time.monotonic()
         result = upscale(
             model,
             with_alpha(host.from_host(image), mask),
             options,
-            progress=host.progress(),
+            progress=bar.tile,
             notice=lambda notice: host.show_on_node(node_id, notice),
+            stage=bar.stage,
         )
         run = forecast(model.recipe, model.codec.factor, (height, width), options)
         pace.record(model.recipe.name, run.work * len(image), time.monotonic() - started)

@@ -110,7 +110,8 @@ def upscale(choice: Choice, image: Image.Image, options: UpscaleOptions) -> Imag
         opened = _open(choice, host.compute_dtype(), host.budget(), file_stamps(_files(choice)))
         try:
             with host.room_for(opened.size + WORKSPACE), opened.on_device(host.device()):
-                reports = host.tile_progress(), host.warn, _tile_policy(choice, host.task())
+                policy = _tile_policy(choice, host.task())
+                reports = host.tile_progress(), host.warn, policy, host.stage_progress()
                 return to_pillow(enlarge(opened.model, from_pillow(image), options, *reports))
         except host.Interrupted:
             return None

@@ -13,6 +13,7 @@ from .recipe import Recipe
 from .step import Network
 
 Result = TypeVar("Result")
+Stage = Callable[[int, int], object]
 Condition = Any  # a conditioner's result, which only the denoiser of the same family reads
 
 
@@ -87,12 +88,15 @@ class Codec(Protocol):
         its host takes care of it."""
         ...
 
-    def encode(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], sides multiples of `factor` -> (B, c, H/factor, W/factor)."""
+    def encode(self, image: Tensor, stage: Stage | None = None) -> Tensor:
+        """(B, 3, H, W) in [0, 1], sides multiples of `factor` -> (B, c, H/factor, W/factor).
+
+        A codec that takes longer than a moment calls `stage` with (rows done, rows in all).
+        """
         ...
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, 3, h * factor, w * factor), about [0, 1], not clamped."""
+    def decode(self, latent: Tensor, stage: Stage | None = None) -> Tensor:
+        """(B, c, h, w) -> (B, 3, h * factor, w * factor), about [0, 1], not clamped; `stage` as in `encode`."""
         ...
 
     def preview(self, latent: Tensor) -> Tensor:

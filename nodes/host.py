@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,11 @@ from torch import Tensor
 from ..sr_models.checkpoints.weights_file import SUFFIXES
 from ..sr_models.core.devices import default_dtype
 from ..sr_models.core.model import SRModel
-from ..sr_models.core.upscale import Progress
 from ..sr_models.families.family import OpenedModel
 
 MODEL_FOLDER = "onestep_sr"
 PREVIEW_SIDE = 512
-# VQ-f4 keeps about six feature maps of 128 channels at full size while it encodes or decodes.
-AUTOENCODER_VALUES_PER_PIXEL = 6 * 128
+LONGEST_REQUEST = 64 * 2**10  # bytes; the page's questions have a few hundred
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,14 @@ class HostedModel:
     def model(self) -> SRModel:
         return self.opened.model
 
-    def to_device(self, pixels: int) -> None:
-        """Load all modules onto the compute device, and free memory there for a result of `pixels` pixels."""
+    def to_device(self, workspace: int) -> None:
+        """Load all modules onto the compute device, and free `workspace` bytes there beside them."""
         if not self.patchers:
             return
         # Only comfy.ops modules can stream their weights, so these are loaded completely.
-        model_management.load_models_gpu(list(self.patchers), self._workspace(pixels), force_full_load=True)
+        model_management.load_models_gpu(list(self.patchers), workspace, force_full_load=True)
         for patcher in self.patchers:
             patcher.model.to(patcher.load_device)  # with --novram ComfyUI does not move plain modules
-
-    def _workspace(self, pixels: int) -> int:
-        """Bytes that the autoencoder needs to process `pixels` pixels at once; networks run on small tiles."""
-        if len(self.patchers) == 1:
-            return 0
-        return pixels * AUTOENCODER_VALUES_PER_PIXEL * next(self.patchers[1].model.parameters()).element_size()
 
 
 def register_model_folder() -> None:
@@ -79,25 +73,36 @@ def weights_path(name: str, *folders: str) -> Path:
     return Path(next((path for path in found if path), name))
 
 
-def modification_times(paths: Iterable[Path]) -> tuple[float, ...]:
-    """The modification time of each file; 0 for a file that does not exist."""
-    return tuple(path.stat().st_mtime if path.is_file() else 0.0 for path in paths)
-
-
 def user_folder() -> Path:
     """This pack's folder in ComfyUI's user folder; it may not exist yet."""
     return Path(folder_paths.get_user_directory()) / MODEL_FOLDER
 
 
-def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answer POST requests with JSON. A KeyError, TypeError or ValueError from `answer` gives status 400."""
+def add_route(path: str, answer: Callable[[Any], dict[str, Any]]) -> None:
+    """Answer POST requests with JSON, in a thread, so that the server never waits for `answer`.
+
+    A request over LONGEST_REQUEST bytes or that is not JSON, and a ValueError from `answer`, give status 400.
+    """
 
     @PromptServer.instance.routes.post(path)
     async def respond(request: web.Request) -> web.Response:
         try:
-            return web.json_response(answer(await request.json()))
-        except (KeyError, TypeError, ValueError) as error:
-            return web.json_response({"error": f"This request cannot be read ({error})."}, status=400)
+            content = json.loads(await _body(request))
+            return web.json_response(await asyncio.to_thread(answer, content))
+        except ValueError as error:
+            reason = str(error)
+        except RecursionError:
+            reason = "too many nested lists or objects"
+        return web.json_response({"error": f"This request cannot be read ({reason})."}, status=400)
+
+
+async def _body(request: web.Request) -> bytes:
+    body = b""
+    async for chunk in request.content.iter_chunked(LONGEST_REQUEST):
+        body += chunk
+        if len(body) > LONGEST_REQUEST:
+            raise ValueError(f"longer than {LONGEST_REQUEST} bytes")
+    return body
 
 
 def show_on_node(node_id: str, text: str) -> None:
@@ -136,36 +141,30 @@ def to_host(image: Tensor) -> Tensor:
     return image.movedim(1, -1).contiguous().to(model_management.intermediate_device())
 
 
-def progress() -> Progress:
-    """A callback that updates ComfyUI's progress bar and preview, and stops the run if the user cancels."""
-    bar: list[comfy.utils.ProgressBar] = []
+class Bar:
+    """ComfyUI's progress bar and preview for one run. Both callbacks stop the run if the user cancels."""
 
-    def update(done: int, total: int, preview: Tensor) -> None:
-        if not bar:
-            bar.append(comfy.utils.ProgressBar(total))
-        bar[0].update_absolute(done, total, ("JPEG", _picture(preview), PREVIEW_SIDE))
+    def __init__(self) -> None:
+        self.bar: comfy.utils.ProgressBar | None = None
+        self.has_tiles = False
+
+    def tile(self, done: int, total: int, preview: Tensor) -> None:
+        """A `Progress` callback."""
+        self.has_tiles = True
+        self._show(done, total, ("JPEG", _picture(preview), PREVIEW_SIDE))
+
+    def stage(self, done: int, total: int) -> None:
+        """A `Stage` callback, for a run without tiles, or before and after them; after them the bar stays full."""
+        if not self.has_tiles:
+            self._show(done, total)
         model_management.throw_exception_if_processing_interrupted()
 
-    return update
-
-
-def row_progress() -> Callable[[int, int], None]:
-    """A callback (done, total) that updates ComfyUI's progress bar, and stops the run if the user cancels."""
-    bar: list[comfy.utils.ProgressBar] = []
-
-    def update(done: int, total: int) -> None:
-        if not bar:
-            bar.append(comfy.utils.ProgressBar(total))
-        bar[0].update_absolute(done, total)
+    def _show(self, done: int, total: int, preview: tuple[str, Image.Image, int] | None = None) -> None:
+        bar = self.bar = self.bar or comfy.utils.ProgressBar(total)
+        bar.update_absolute(done, total, preview)
         model_management.throw_exception_if_processing_interrupted()
-
-    return update
-
-
-def stop_if_cancelled(done: int, total: int) -> None:
-    """A progress callback that only stops the run if the user cancels."""
-    model_management.throw_exception_if_processing_interrupted()
 
 
 def _picture(preview: Tensor) -> Image.Image:
-    return Image.fromarray((preview.movedim(0, -1) * 255).round().byte().cpu().numpy())
+    step = max(1, max(preview.shape) // PREVIEW_SIDE)  # more pixels than the host shows would cost time for every tile
+    return Image.fromarray((preview[:, ::step, ::step].movedim(0, -1) * 255).round().byte().cpu().numpy())

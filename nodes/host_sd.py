@@ -13,13 +13,13 @@ from comfy.samplers import CFGGuider, Sampler
 from comfy.sd import VAE
 from torch import Tensor
 
-from ..sr_models.core.model import Result
+from ..sr_models.core.model import Result, Stage
 from ..sr_models.core.process import Level
 from ..sr_models.core.step import Network
 from ..sr_models.errors import UserError
 from ..sr_models.families.bases import BaseKind
 from ..sr_models.families.family import LoraFamily
-from . import host, host_vae
+from . import host_vae
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
 LevelAt = Callable[[float], Level]
@@ -90,15 +90,19 @@ class GuidedDenoiser:
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
         """As many as fit into memory beside the model by ComfyUI's estimate, up to MOST_TILES."""
-        one = self.model.model.memory_required(list(shape))
+        one = self.memory(shape)
         beside = model_management.get_total_memory(self.model.load_device) - self.model.model_size()
         if model_management.is_device_cpu(self.model.load_device):
             return 1
-        return int(min(MOST_TILES, max(1, 0.8 * beside // one)))
+        return min(MOST_TILES, max(1, int(0.8 * beside) // one))
+
+    def memory(self, shape: tuple[int, ...]) -> int:
+        return int(self.model.model.memory_required(list(shape)))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.model.manual_cast_dtype or self.model.model.get_dtype()
+        # Not the module's attribute: it may be loaded for another clone of this MODEL, or not at all yet.
+        return self.model.get_model_object("manual_cast_dtype") or self.model.model.get_dtype()
 
     def in_float32(self) -> GuidedDenoiser:
         exact = self.model.clone()
@@ -147,12 +151,15 @@ class VAECodec:
     def __init__(self, vae: VAE, latent_format: latent_formats.LatentFormat):
         self.vae, self.latent_format, self.latent_channels = vae, latent_format, latent_format.latent_channels
 
-    def encode(self, image: Tensor) -> Tensor:
-        latent = host_vae.encode(self.vae, image.clamp(0, 1).movedim(1, -1), progress=host.stop_if_cancelled)
+    def memory(self, height: int, width: int) -> int:
+        return 0
+
+    def encode(self, image: Tensor, stage: Stage | None = None) -> Tensor:
+        latent = host_vae.encode(self.vae, image.clamp(0, 1).movedim(1, -1), progress=stage)
         return self.latent_format.process_in(latent).to(image.device, torch.float32)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        image = host_vae.decode(self.vae, self.latent_format.process_out(latent), progress=host.stop_if_cancelled)
+    def decode(self, latent: Tensor, stage: Stage | None = None) -> Tensor:
+        image = host_vae.decode(self.vae, self.latent_format.process_out(latent), progress=stage)
         return image.movedim(-1, 1).to(latent.device, torch.float32)
 
     def preview(self, latent: Tensor) -> Tensor:

@@ -28,20 +28,26 @@ def encode(vae: VAE, image: Tensor, budget: int = 0, progress: Progress | None =
     """
     _require_support(vae, "VAE Encode (Tiled)")
     pixels = vae.process_input(vae.vae_encode_crop_pixels(image)[..., :3].movedim(-1, 1))
-    needed = vae.memory_used_encode(pixels.shape, vae.vae_dtype)
+    needed = _memory(vae, vae.memory_used_encode(pixels.shape, vae.vae_dtype), *pixels.shape[2:])
     return _within_memory(vae, seamless.encode, pixels.float(), needed, budget, progress).to(vae.output_device)
 
 
 def decode(vae: VAE, latent: Tensor, budget: int = 0, progress: Progress | None = None) -> Tensor:
     """Latents (B, c, h, w) -> images (B, 8 h, 8 w, 3) in [0, 1], as from VAE Decode; `budget` as in `encode`."""
     _require_support(vae, "VAE Decode (Tiled)")
-    needed = vae.memory_used_decode(latent.shape, vae.vae_dtype)
+    height, width = (side * vae.downscale_ratio for side in latent.shape[2:])
+    needed = _memory(vae, vae.memory_used_decode(latent.shape, vae.vae_dtype), height, width)
     image = _within_memory(vae, seamless.decode, latent.float(), needed, budget, progress)
     return vae.process_output(image).to(vae.output_device).movedim(1, -1)
 
 
+def _memory(vae: VAE, untiled: float, height: int, width: int) -> int:
+    """Bytes to free for a picture of this size: all that ComfyUI estimates, or what is enough without seams if less."""
+    return int(min(untiled, seamless.workspace(vae.first_stage_model, height, width, vae.vae_dtype) / SHARE))
+
+
 def _within_memory(
-    vae: VAE, function: Callable[..., Tensor], canvas: Tensor, needed: float, budget: int, progress: Progress | None
+    vae: VAE, function: Callable[..., Tensor], canvas: Tensor, needed: int, budget: int, progress: Progress | None
 ) -> Tensor:
     model_management.load_models_gpu([vae.patcher], memory_required=min(needed, budget) if budget else needed)
     free = int(SHARE * model_management.get_free_memory(vae.device))

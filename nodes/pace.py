@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -37,9 +38,8 @@ def _read() -> dict[str, float]:
         content = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return (
-        {name: pace for name, pace in content.items() if isinstance(pace, float)} if isinstance(content, dict) else {}
-    )
+    items = content.items() if isinstance(content, dict) else ()
+    return {name: pace for name, pace in items if isinstance(pace, float) and math.isfinite(pace)}
 
 
 def _write(paces: dict[str, float], path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
 from ..sr_models.core.forecast import Forecast, forecast
 from ..sr_models.core.options import UpscaleOptions
 from ..sr_models.core.recipe import Recipe
@@ -16,6 +19,7 @@ from . import host, host_sd, pace, stable_diffusion, upscaling
 ROUTE = "/onestep_sr/plan"
 GIGABYTE = 1e9
 LONG = 100  # seconds; longer times are shown in minutes
+MOST_PIXELS = 2**20  # of any length in a question
 
 
 @dataclass(frozen=True)
@@ -36,27 +40,68 @@ def add_route() -> None:
     host.add_route(ROUTE, answer)
 
 
-def answer(content: dict[str, Any]) -> dict[str, Any]:
-    """Raises KeyError, TypeError or ValueError for content that is not a Question."""
-    question = Question(**content)
-    size = int(question.height), int(question.width)
-    options = UpscaleOptions(float(question.upscale_by), int(question.tile) or None, int(question.overlap))
+def answer(content: Any) -> dict[str, Any]:
+    """Raises ValueError for content that is not a Question."""
+    question = question_of(content)
+    options = UpscaleOptions(question.upscale_by, question.tile or None, question.overlap)
     try:
         recipe, factor = _recipe(question.node, question.model)
-        run = forecast(recipe, factor, size, options)
+        run = forecast(recipe, factor, (question.height, question.width), options)
     except UserError as error:
         return {"text": str(error), "width": None, "height": None}
     return {"text": _line(recipe, run), "width": run.result[1], "height": run.result[0]}
 
 
+def question_of(content: Any) -> Question:
+    """The request, its types and ranges checked. Raises ValueError for content that is not a Question."""
+    names = [field.name for field in fields(Question)]
+    if not isinstance(content, dict) or sorted(content) != sorted(names):
+        raise ValueError(f"it must be an object with {', '.join(names)}")
+    if not isinstance(content["model"], dict):
+        raise ValueError("model must be an object")
+    return Question(
+        _text(content, "node"),
+        content["model"],
+        width=int(_number(content, "width", least=1)),
+        height=int(_number(content, "height", least=1)),
+        upscale_by=float(_number(content, "upscale_by")),
+        tile=int(_number(content, "tile")),
+        overlap=int(_number(content, "overlap")),
+    )
+
+
+def _number(content: dict[str, Any], name: str, least: int = 0) -> float:
+    value = content[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST_PIXELS:
+        raise ValueError(f"{name} must be a number from {least} to {MOST_PIXELS}")
+    return value
+
+
+def _text(content: dict[str, Any], name: str) -> str:
+    value = content.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text")
+    return value
+
+
 def _recipe(node: str, widgets: dict[str, Any]) -> tuple[Recipe, int]:
     """The recipe and the codec's factor of the node's SR_MODEL, from its widgets."""
+    recipe = _text(widgets, "recipe")
     if node == stable_diffusion.MODEL_ID:
-        return FAMILIES.lora_recipes[widgets["recipe"]], host_sd.VAE_FACTOR
-    model, recipe = widgets["model"], widgets["recipe"]
+        if recipe not in FAMILIES.lora_recipes:
+            raise ValueError("recipe must be one of the node's choices")
+        return FAMILIES.lora_recipes[recipe], host_sd.VAE_FACTOR
+    model = _text(widgets, "model")
     if model != upscaling.BUNDLED_NAME and model not in host.weights_files(host.MODEL_FOLDER):
         raise UserError(f"{model} is not in models/{host.MODEL_FOLDER}: choose another model.")
-    return recipe_of(upscaling.model_path(model), None if recipe == upscaling.AUTO else recipe)
+    [stamp] = file_stamps([upscaling.model_path(model)])
+    return _recipe_of_file(stamp, None if recipe == upscaling.AUTO else recipe)
+
+
+@lru_cache(maxsize=64)
+def _recipe_of_file(stamp: Stamp, recipe: str | None) -> tuple[Recipe, int]:
+    """`recipe_of`, which reads each file once: the header of a large torch file takes tens of milliseconds."""
+    return recipe_of(Path(stamp[0]), recipe)
 
 
 def _line(recipe: Recipe, run: Forecast) -> str:

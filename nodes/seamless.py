@@ -34,7 +34,7 @@ class EncodeSeamless(io.ComfyNode):
 
     @classmethod
     def execute(cls, pixels, vae, memory: int) -> io.NodeOutput:
-        latent = host_vae.encode(vae, pixels, memory * 2**20, host.row_progress())
+        latent = host_vae.encode(vae, pixels, memory * 2**20, host.Bar().stage)
         return io.NodeOutput({"samples": latent})
 
 
@@ -58,4 +58,4 @@ class DecodeSeamless(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, vae, memory: int) -> io.NodeOutput:
-        return io.NodeOutput(host_vae.decode(vae, samples["samples"], memory * 2**20, host.row_progress()))
+        return io.NodeOutput(host_vae.decode(vae, samples["samples"], memory * 2**20, host.Bar().stage))

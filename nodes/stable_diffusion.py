@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..sr_models.checkpoints import prompt_embeddings
+from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
 from ..sr_models.errors import UserError
 from ..sr_models.families.registry import FAMILIES, read_lora
 from ..sr_models.families.tsd_sr import TSD_SR
@@ -82,12 +83,12 @@ class ApplyLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str | None = None, vae_lora: str | None = None, **others) -> tuple[float, ...]:
+    def fingerprint_inputs(cls, lora: str | None = None, vae_lora: str | None = None, **others) -> tuple[Stamp, ...]:
         """Makes the host read files again that were replaced on disk. Linked inputs are None here."""
         paths = [_lora_path(name) for name in (lora, vae_lora) if name and name != AUTO]
         names = {name for family in FAMILIES.loras for name in family.files}
         beside = [path.with_name(name) for path in paths for name in sorted(names)]
-        return host.modification_times([*paths, *beside])
+        return file_stamps([*paths, *beside])
 
     @classmethod
     def execute(cls, model, vae, lora: str, vae_lora: str, strength_model: float, strength_vae: float) -> io.NodeOutput:
@@ -134,13 +135,13 @@ class Prompt(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, embeddings: str | None = None, **others) -> tuple[float, ...]:
+    def fingerprint_inputs(cls, embeddings: str | None = None, **others) -> tuple[Stamp, ...]:
         """Makes the host read files again that were replaced on disk."""
         if embeddings in (None, FROM_TEXT):
             return ()
         path = _embeddings_path(embeddings)
         beside = [path.with_name(name) for name in (prompt_embeddings.PROMPT_FILE, prompt_embeddings.POOLED_FILE)]
-        return host.modification_times([path, *beside])
+        return file_stamps([path, *beside])
 
     @classmethod
     def execute(cls, embeddings: str, text: str, clip=None) -> io.NodeOutput:

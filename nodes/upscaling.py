@@ -12,7 +12,8 @@ from comfy_api.latest import io
 from ..sr_models.canvas.color import COLOR_MATCHES, ColorMatch
 from ..sr_models.canvas.resize import MAX_SCALE, MIN_SCALE, resize
 from ..sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
-from ..sr_models.core.forecast import forecast
+from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
+from ..sr_models.core.forecast import forecast, workspace
 from ..sr_models.core.options import DETAIL, UpscaleOptions
 from ..sr_models.core.upscale import upscale
 from ..sr_models.errors import UserError
@@ -67,12 +68,12 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str | None, autoencoder: str | None, recipe: str | None) -> tuple[float, ...]:
+    def fingerprint_inputs(cls, model: str | None, autoencoder: str | None, recipe: str | None) -> tuple[Stamp, ...]:
         """Makes the host read files again that were replaced on disk. Linked inputs are None here."""
         paths = [model_path(model or BUNDLED_NAME)]
         if model not in (None, BUNDLED_NAME):
             paths.append(_autoencoder_path(autoencoder or AUTO) or paths[0].with_name(AUTOENCODER_NAME))
-        return host.modification_times(paths)
+        return file_stamps(paths)
 
     @classmethod
     def execute(cls, model: str, autoencoder: str, recipe: str) -> io.NodeOutput:
@@ -192,16 +193,17 @@ class UpscaleImage(io.ComfyNode):
     ) -> io.NodeOutput:
         model, node_id = sr_model.model, cls.hidden.unique_id
         height, width = image.shape[1:3]
-        sr_model.to_device(round(height * width * max(upscale_by, model.recipe.scale) ** 2))
         matched = None if color == AUTO else color
         options = UpscaleOptions(upscale_by, tile or None, overlap, matched, seed, detail=detail)
-        started = time.monotonic()
+        sr_model.to_device(workspace(model, (height, width), options))
+        bar, started = host.Bar(), time.monotonic()
         result = upscale(
             model,
             with_alpha(host.from_host(image), mask),
             options,
-            progress=host.progress(),
+            progress=bar.tile,
             notice=lambda notice: host.show_on_node(node_id, notice),
+            stage=bar.stage,
         )
         run = forecast(model.recipe, model.codec.factor, (height, width), options)
         pace.record(model.recipe.name, run.work * len(image), time.monotonic() - started)

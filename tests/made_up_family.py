@@ -40,5 +40,6 @@ GLOW = LoraFamily(
     condition=All(Has("glow/instead/conv_in.weight"), HasSuffix(".lora_A.weight")),
     recipes={RECIPE.name: RECIPE},
     summary=lambda header: "Glow-SR LoRA",
+    network="unet",
     read=read,
 )

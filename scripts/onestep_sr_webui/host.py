@@ -18,6 +18,7 @@ from ...sr_models.canvas.color import ColorMatch
 from ...sr_models.checkpoints.weights_file import SUFFIXES
 from ...sr_models.core.devices import default_dtype
 from ...sr_models.core.memory import available
+from ...sr_models.core.model import Stage
 from ...sr_models.core.options import UpscaleOptions
 from ...sr_models.core.upscale import Progress
 from ...sr_models.jobs.model_choice import DTYPES
@@ -29,6 +30,7 @@ except ImportError:
 
 MODEL_FOLDER = Path(models_path, "OneStepSR")  # depends on --data-dir and --models-dir
 AUTO = "auto"
+PREVIEW_SIDE = 512
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
@@ -139,6 +141,18 @@ def is_interrupted() -> bool:
     return shared.state.interrupted or shared.state.skipped
 
 
+def stage_progress() -> Stage:
+    """A callback for work other than tiles: shows its share, and raises Interrupted if the user interrupts."""
+    text = shared.state.textinfo
+
+    def update(done: int, total: int) -> None:
+        shared.state.textinfo = " ".join(filter(None, [text, f"encoding or decoding, {100 * done // total} %"]))
+        if is_interrupted():
+            raise Interrupted
+
+    return update
+
+
 def tile_progress() -> Progress:
     """A progress callback for the host's progress bar and live preview; raises Interrupted if the user interrupts."""
     text = shared.state.textinfo
@@ -163,4 +177,5 @@ def warn(text: str) -> None:
 
 
 def _picture(preview: Tensor) -> Image.Image:
-    return Image.fromarray((preview.movedim(0, -1) * 255).round().byte().cpu().numpy())
+    step = max(1, max(preview.shape) // PREVIEW_SIDE)  # all pixels of a large picture would cost time for every tile
+    return Image.fromarray((preview[:, ::step, ::step].movedim(0, -1) * 255).round().byte().cpu().numpy())

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ...sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
+from ...sr_models.checkpoints.weights_file import Stamp, file_stamps
 from ...sr_models.core.options import UpscaleOptions
 from ...sr_models.core.tile_policy import TilePolicy
 from ...sr_models.diffusers_host.lora import open_lora
@@ -26,6 +27,7 @@ from . import host
 TITLE = "One-Step SR"
 BUNDLED_NAME = f"{TITLE} x4"
 PARTS = (AUTOENCODER_NAME, PROMPT_FILE, POOLED_FILE)  # parts of a model, not listed as models
+NETWORK = "transformer"  # LoRAs for a U-Net need a diffusers folder, which the host's list of checkpoints has not
 WORKSPACE = 2**30  # bytes to free in addition to the weights
 
 
@@ -47,10 +49,14 @@ def listed() -> dict[str, Choice]:
     parts = {*PARTS, *(name for family in FAMILIES.loras for name in family.files[1:])}
     ours = [path for path in host.weights_files(host.MODEL_FOLDER) if path.name not in parts]
     loras = {path: family for path in ours if (family := _lora_family(path))}
-    loras |= {path: family for path in host.weights_files(host.lora_folder()) if (family := _set_of(path))}
     choices = {BUNDLED_NAME: Choice(BUNDLED)}
     choices |= {f"{TITLE}: {_inside(path)}": Choice(path) for path in ours if path not in loras}
-    return choices | {f"{f.title}: {_set_name(path)}": Choice(path, is_lora=True) for path, f in loras.items()}
+    loras |= {path: family for path in host.weights_files(host.lora_folder()) if (family := _set_of(path))}
+    return choices | {
+        f"{family.title}: {_set_name(path)}": Choice(path, is_lora=True)
+        for path, family in loras.items()
+        if family.network == NETWORK
+    }
 
 
 def choose(name: str, checkpoint: str | None) -> Choice:
@@ -101,10 +107,11 @@ def upscale(choice: Choice, image: Image.Image, options: UpscaleOptions) -> Imag
     if host.is_interrupted():
         return None
     with host.plain_torch():
-        opened = _open(choice, host.compute_dtype(), host.budget(), _modification_time(choice.file))
+        opened = _open(choice, host.compute_dtype(), host.budget(), file_stamps(_files(choice)))
         try:
             with host.room_for(opened.size + WORKSPACE), opened.on_device(host.device()):
-                reports = host.tile_progress(), host.warn, _tile_policy(choice, host.task())
+                policy = _tile_policy(choice, host.task())
+                reports = host.tile_progress(), host.warn, policy, host.stage_progress()
                 return to_pillow(enlarge(opened.model, from_pillow(image), options, *reports))
         except host.Interrupted:
             return None
@@ -117,18 +124,15 @@ def _tile_policy(choice: Choice, task: str) -> TilePolicy:
 
 
 @lru_cache(maxsize=1)
-def _open(choice: Choice, dtype: torch.dtype, budget: int | None, modification_time: float) -> OpenedModel:
-    """Open a model. The last one is kept for the next picture of a batch, and read again if its file was replaced."""
+def _open(choice: Choice, dtype: torch.dtype, budget: int | None, stamps: tuple[Stamp, ...]) -> OpenedModel:
+    """Open a model. The last one is kept for the next picture of a batch, and read again if a file was replaced."""
     _open.cache_clear()  # before loading, because two models may not fit into memory
     if choice.checkpoint is None:
         return load(choice.file, dtype=dtype, budget=budget)
-    lora = read_lora(choice.file)
-    if lora.base.network == "unet":
-        raise UserError(f"{lora.sentence}, which only runs in ComfyUI and on the command line: choose another model.")
     opened = open_lora(
         choice.checkpoint,
         choice.file,
-        embeddings=None if lora.embeddings else _embeddings(),
+        embeddings=None if read_lora(choice.file).embeddings else _embeddings(),
         dtype=dtype,
         device=host.device(),
         offload=True,
@@ -138,12 +142,21 @@ def _open(choice: Choice, dtype: torch.dtype, budget: int | None, modification_t
     return opened
 
 
+def _files(choice: Choice) -> list[Path]:
+    """All files that the model may be read from, whether they exist or not."""
+    names = {*PARTS, *(name for family in FAMILIES.loras for name in family.files)}
+    beside = [choice.file.with_name(name) for name in sorted(names)]
+    if choice.checkpoint is None:
+        return [choice.file, *beside]
+    return [choice.file, *beside, choice.checkpoint, *_embedding_files()]
+
+
+def _embedding_files() -> list[Path]:
+    return [path for path in host.weights_files(host.MODEL_FOLDER) if path.name in (PROMPT_FILE, POOLED_FILE)]
+
+
 def _embeddings() -> Path:
-    found = [path for path in host.weights_files(host.MODEL_FOLDER) if path.name == PROMPT_FILE]
+    found = [path for path in _embedding_files() if path.name == PROMPT_FILE]
     if not found:
         raise UserError(f"TSD-SR's prompt is missing: copy {PROMPT_FILE} and {POOLED_FILE} to {host.MODEL_FOLDER}.")
     return found[0]
-
-
-def _modification_time(path: Path) -> float:
-    return path.stat().st_mtime if path.is_file() else 0.0

@@ -76,6 +76,27 @@ class RowResizer:
             self.held, self.top = self.held[:, :, first - self.top :].clone(), first
 
 
+class WholeResizer:
+    """`RowResizer` for a result that is wanted whole: exactly `resize` of the picture, once all rows are there."""
+
+    top = 0
+
+    def __init__(self, size: tuple[int, int], target: tuple[int, int]):
+        self.size, self.target = size, target
+        self.held: Tensor | None = None
+
+    def add(self, top: int, rows: Tensor) -> Tensor | None:
+        """The picture's next rows, as in `RowResizer.add`. Gives the whole result with the last of them."""
+        count = rows.shape[-2]
+        if count < self.size[0]:
+            if self.held is None:
+                self.held = rows.new_empty(*rows.shape[:2], *self.size)
+            self.held[:, :, top : top + count] = rows
+        if top + count < self.size[0]:
+            return None
+        return resize(rows if self.held is None else self.held, self.target)[0].clamp(0, 1)
+
+
 def _weights(height: int, target: int, top: int, bottom: int, shrinks: bool) -> tuple[Tensor, int]:
     """Weight of each source row in each result row, (bottom - top, n), and the index of the first source row."""
     ratio = height / target

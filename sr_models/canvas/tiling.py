@@ -94,7 +94,10 @@ def plan(height: int, width: int, tile: int, overlap: int) -> Plan:
 
 def plan_axis(length: int, tile: int, overlap: int) -> Axis:
     """The fewest windows that overlap by at least `overlap`, with starts evenly spaced over [0, length - size]."""
-    if length <= tile:
-        return Axis(length, length, (0,))
-    last = -(-(length - tile) // (tile - overlap))
-    return Axis(length, tile, tuple(i * (length - tile) // last for i in range(last + 1)))
+    size, last = min(length, tile), window_count(length, tile, overlap) - 1
+    return Axis(length, size, tuple(i * (length - size) // max(1, last) for i in range(last + 1)))
+
+
+def window_count(length: int, tile: int, overlap: int) -> int:
+    """The number of windows in `plan_axis`, without creating them."""
+    return 1 + max(0, -(-(length - tile) // (tile - overlap)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ MAX_NAME, MAX_DIMENSIONS, MAX_LISTED = 500, 8, 1000
 SHOWN_KEYS = 5
 
 Value = TypeVar("Value")
+Stamp = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,19 @@ def read_tensor(path: Path) -> Tensor:
     if not isinstance(content, Tensor):
         raise UserError(f"{path.name} does not hold a single tensor: choose another file.")
     return content
+
+
+def file_stamps(paths: Iterable[Path]) -> tuple[Stamp, ...]:
+    """Path, modification time and size of each file, which tell whether it was replaced; zeros for a missing file."""
+    return tuple(_stamp(path) for path in paths)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path), 0, 0
+    return str(path), status.st_mtime_ns, status.st_size
 
 
 def must_exist(path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
-from ..core.memory import free_budget, within_budget
+from ..core.memory import SHARE, free_budget, within_budget
+from ..core.model import Stage
 from . import seamless
 
 
@@ -30,16 +32,21 @@ class AutoencoderCodec:
         self.autoencoder, self.factor, self.latent_channels = autoencoder, factor, latent_channels
         self.scaling, self.budget = scaling, budget
 
-    def encode(self, image: Tensor) -> Tensor:
-        return self._run(seamless.encode, image * 2 - 1) * self.scaling
+    def encode(self, image: Tensor, stage: Stage | None = None) -> Tensor:
+        return self._run(seamless.encode, image * 2 - 1, stage) * self.scaling
 
-    def decode(self, latent: Tensor) -> Tensor:
-        return self._run(seamless.decode, latent / self.scaling) / 2 + 0.5
+    def decode(self, latent: Tensor, stage: Stage | None = None) -> Tensor:
+        return self._run(seamless.decode, latent / self.scaling, stage) / 2 + 0.5
 
     def preview(self, latent: Tensor) -> Tensor:
         """The first three channels, which in VQ-f4 look like a pale version of the picture."""
         return (latent[:, :3] / 2 + 0.5).clamp(0, 1)
 
-    def _run(self, function: Callable[..., Tensor], canvas: Tensor) -> Tensor:
+    def memory(self, height: int, width: int) -> int:
+        needed = int(seamless.workspace(self.autoencoder, height, width) / SHARE)
+        return min(needed, self.budget) if self.budget else needed
+
+    def _run(self, function: Callable[..., Tensor], canvas: Tensor, stage: Stage | None) -> Tensor:
         budget = self.budget or free_budget(next(self.autoencoder.parameters()).device)
-        return within_budget(lambda budget: function(self.autoencoder, canvas.float(), budget=budget), budget)
+        run = partial(function, self.autoencoder, canvas.float(), progress=stage)
+        return within_budget(lambda budget: run(budget=budget), budget)

@@ -1,7 +1,7 @@
 """Process a canvas from top to bottom: the next rows of tiles, and the finished rows that their latents complete.
 
-A band is the part of the canvas that is processed at once: the whole canvas, or one row of tiles. Sizes and rows are in
-latent pixels.
+A band is the part of the canvas that is processed at once: one or more rows of tiles, or the whole canvas. Sizes and
+rows are in latent pixels.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Bands:
         canvas: (height, width).
         plan: returns the tiles of a canvas of any size.
         multiple: the canvas's sides are multiples of this; sizes passed to `plan` must be too.
-        whole: use one band for the whole canvas.
+        at_once: a band has as many rows of tiles as fit into this many latent pixels, but at least one.
         first: rows above this one are not needed.
     """
 
-    def __init__(self, canvas: Size, plan: Callable[[Size], Plan], multiple: int, *, whole: bool, first: int = 0):
-        self.canvas, self.plan_of, self.multiple, self.whole = canvas, plan, multiple, whole
+    def __init__(self, canvas: Size, plan: Callable[[Size], Plan], multiple: int, *, at_once: int, first: int = 0):
+        self.canvas, self.plan_of, self.multiple, self.at_once = canvas, plan, multiple, at_once
         self.finished = first  # rows above this one were returned
         self.plan, self.offset = plan(canvas), 0  # the plan covers the canvas from row `offset`
         rows = self.plan.rows
@@ -62,13 +62,21 @@ class Bands:
 
     def next(self) -> Band:
         """The next band to process; it stays the same until `join` is called with it."""
-        rows, end = self.plan.rows, len(self.plan.rows.starts) if self.whole else self.row + 1
+        rows, end = self.plan.rows, self._end()
         top, bottom = rows.starts[self.row], rows.starts[end - 1] + rows.size
         tiles = [self._placed(tile, top) for row in range(self.row, end) for tile in self.plan.row(row)]
         following = rows.starts[end] if end < len(rows.starts) else rows.length
         total = self.before + (len(rows.starts) - self.row) * len(self.plan.columns.starts)
         finished = max(self.finished, self.offset + following)
         return Band(self.offset + top, self.offset + bottom, tiles, finished, self.before, total)
+
+    def _end(self) -> int:
+        """The first row of tiles below the next band."""
+        rows, end = self.plan.rows, self.row + 1
+        top, most = rows.starts[self.row], self.at_once // self.canvas[1]
+        while end < len(rows.starts) and rows.starts[end] + rows.size - top <= most:
+            end += 1
+        return end
 
     def _placed(self, tile: Tile, top: int) -> Tile:
         room = self.room[self.offset + tile.top : self.offset + tile.bottom]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..canvas.resize import target_size
+from ..canvas.tiling import window_count
 from .geometry import Size, geometry
+from .model import SRModel
 from .options import UpscaleOptions
 from .recipe import Recipe
 from .tile_policy import TilePolicy
@@ -37,14 +39,15 @@ def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) 
     Raises UserError for the same sizes and options as `upscale`.
     """
     way = geometry(recipe, factor, image, target_size(*image, options.scale))
-    tiles = TilePolicy().plan(way.latent, recipe, factor, options)
-    window = (tiles.rows.size, tiles.columns.size)
+    tile, overlap = TilePolicy().side_and_overlap(way.latent, recipe, factor, options)
+    height, width = min(tile, way.latent[0]), min(tile, way.latent[1])
+    rows, columns = (window_count(side, tile, overlap) for side in way.latent)
     return Forecast(
         way.result,
-        (window[0] * factor, window[1] * factor),
-        len(tiles.rows.starts),
-        len(tiles.columns.starts),
-        work=len(tiles) * window[0] * window[1],
+        (height * factor, width * factor),
+        rows,
+        columns,
+        work=rows * columns * height * width,
         memory=memory_of(recipe, way.result, options.scale),
     )
 
@@ -53,3 +56,15 @@ def memory_of(recipe: Recipe, result: Size, scale: float) -> int:
     """Peak bytes of main memory for a result of this size."""
     enlarged = max(1.0, recipe.scale / scale) ** 2
     return round(result[0] * result[1] * enlarged * BYTES_PER_PIXEL)
+
+
+def workspace(model: SRModel, image: Size, options: UpscaleOptions) -> int:
+    """Bytes that should be free on the model's device to upscale pictures of this size one by one, beside the weights.
+
+    Raises UserError for the same sizes and options as `upscale`.
+    """
+    recipe, codec = model.recipe, model.codec
+    canvas = geometry(recipe, codec.factor, image, target_size(*image, options.scale)).latent
+    tile, _ = TilePolicy().side_and_overlap(canvas, recipe, codec.factor, options)
+    network = model.denoiser.memory((1, codec.latent_channels, min(tile, canvas[0]), min(tile, canvas[1])))
+    return max(network, codec.memory(canvas[0] * codec.factor, canvas[1] * codec.factor))

@@ -14,6 +14,7 @@ from .recipe import Recipe
 from .step import Network
 
 Result = TypeVar("Result")
+Stage = Callable[[int, int], object]
 Condition = Any  # a conditioner's result, which only the denoiser of the same family reads
 
 
@@ -49,7 +50,13 @@ class Denoiser(Protocol):
         ...
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
-        """How many tiles of shape (1, c, h, w) the network should process at once."""
+        """How many tiles of shape (1, c, h, w) the network should process at once; 0 if one is too large for the
+        device's free memory."""
+        ...
+
+    def memory(self, shape: tuple[int, ...]) -> int:
+        """Bytes for one pass on a latent (B, c, h, w), beside the weights; 0 if unknown, or if its host takes care of
+        it."""
         ...
 
     @property
@@ -77,12 +84,20 @@ class Codec(Protocol):
         """Whether each pixel depends only on the latent pixel at its place, and vice versa."""
         ...
 
-    def encode(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], sides multiples of `factor` -> (B, c, H/factor, W/factor)."""
+    def memory(self, height: int, width: int) -> int:
+        """Bytes that should be free on its device to encode and decode a picture of this size, beside the weights; 0 if
+        its host takes care of it."""
         ...
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, 3, h * factor, w * factor), about [0, 1], not clamped."""
+    def encode(self, image: Tensor, stage: Stage | None = None) -> Tensor:
+        """(B, 3, H, W) in [0, 1], sides multiples of `factor` -> (B, c, H/factor, W/factor).
+
+        A codec that takes longer than a moment calls `stage` with (rows done, rows in all).
+        """
+        ...
+
+    def decode(self, latent: Tensor, stage: Stage | None = None) -> Tensor:
+        """(B, c, h, w) -> (B, 3, h * factor, w * factor), about [0, 1], not clamped; `stage` as in `encode`."""
         ...
 
     def preview(self, latent: Tensor) -> Tensor:

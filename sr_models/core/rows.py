@@ -1,12 +1,13 @@
 """From a picture to the rows of its result: fit, encode, step tile by tile, decode, restore the size.
 
-The canvas goes through in bands (see `Bands`). One band for everything is the quickest; a row of tiles at a time
-needs memory for a few rows only, and serves pictures whose result does not fit in memory. Colours and alpha come
-after (`finish`).
+The canvas goes through in bands (see `Bands`), so that the first tile of a large picture need not wait for the last.
+A row of tiles at a time needs memory for a few rows only, and serves pictures whose result does not fit in memory.
+Colours and alpha come after (`finish`).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,19 +17,21 @@ from torch import Tensor
 
 from ..canvas.color import require_known
 from ..canvas.noise import canvas_noise
-from ..canvas.resample_rows import RowResizer
+from ..canvas.resample_rows import RowResizer, WholeResizer
 from ..canvas.resize import pad_to_multiple, resize, target_size
 from ..errors import UserError
 from .bands import Band, Bands
 from .geometry import Size, geometry
 from .memory import is_out_of_memory, release_cached
-from .model import Condition, Denoiser, SRModel
+from .model import Condition, Denoiser, SRModel, Stage
 from .options import UpscaleOptions
 from .report import Notice, Progress, Report, ignored
 from .tile_policy import TilePolicy
 from .tiled_step import Canvas, step_tiles
 
 BICUBIC_REACH = 2
+BAND = 2**18  # latent pixels prepared at once, in well under a second
+LARGE = 2**23  # pixels that one resizing operation may give; more are resized one channel at a time
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Run:
     policy: TilePolicy
     progress: Progress | None = None
     notice: Notice = ignored
+    stage: Stage | None = None
 
 
 def result_size(image: Tensor, options: UpscaleOptions) -> Size:
@@ -57,7 +61,7 @@ def result_rows(run: Run, image: Tensor, *, index: int = 0, banded: bool = False
 
     Args:
         image: (1, 3, H, W) in [0, 1], number `index` of its batch.
-        banded: a row of tiles at a time, for codecs that are local; without, all rows come at once.
+        banded: yield the rows of one row of tiles at a time, for codecs that are local; without, all rows at once.
         first: the first row that is wanted.
 
     Raises:
@@ -65,14 +69,14 @@ def result_rows(run: Run, image: Tensor, *, index: int = 0, banded: bool = False
         MemoryError, RuntimeError: where there is not enough memory for the smallest tile.
     """
     model, recipe, codec = run.model, run.model.recipe, run.model.codec
-    source = Source(model, image, run.options)
+    source, in_bands = Source(run, image), banded and codec.is_local
     condition = model.conditioner(image, index)
-    whole = not (banded and codec.is_local)
-    resizer = RowResizer(source.way.network, source.way.result, first)
+    sizes = source.way.network, source.way.result
+    resizer = RowResizer(*sizes, first) if in_bands else WholeResizer(*sizes)
     plan = partial(run.policy.plan, recipe=recipe, factor=codec.factor, options=run.options, notice=run.notice)
-    first_band = 0 if whole else resizer.top // codec.factor
-    bands = Bands(source.way.latent, plan, recipe.multiple, whole=whole, first=first_band)
-    report = Report(codec, source.way.shown, run.progress, run.notice)
+    at_once = 0 if in_bands else BAND if codec.is_local else sys.maxsize
+    bands = Bands(source.way.latent, plan, recipe.multiple, at_once=at_once, first=resizer.top // codec.factor)
+    report = Report(codec, source.way, source.padded, run.progress, run.notice)
     while bands.left:
         band = bands.next()
         latent = _step_band(run, source, band, condition, report)
@@ -95,7 +99,10 @@ def _step_band(run: Run, source: Source, band: Band, condition: Condition, repor
     missing, shape = band.tiles, (1, canvas.latent.shape[1], *window)
     try:
         for denoiser in _attempts(run.model.denoiser):
-            batch = policy.at_once(min(len(missing), run.options.batch or denoiser.tiles_at_once(shape)), window)
+            fitting = denoiser.tiles_at_once(shape)
+            if fitting == 0:
+                raise MemoryError("A tile is larger than the free memory.")
+            batch = policy.at_once(min(len(missing), run.options.batch or fitting), window)
             keep_going = denoiser.dtype != torch.float32  # in float32 there is no rescue for what is not finite
             tiles, attempt = missing, partial(work, tiles=missing, batch=batch, keep_going=keep_going)
             missing = denoiser.run(attempt, (batch, *shape[1:]), condition)
@@ -121,17 +128,28 @@ def _attempts(denoiser: Denoiser) -> Iterator[Denoiser]:
 class Source:
     """A picture (1, 3, H, W) as the model sees it, of which any rows can be asked for."""
 
-    def __init__(self, model: SRModel, image: Tensor, options: UpscaleOptions):
-        recipe, size = model.recipe, (image.shape[-2], image.shape[-1])
-        self.model, self.seed = model, options.seed
-        self.way = geometry(recipe, model.codec.factor, size, target_size(*size, options.scale))
-        self.pixels = model.codec.factor // recipe.scale  # LR pixels per latent pixel
-        self.padded = pad_to_multiple(resize(image, self.way.lr), recipe.multiple * self.pixels)
+    def __init__(self, run: Run, image: Tensor):
+        self.model, self.seed, self.stage = run.model, run.options.seed, run.stage
+        recipe, factor, size = self.model.recipe, self.model.codec.factor, (image.shape[-2], image.shape[-1])
+        self.way = geometry(recipe, factor, size, target_size(*size, run.options.scale))
+        self.pixels = factor // recipe.scale  # LR pixels per latent pixel
+        self.padded = pad_to_multiple(self._resized(image, self.way.lr), recipe.multiple * self.pixels)
+
+    def _resized(self, image: Tensor, size: Size) -> Tensor:
+        """`resize`, which reports each channel of a large result as a stage."""
+        if size[0] * size[1] <= LARGE or image.shape[-2:] == size:
+            return resize(image, size)
+        result = image.new_empty(*image.shape[:2], *size)
+        for channel in range(image.shape[1]):
+            result[:, channel : channel + 1] = resize(image[:, channel : channel + 1], size)
+            if self.stage is not None:
+                self.stage(channel + 1, image.shape[1])
+        return result
 
     def canvas(self, top: int, bottom: int) -> Canvas:
         """What the latent rows [top, bottom) are stepped from."""
         first, last = top * self.pixels, bottom * self.pixels
-        latent = self.model.codec.encode(self._enlarged(first, last))
+        latent = self.model.codec.encode(self._enlarged(first, last), self.stage)
         noise = canvas_noise(latent, self.seed, top) if self.model.recipe.step.needs_noise else None
         return Canvas(latent, noise, self.padded[:, :, first:last] * 2 - 1)
 
@@ -139,7 +157,7 @@ class Source:
         """The LR rows [first, last), enlarged to the size that the network gives them."""
         scale, above = self.model.recipe.scale, min(BICUBIC_REACH, first)
         rows = self.padded[:, :, first - above : last + BICUBIC_REACH]
-        enlarged = resize(rows, (rows.shape[-2] * scale, rows.shape[-1] * scale))
+        enlarged = self._resized(rows, (rows.shape[-2] * scale, rows.shape[-1] * scale))
         return enlarged[:, :, above * scale : (above + last - first) * scale]
 
     def decoded(self, top: int, latent: Tensor) -> tuple[int, Tensor]:
@@ -149,7 +167,7 @@ class Source:
         first = min(top * self.model.codec.factor, height)
         if latent.shape[-2] == 0:
             return first, latent.new_zeros(1, 3, 0, width)
-        rows = self.model.codec.decode(latent)[:, :, : height - first, :width]
+        rows = self.model.codec.decode(latent, self.stage)[:, :, : height - first, :width]
         if not torch.isfinite(rows).all():
             raise UserError("The autoencoder gave values that are not finite: run it in float32.")
         return first, rows.clamp(0, 1)

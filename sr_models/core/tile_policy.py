@@ -42,6 +42,15 @@ class TilePolicy:
     ) -> Plan:
         """The tiles of a canvas (latent pixels); `factor` is the codec's. `notice` is called if tiles become smaller.
 
+        Raises UserError and MemoryError as `side_and_overlap` does.
+        """
+        return plan(*canvas, *self.side_and_overlap(canvas, recipe, factor, options, notice))
+
+    def side_and_overlap(
+        self, canvas: Size, recipe: Recipe, factor: int, options: UpscaleOptions, notice: Notice = ignored
+    ) -> tuple[int, int]:
+        """Side and overlap of the tiles that `plan` returns, in latent pixels.
+
         Raises:
             UserError: if the tile or overlap does not suit the recipe.
             MemoryError: if memory is too small for the smallest tile.
@@ -52,7 +61,7 @@ class TilePolicy:
         if tile < min(asked, self.tile):
             self.tile = tile
             notice(f"Memory ran out: the rest of this run uses tiles of {tile * factor} px.")
-        return plan(*canvas, tile, min(overlap, tile // 2))
+        return tile, min(overlap, tile // 2)
 
     def _largest(self, tile: int, canvas: Size, multiple: int) -> int:
         """The tile side, halved until a tile is within the limit."""

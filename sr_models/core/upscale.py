@@ -9,7 +9,7 @@ from torch import Tensor
 from ..canvas.resample_rows import rows_of
 from .finish import finished_rows, visible
 from .memory import out_of_memory_as_user_error
-from .model import SRModel
+from .model import SRModel, Stage
 from .options import DEFAULTS, UpscaleOptions
 from .report import Notice, Progress, ignored
 from .rows import Run, result_rows, result_size
@@ -24,6 +24,7 @@ def upscale(
     progress: Progress | None = None,
     notice: Notice = ignored,
     policy: TilePolicy | None = None,
+    stage: Stage | None = None,
 ) -> Tensor:
     """Upscale pictures with one pass of the network per tile.
 
@@ -41,6 +42,8 @@ def upscale(
         progress: called after each tile with (tiles done, tiles in all, a rough picture (3, h, w) in
             [0, 1] that grows). Whatever it raises ends the run.
         notice: called with a sentence where the run differs from what was asked.
+        stage: called with (done, total) parts of other work: resizing a large picture, and encoding and decoding by an
+            autoencoder. Whatever it raises ends the run.
         policy: of a run of several calls with one model, so that memory that ran out once is not tried again;
             None is for this call alone.
 
@@ -59,7 +62,7 @@ def upscale(
         shape = (len(image), image.shape[1], *size)
         result = torch.empty(shape, device=image.device, memory_format=torch.channels_last)
         for index, picture in enumerate(image.split(1)):
-            run = Run(model, options, policy, _for_picture(progress, index, len(image)), notice)
+            run = Run(model, options, policy, _for_picture(progress, index, len(image)), notice, stage)
             [rows] = result_rows(run, picture[:, :3], index=index)
             result[index] = finished_rows(rows_of(rows), picture, size, method)(0, size[0])
     return result

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..codecs.autoencoder import AutoencoderCodec
+from ..core.model import Stage
 from .offload import Placement
 
 
@@ -17,10 +18,10 @@ class LatentCodec(AutoencoderCodec):
         super().__init__(vae, 8, vae.config.latent_channels, scaling, budget)
         self.placement = placement
 
-    def encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor, stage: Stage | None = None) -> Tensor:
         with self.placement.on_device(self.autoencoder):
-            return super().encode(image.clamp(0, 1))
+            return super().encode(image.clamp(0, 1), stage)
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, stage: Stage | None = None) -> Tensor:
         with self.placement.on_device(self.autoencoder):
-            return super().decode(latent)
+            return super().decode(latent, stage)

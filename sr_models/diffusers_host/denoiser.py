@@ -43,6 +43,9 @@ class PromptedDenoiser:
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
         return 1 if self.placement.device.type == "cpu" else ACCELERATOR_TILES
 
+    def memory(self, shape: tuple[int, ...]) -> int:
+        return 0
+
     @property
     def dtype(self) -> torch.dtype:
         return self.network.dtype

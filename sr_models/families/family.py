@@ -25,7 +25,7 @@ from ..core.process import Level, Process
 from ..core.recipe import Recipe
 from ..core.step import Step
 from ..errors import UserError
-from .bases import BaseKind
+from .bases import BaseKind, NetworkKind
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,6 +115,7 @@ class LoraFamily(Family):
     """A LoRA method. Its recipes have a `BaseStep`, and the prompt that is used if the user gives none.
 
     Attributes:
+        network: the kind of network that its LoRAs are for.
         read: the family, a file, and its second file (or None) -> the LoRA; called by `registry.read_lora`.
         files: the file names of a LoRA that is a folder. The first one identifies the method.
         near: titles of other bases that the LoRA also runs on, each with the warning to show.
@@ -123,6 +124,7 @@ class LoraFamily(Family):
             In ComfyUI, the user connects the condition instead.
     """
 
+    network: NetworkKind
     read: Callable[[LoraFamily, Path, Path | None], OneStepLora]
     files: tuple[str, ...] = ()
     near: Mapping[str, str] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from .family import ModelFamily, OpenedModel, OpenOptions
 
 NETWORK = Has("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.blocks.0.attn.qkv.weight")
 AUTOENCODER = Has("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight")
+VALUES_PER_PIXEL = 3600  # of one pass of the network, computed by benchmarks/tile_cost.py
 AUTOENCODER_NAME = "autoencoder_vq_f4.pth"
 
 T15 = ResShiftSchedule()
@@ -90,7 +91,7 @@ def _open(header: Header, options: OpenOptions) -> OpenedModel:
     vq = load_autoencoder(read_weights(path), options.dtype)
     codec = AutoencoderCodec(vq, vq.config.factor, vq.config.latent_channels, budget=options.budget)
     recipe = replace(recipe, multiple=network.config.multiple)
-    return OpenedModel(FAMILY, SRModel(recipe, NetworkDenoiser(network), codec), (network, vq))
+    return OpenedModel(FAMILY, SRModel(recipe, NetworkDenoiser(network, VALUES_PER_PIXEL), codec), (network, vq))
 
 
 FAMILY = ModelFamily(

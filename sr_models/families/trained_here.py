@@ -28,6 +28,7 @@ FAMILY = LoraFamily(
     # Under the names that workflows, commands and files use.
     recipes={lora_files.DEFAULT: OWN, lora_files.MSE: replace(OWN, name="own-lora-mse", color="adain")},
     summary=lambda header: lora_files.summary(header, "Self-trained", UNET),
+    network=UNET.network,
     read=partial(lora_files.read, layout=UNET),
     files=UNET.files,
 )

@@ -50,6 +50,7 @@ FAMILY = LoraFamily(
     condition=TRANSFORMER.condition,
     recipes=RECIPES,
     summary=lambda header: lora_files.summary(header, "TSD-SR", TRANSFORMER),
+    network=TRANSFORMER.network,
     read=partial(lora_files.read, layout=TRANSFORMER),
     files=TRANSFORMER.files,
     near={SD35_MEDIUM.title: SD35_WARNING},

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..canvas.resize import resize
-from ..core.model import SRModel
+from ..core.model import SRModel, Stage
 from ..core.options import UpscaleOptions
 from ..core.report import Notice, Progress, ignored
 from ..core.rows import Run
@@ -159,10 +159,12 @@ def enlarge(
     progress: Progress | None = None,
     notice: Notice = ignored,
     policy: TilePolicy | None = None,
+    stage: Stage | None = None,
 ) -> Picture:
     """The picture upscaled in memory, alpha and all; values outside [0, 1] are resized bicubically and stay with it.
     Raises UserError as `upscale` does."""
-    result = upscale(model, as_batch(picture), options, progress=progress, notice=notice, policy=policy)[0]
+    reports: dict[str, Any] = {"progress": progress, "notice": notice, "policy": policy, "stage": stage}
+    result = upscale(model, as_batch(picture), options, **reports)[0]
     excess = None if picture.excess is None else resize(picture.excess[None], (result.shape[-2], result.shape[-1]))[0]
     alpha = result[3:] if picture.alpha is not None else None
     return replace(picture, pixels=result[:3], alpha=alpha, excess=excess)

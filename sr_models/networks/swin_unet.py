@@ -7,6 +7,7 @@ Sources: ResShift (arXiv 2307.12348), Swin Transformer (arXiv 2103.14030).
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,14 @@ def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Leave autocast, where the device has it: MPS (before torch 2.5) and DirectML have none and raise an error."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except (RuntimeError, AssertionError):
+        return nullcontext()
+
+
 class GroupNorm(nn.GroupNorm):
     """32 groups, statistics in float32: safe in half precision, and faster in it on CPUs."""
 
@@ -64,7 +73,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(GROUPS, channels)
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input.device):
             weight, bias = self.weight.float(), self.bias.float()
             return F.group_norm(input.float(), self.num_groups, weight, bias, self.eps).to(input.dtype)
 
@@ -155,6 +164,23 @@ def published_window_mask(
     return mask.flatten(0, 1)
 
 
+def border_mask(mask: Tensor) -> Tensor:
+    """The four kinds of windows in the mask of a square (windows, n, n): (2, 2, n, n), a view.
+
+    Inside, at the right border; at the lower border, in the corner. A mask of any size consists of these.
+    """
+    side = math.isqrt(len(mask))
+    return mask.unflatten(0, (side, side))[:: side - 1, :: side - 1]
+
+
+def add_mask(scores: Tensor, mask: Tensor) -> None:
+    """Add a mask from `border_mask` to scores (B, rows, columns, heads, n, n) in place. Inner windows have none."""
+    (_, right), (lower, corner) = mask
+    scores[:, :-1, -1] += right
+    scores[:, -1, :-1] += lower
+    scores[:, -1, -1] += corner
+
+
 class WindowAttention(nn.Module):
     relative_position_index: Tensor
 
@@ -167,15 +193,15 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x: (B, windows, pixels, channels); mask: (windows, pixels, pixels) or None."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, columns: int = 1) -> Tensor:
+        """x: (B, windows, pixels, channels), `columns` windows in a row; mask: as in `add_mask`, or None."""
         query, key, value = rearrange(self.qkv(x), "b n p (t h c) -> t b n h p c", t=3, h=self.heads)
         bias = rearrange(self.relative_position_bias_table[self.relative_position_index], "p q h -> h p q")
         # Explicit, because torch's fused attention does the same for a learned bias, with more copies.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         scores += bias.to(scores.dtype)
         if mask is not None:
-            scores += mask[:, None].to(scores.dtype)
+            add_mask(scores.unflatten(1, (-1, columns)), mask.to(scores.dtype))
         out = scores.softmax(dim=-1).to(value.dtype) @ value
         return self.proj(rearrange(out, "b n h p c -> b n p (h c)"))
 
@@ -201,25 +227,17 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(channels, config.window, channels // config.head_channels)
         self.norm2 = GroupNorm(channels)
         self.mlp = PointwiseMLP(channels, config.mlp_ratio)
-        self.window_mask = published_window_mask if config.published_mask else shifted_window_mask
-        native = self.window_mask(grid, grid, self.window, shift, torch.device("cpu")) if shift else None
-        self.register_buffer("attn_mask", native)  # a buffer, because the published files contain it
-        self.last_mask: tuple[tuple[int, int], Tensor] | None = None
-
-    def _mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
-        """The stored mask at the native size, else the last one created, as tiles share one size."""
-        if self.attn_mask is None or len(self.attn_mask) * self.window**2 == height * width == height**2:
-            return self.attn_mask
-        if self.last_mask is None or self.last_mask[0] != (height, width) or self.last_mask[1].device != device:
-            self.last_mask = (height, width), self.window_mask(height, width, self.window, self.shift, device)
-        return self.last_mask[1]
+        make_mask = published_window_mask if config.published_mask else shifted_window_mask
+        mask = make_mask(grid, grid, self.window, shift, torch.device("cpu")) if shift else None
+        self.register_buffer("attn_mask", mask)  # a buffer, because the published files contain it
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         hidden = self._rolled(self.norm1(x), -self.shift)
         size = {"p": self.window, "q": self.window}
         hidden = rearrange(hidden, "b c (h p) (w q) -> b (h w) (p q) c", **size)
-        hidden = self.attn(hidden, self._mask(height, width, x.device))
+        mask = None if self.attn_mask is None else border_mask(self.attn_mask)
+        hidden = self.attn(hidden, mask, columns=width // self.window)
         hidden = rearrange(hidden, "b (h w) (p q) c -> b c (h p) (w q)", h=height // self.window, **size)
         x = x + self._rolled(hidden, self.shift)
         return x + self.mlp(self.norm2(x))
@@ -353,7 +371,7 @@ class SwinUNet(nn.Module):
         """The last layer in float32; in half precision it causes visible banding in smooth skies."""
         norm, activation, convolution = self.out
         assert isinstance(convolution, nn.Conv2d)  # noqa: S101 (for the type checker)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x = activation(norm(x.float()))
             bias = None if convolution.bias is None else convolution.bias.float()
             return F.conv2d(x, convolution.weight.float(), bias, padding=1)

@@ -21,7 +21,7 @@ def test_a_codec_runs_its_autoencoder_within_its_budget(monkeypatch):
     budgets = []
     monkeypatch.setattr(codecs, "free_budget", lambda device: 7)
     for function in ("encode", "decode"):
-        fake = lambda autoencoder, canvas, budget: budgets.append(budget) or canvas  # noqa: E731
+        fake = lambda autoencoder, canvas, budget, progress: budgets.append(budget) or canvas  # noqa: E731
         monkeypatch.setattr(codecs.seamless, function, fake)
     for budget in (5, None):
         codec = AutoencoderCodec(nn.Linear(1, 1), 2, 3, budget=budget)

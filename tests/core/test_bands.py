@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,12 +34,14 @@ def test_bands_give_every_row_once_and_all_weights_sum_to_one(data, whole):
         return plan(*size, cuts[-1], int(share * cuts[-1]))
 
     first = 0 if whole else data.draw(st.integers(0, height - 1))
-    bands, values, rows = Bands((height, width), cut, MULTIPLE, whole=whole, first=first), canvas(height, width), []
+    at_once = sys.maxsize if whole else width * data.draw(st.integers(0, height))
+    bands, values, rows = Bands((height, width), cut, MULTIPLE, at_once=at_once, first=first), canvas(height, width), []
     while bands.left:
         if len(cuts) < len(sides) and data.draw(st.booleans()):
             bands.replan()
             continue
         band = bands.next()
+        assert (band.bottom - band.top) * width <= at_once or len({tile.top for tile in band.tiles}) == 1
         latent = torch.zeros_like(values[:, :, band.top : band.bottom])
         for tile in band.tiles:
             tile.cut(latent).add_(tile.cut(values[:, :, band.top : band.bottom]) * tile.weight)
@@ -48,7 +52,7 @@ def test_bands_give_every_row_once_and_all_weights_sum_to_one(data, whole):
 
 
 def test_bands_count_their_tiles():
-    bands = Bands((40, 8), lambda size: plan(*size, 16, 4), MULTIPLE, whole=False)
+    bands = Bands((40, 8), lambda size: plan(*size, 16, 4), MULTIPLE, at_once=0)
     counts = []
     while bands.left:
         band = bands.next()

@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onestep_sr.sr_models.codecs.autoencoder import AutoencoderCodec
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
-from onestep_sr.sr_models.core.forecast import forecast
+from onestep_sr.sr_models.core.forecast import forecast, workspace
 from onestep_sr.sr_models.core.model import SRModel
+from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.process import flow_level
 from onestep_sr.sr_models.core.recipe import Recipe
@@ -24,9 +26,10 @@ from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.families.loading import load, recipe_of
-from onestep_sr.sr_models.families.resshift import RECIPES
+from onestep_sr.sr_models.families.resshift import RECIPES, VALUES_PER_PIXEL
 from onestep_sr.sr_models.families.tsd_sr import TSD_SR
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
+from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
 
 FLOW = OneStep(1000.0, level=flow_level(1000.0))
 
@@ -157,3 +160,35 @@ def sparse(path: Path) -> Path:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
     return path
+
+
+def published_model(dtype=torch.float16) -> SRModel:
+    """TAD-SR's parts without values."""
+    with torch.device("meta"):
+        network, vq = SwinUNet().to(dtype), VQAutoencoder().to(dtype)
+    return SRModel(RECIPES["tad-sr"], NetworkDenoiser(network, VALUES_PER_PIXEL), AutoencoderCodec(vq, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("side", "tile"), [(64, None), (256, None), (512, 256), (1024, None), (1024, 2048), (1000, 512)]
+)
+def test_the_workspace_is_that_of_one_tile_or_of_the_autoencoders_bands(side, tile):
+    """Per latent pixel of a tile 3600 values; of the autoencoder the attention's input, keys and values (512 channels)
+    at a quarter of the result's side, and 18 rows of distances to 8192 codes, four at a time."""
+    grid = -(-side // 64) * 64
+    window = min(grid, 64 * (-(-(tile or 4 * RECIPES["tad-sr"].tile) // 256)))
+    bands = 3 * 512 * grid**2 + 18 * 4 * 8192 * grid
+    expected = max(2 * 3600 * window**2, int(2 * bands / 0.7))
+    told = workspace(published_model(), (side, side), UpscaleOptions(4, tile))
+    assert told == expected
+    if side == 1024:
+        assert told < 6 * 2**30  # all maps of 4096 px at once have 24 GiB
+
+
+def test_a_budget_limits_the_workspace_and_pictures_without_an_autoencoder_need_none():
+    options, model = UpscaleOptions(4, tile=256), published_model()
+    limited = replace(model, codec=AutoencoderCodec(model.codec.autoencoder, 4, 3, budget=100 * 2**20))
+    assert workspace(limited, (1024, 1024), options) == 100 * 2**20
+    assert workspace(load().model, (1024, 1024), UpscaleOptions()) == 0
+    with pytest.raises(UserError, match="at least 8 px"):
+        workspace(model, (4, 90), options)

@@ -105,6 +105,21 @@ def test_only_tiles_that_overflow_are_computed_again_in_float32():
     assert 9 < tiles < 18
 
 
+def test_a_tile_that_does_not_fit_by_the_denoisers_estimate_is_never_tried():
+    class Careful(Limited):
+        def tiles_at_once(self, shape):
+            return self.pixels // (shape[2] * shape[3])
+
+    notices: list[str] = []
+    careful = Careful(pixels=16 * 16)
+    result = upscale(model(careful), picture(), notice=notices.append)
+    assert calls_that_failed(careful) == 0
+    assert notices == ["Memory ran out: the rest of this run uses tiles of 64 px."]
+    assert torch.equal(result, upscale(model(Limited()), picture(), UpscaleOptions(tile=64, overlap=32)))
+    with pytest.raises(UserError, match="not enough memory"):
+        upscale(model(Careful(pixels=1)), picture())
+
+
 def test_changes_to_the_requested_tiles_are_reported():
     notices: list[str] = []
     upscale(model(Limited(pixels=16 * 16)), picture(), notice=notices.append)

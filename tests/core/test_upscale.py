@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from formula_model import formula_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onestep_sr.sr_models.codecs.autoencoder import AutoencoderCodec
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.core import rows
 from onestep_sr.sr_models.core.model import SRModel
@@ -23,6 +25,7 @@ from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet, SwinUNetConfig
+from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder, VQConfig
 from PIL import Image
 from places import PHOTOS
 
@@ -407,6 +410,97 @@ def test_an_exception_from_the_callback_ends_the_run_unchanged(kind):
     with pytest.raises(kind, match="stopped by the user"):
         upscale(model(), picture(32, 64), UpscaleOptions(4), progress=stop)
     assert calls == [1, 2]
+
+
+# Before and after the tiles
+
+
+class Counting(PixelShuffleCodec):
+    """A codec that counts the latent pixels that it was asked for."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.encoded = 0
+
+    def encode(self, image, stage=None):
+        self.encoded += image.shape[-2] * image.shape[-1] // 16
+        return super().encode(image)
+
+
+@pytest.mark.parametrize("scale", [4, 2.5])
+@pytest.mark.parametrize("band", [1, 16 * 48, 40 * 48])
+def test_a_large_picture_is_prepared_in_bands_with_the_same_result(band, scale, monkeypatch):
+    image, options = picture(90, 45, channels=4, batch=2), UpscaleOptions(scale, color="adain", seed=5)
+    whole = upscale(formula_model(), image, options)
+    monkeypatch.setattr(rows, "BAND", band)
+    assert torch.allclose(upscale(formula_model(), image, options), whole, atol=1e-6)
+
+
+def test_the_first_tile_does_not_wait_for_the_whole_picture(monkeypatch):
+    """A canvas of 96 x 48, and bands of 16 rows: with the first tile, a sixth of it is prepared."""
+    monkeypatch.setattr(rows, "BAND", 16 * 48)
+    codec, seen = Counting(), []
+
+    def progress(done, total, preview):
+        seen.append((done, codec.encoded))
+        assert preview.shape == (3, 90, 45) and 0 <= preview.min() <= preview.max() <= 1
+        if done == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        upscale(replace(model(), codec=codec), picture(90, 45), progress=progress)
+    assert seen == [(1, 16 * 48), (2, 16 * 48), (3, 16 * 48), (4, 16 * 48), (5, 2 * 16 * 48)]
+
+
+def test_a_preview_begins_with_the_picture_and_grows_over_all_bands(monkeypatch):
+    monkeypatch.setattr(rows, "BAND", 16 * 48)
+    image, previews = picture(90, 45) * 0.5, []
+    white = model(lambda latent, condition, timestep: latent - 1)  # x_0 = z - v = 1
+    upscale(white, image, progress=lambda done, total, preview: previews.append(preview.clone()))
+    assert (previews[0][:, :16, :16] == 1).all()
+    assert torch.allclose(previews[0][:, 16:], image[0, :, 16:], atol=0.3)  # what codec and picture call a pixel
+    assert (previews[0][:, 30:] <= 0.5 + 1e-6).all() and (previews[-1] == 1).all()
+
+
+def autoencoder_model(**changes) -> SRModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vq = VQAutoencoder(VQConfig(channels=32, multipliers=(1, 1, 2), blocks_per_level=1, codes=8)).eval()
+    return replace(model(**changes), codec=AutoencoderCodec(vq, 4, 3, budget=2**24))
+
+
+@pytest.mark.parametrize("last", [3, None])
+def test_an_autoencoder_reports_before_the_first_tile_and_can_be_stopped_there(last):
+    image, heard = picture(40, 24), []
+
+    def stage(done, total):
+        heard.append(("stage", done, total))
+        if len(heard) == last:
+            raise InterruptedError
+
+    def run():
+        return upscale(autoencoder_model(), image, stage=stage, progress=lambda done, *_: heard.append(("tile", done)))
+
+    if last is not None:
+        with pytest.raises(InterruptedError):
+            run()
+        assert len(heard) == last and {kind for kind, *_ in heard} == {"stage"}
+        return
+    run()
+    first_tile, last_tile = heard.index(("tile", 1)), len(heard) - 1 - [kind for kind, *_ in heard[::-1]].index("tile")
+    assert first_tile > 10 and last_tile < len(heard) - 10
+    for part in (heard[:first_tile], heard[last_tile + 1 :]):
+        rows_done = [done for _, done, _ in part]
+        assert rows_done == sorted(rows_done) and rows_done[-1] == part[-1][2]
+
+
+def test_a_large_resize_is_done_by_channel_and_reported(monkeypatch):
+    image, options = picture(24, 32), UpscaleOptions(6)
+    expected, heard = upscale(model(), image, options), []
+    monkeypatch.setattr(rows, "LARGE", 36 * 48 - 1)
+    result = upscale(model(), image, options, stage=lambda done, total: heard.append((done, total)))
+    assert torch.allclose(result, expected, atol=1e-6)
+    assert heard[:3] == [(1, 3), (2, 3), (3, 3)]
 
 
 # Failures

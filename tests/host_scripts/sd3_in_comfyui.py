@@ -20,7 +20,8 @@ comfy.options.enable_args_parsing()
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
-from onestep_sr.nodes import host_lora, host_sd, host_sd3, host_vae  # noqa: E402
+from comfy import model_management  # noqa: E402
+from onestep_sr.nodes import host, host_lora, host_sd, host_sd3, host_vae  # noqa: E402
 from onestep_sr.sr_models.checkpoints import prompt_embeddings  # noqa: E402
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.step import OneStep  # noqa: E402
@@ -125,6 +126,10 @@ transformer = {name: t for name, t in checkpoint.items() if name.startswith("mod
 fp8 = comfy.sd.load_diffusion_model_state_dict(dict(transformer), model_options={"dtype": torch.float8_e4m3fn})
 results["fp8 weights"] = str(fp8.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1.weight.dtype)
 fp8 = host_lora.apply_lora(fp8, weights, 1.0)[0]
+bf16 = comfy.sd.load_diffusion_model_state_dict(dict(transformer), model_options={"dtype": torch.bfloat16})
+bf16 = host_lora.apply_lora(bf16, weights, 1.0)[0]
+computed_in = str(denoiser(bf16).dtype)
+results["before a run"] = str(denoiser(bf16).in_float32().dtype), str(denoiser(bf16).dtype) == computed_in
 results["fp8"] = all_in_one(fp8, vae, conditioning, image)
 exact = denoiser(fp8).in_float32()
 results["fp8 in float32"] = all_in_one(exact.model, vae, conditioning, image)
@@ -137,6 +142,19 @@ results["SD3.5"] = all_in_one(patched, vae, conditioning, image)
 trained = read_lora(Path(sd35_files) / "trained")
 patched, results["trained on SD3.5 warning"] = host_lora.apply_lora(sd35, trained, 1.0)
 results["trained on SD3.5"] = all_in_one(patched, host_lora.apply_vae_lora(base_vae, trained, 1.0), conditioning, image)
+
+asked = []
+loads = model_management.load_models_gpu
+model_management.load_models_gpu = lambda models, memory=0, **options: (
+    asked.append(memory) or loads(models, memory_required=memory, **options)
+)
+opened = host_lora.open_model(model, vae, conditioning, "tsd-sr")
+host.adopt(replace(opened, modules=(torch.nn.Linear(2, 2),))).to_device(12345)
+results["asked to free"] = asked
+model_management.load_models_gpu = loads
+untiled = vae.memory_used_decode((1, 16, 256, 256), torch.float32)
+results["for 2048 px"] = host_vae._memory(vae, untiled, 2048, 2048), untiled
+results["for 64 px"] = host_vae._memory(vae, 1e6, 64, 64)
 
 results["refusals"] = {
     "SD1.5": sentence(host_lora.apply_lora, small_sd15(), weights, 1.0),

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -305,6 +306,12 @@ def test_the_plan_is_shown_before_a_run_and_the_time_after_one(host: Host) -> No
     assert large["text"].startswith("2048 x 1536 px: 20 tiles (5 x 4) of 512 x 512 px, 201 MB")
     with pytest.raises(urllib.error.HTTPError, match="400"):
         host.post("/onestep_sr/plan", {"width": 3})
+    assert plan(width=2**20, height=2**20, tile=1, overlap=0)["width"] == 2**22
+    for body in (b'{"width": 3}', b"[" * 60_000, b"NaN", b"\xff", b"", b'"' + b"x" * 10**6 + b'"', b"[1e999]"):
+        request = urllib.request.Request(f"http://127.0.0.1:{host.port}/onestep_sr/plan", body)
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            urllib.request.urlopen(request, timeout=HANGING_SECONDS)
+        assert_one_sentence(json.loads(refused.value.read())["error"])
 
 
 @pytest.mark.host

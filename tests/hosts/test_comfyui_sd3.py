@@ -150,7 +150,18 @@ def test_the_seamless_vae_reports_its_progress(comfyui_results):
 
 def test_tiles_that_overflow_are_computed_in_float32(comfyui_results):
     assert comfyui_results["precisions"][-1] == "torch.float32"
+    assert comfyui_results["before a run"] == ("torch.float32", True)
     assert (comfyui_results["fp8 in float32"] - comfyui_results["fp8"]).abs().max() < TOLERANCE
+
+
+def test_the_host_is_asked_for_no_more_memory_than_is_needed(comfyui_results):
+    """For 2048 px in float32: attention's input, keys and values, 512 channels at 256 px, and 18 rows of the widest
+    layer, an upsampling convolution of 256 channels to 2048 px: three times its input and its output."""
+    assert comfyui_results["asked to free"] == [12345]
+    told, untiled = comfyui_results["for 2048 px"]
+    bands = 4 * (3 * 512 * 256**2 + 18 * 3 * (256 + 256) * 2048)
+    assert told == int(bands / 0.7) < untiled / 10
+    assert comfyui_results["for 64 px"] == 10**6
 
 
 def test_mismatches_are_rejected_in_one_sentence(comfyui_results):

@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from formula_model import formula_model
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.options import UpscaleOptions
@@ -79,3 +80,54 @@ def test_memory_runs_out_once_per_batch_and_is_reported(adapter, monkeypatch):
     assert [call.args for call in modules.gradio.Warning.call_args_list] == [
         ("Memory ran out: the rest of this run uses tiles of 64 px.",)
     ] * 2
+
+
+@pytest.fixture
+def files(adapter, tmp_path):
+    """Empty files of a published model and of two LoRA sets, in the folders of the host."""
+    _, modules = adapter
+    folders = tmp_path / "OneStepSR", tmp_path / "Lora", tmp_path / "Stable-diffusion"
+    for folder, name in (
+        (folders[0], "TAD-SR.pth"),
+        (folders[0], "autoencoder_vq_f4.pth"),
+        (folders[0], "prompt/prompt_embeds.pt"),
+        (folders[0], "prompt/pool_embeds.pt"),
+        (folders[1], "tsdsr/transformer.safetensors"),
+        (folders[1], "tsdsr/vae.safetensors"),
+        (folders[1], "on 1.5/unet.safetensors"),
+        (folders[1], "on 1.5/vae.safetensors"),
+        (folders[2], "sd3.safetensors"),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"one")
+    modules.shared.cmd_opts.lora_dir = str(folders[1])
+    modules.modelloader.load_models = lambda folder, ext_filter: [
+        str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix in ext_filter
+    ]
+    modules.sd_models.checkpoint_aliases = {"sd3": SimpleNamespace(filename=str(folders[2] / "sd3.safetensors"))}
+    return folders
+
+
+def test_loras_that_the_host_cannot_run_are_not_listed(adapter, files):
+    models, _ = adapter
+    assert list(models.listed()) == ["One-Step SR x4", "One-Step SR: TAD-SR", "TSD-SR: tsdsr"]
+
+
+@pytest.mark.parametrize("name", ["One-Step SR: TAD-SR", "TSD-SR: tsdsr"])
+def test_a_model_is_opened_again_only_if_one_of_its_files_was_replaced(adapter, files, name, monkeypatch):
+    models, _ = adapter
+    opened = []
+    made = models.OpenedModel(BUNDLED, formula_model())
+    monkeypatch.setattr(models, "load", lambda *args, **options: opened.append(args) or made)
+    monkeypatch.setattr(models, "open_lora", lambda *args, **options: opened.append(args) or made)
+    monkeypatch.setattr(models, "read_lora", lambda path: SimpleNamespace(embeddings=None))
+    choice, picture = models.choose(name, "sd3"), Image.new("RGB", (16, 16))
+    used = [path for folder in files for path in folder.rglob("*") if path.is_file() and "1.5" not in str(path)]
+    used = [path for path in used if (path.parent == files[0]) != choice.is_lora]
+    assert len(used) == (5 if choice.is_lora else 2)
+    for count, path in enumerate([None, *used], 1):
+        if path is not None:
+            path.write_bytes(b"another")
+        for _ in range(2):
+            models.upscale(choice, picture, UpscaleOptions(2))
+        assert len(opened) == count, path

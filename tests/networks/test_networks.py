@@ -12,9 +12,12 @@ from onestep_sr.sr_models.networks.swin_unet import (
     SwinUNet,
     SwinUNetConfig,
     WindowAttention,
+    add_mask,
+    border_mask,
     published_window_mask,
     shifted_window_mask,
     timestep_embedding,
+    without_autocast,
 )
 from onestep_sr.sr_models.networks.vq_autoencoder import Quantizer, VQAutoencoder, VQConfig
 from small_swin import SMALL, normal, randomised
@@ -143,6 +146,43 @@ def test_mask_keeps_pixels_apart_that_only_the_wrap_made_neighbours(height, widt
             assert masks[index, p, q] in (0, -100)
 
 
+@pytest.mark.parametrize("make_mask", [shifted_window_mask, published_window_mask])
+@pytest.mark.parametrize("side", [8, 16])
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (4, 20), (20, 4), (4, 4), (16, 16)])
+def test_the_mask_of_any_size_consists_of_four_windows_of_a_square_one(make_mask, side, height, width):
+    scores = torch.zeros(2, height // 4, width // 4, 3, 16, 16)
+    add_mask(scores, border_mask(make_mask(side, side, 4, 2)))
+    expected = make_mask(height, width, 4, 2)[:, None].expand(-1, 3, -1, -1)
+    assert all(torch.equal(picture.flatten(0, 1), expected) for picture in scores)
+
+
+def test_a_network_holds_nothing_after_a_run_that_it_did_not_hold_before():
+    """What it kept would stay behind when it moves, and its host would not know of it."""
+    network = SwinUNet(SMALL)
+    before = tensors_within(network)
+    with torch.no_grad():
+        network(torch.rand(1, 3, 32, 48), torch.rand(1, 3, 32, 48), torch.zeros(1))
+    assert tensors_within(network) == before == {id(tensor) for tensor in network.state_dict(keep_vars=True).values()}
+
+
+def tensors_within(network: nn.Module) -> set[int]:
+    found, seen, left = set(), set(), [network]
+    while left:
+        held = left.pop()
+        if id(held) in seen:
+            continue
+        seen.add(id(held))
+        if isinstance(held, torch.Tensor):
+            found.add(id(held))
+        elif isinstance(held, nn.Module):
+            left += [value for value in vars(held).values() if value is not None]
+        elif isinstance(held, dict):
+            left += held.values()
+        elif isinstance(held, list | tuple | set):
+            left += held
+    return found
+
+
 def attend(x: torch.Tensor, places: list, weights: dict, prefix: str, window: int, heads: int) -> torch.Tensor:
     """Attention among some pixels (n, c) at given (row, column) places, one score at a time, in float64."""
     qkv = x @ weights[f"{prefix}.qkv.weight"].T + weights[f"{prefix}.qkv.bias"]
@@ -169,7 +209,8 @@ def test_window_attention(masked):
     attention = randomised(WindowAttention(channels, window, heads))
     x = normal(2, 6, window**2, channels, seed=1)
     mask = shifted_window_mask(8, 12, window, 2) if masked else None
-    result = attention(x, mask)
+    square = border_mask(shifted_window_mask(16, 16, window, 2)) if masked else None
+    result = attention(x, square, columns=3)
     weights = {f"a.{name}": value.double() for name, value in attention.named_parameters()}
     places = list(product(range(window), repeat=2))
     for b, n in product(range(2), range(6)):
@@ -301,6 +342,27 @@ def test_the_network_is_the_published_one(size, config):
     assert result.dtype == torch.float32
     assert expected.std() > 0.1
     assert (result - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_without_autocast_gives_the_same_result(dtype, monkeypatch):
+    """torch.autocast raises an error there: MPS in torch 2.4 and older, DirectML in every version."""
+    network = randomised(SwinUNet(SMALL)).to(dtype)
+    inputs = normal(1, 3, 8, 16), normal(1, 3, 8, 16, seed=1), torch.tensor([14])
+    expected = network(*inputs)
+    monkeypatch.setattr(torch.amp.autocast_mode, "is_autocast_available", lambda kind: False)
+    with pytest.raises(RuntimeError, match="unsupported autocast"):
+        torch.autocast("cpu")
+    assert torch.equal(network(*inputs), expected)
+
+
+def test_autocast_is_left_where_a_device_has_it():
+    with torch.autocast("cpu", torch.bfloat16):
+        with without_autocast(torch.device("cpu")):
+            assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu")
+    with without_autocast(torch.device("privateuseone")):  # DirectML's
+        pass
 
 
 def test_shifted_masks_exist_only_if_the_native_grid_is_larger_than_a_window():

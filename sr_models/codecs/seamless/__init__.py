@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ...errors import UserError
 from .layers import Convolution, Layer, channels, decoder_layers, encoder_layers
 from .maps import CanvasMap
-from .passes import BandedForward, Progress, make_store, stages
+from .passes import BandedForward, Progress, comfortable_budget, make_store, stages
 
-__all__ = ["decode", "encode", "supports"]
+__all__ = ["decode", "encode", "supports", "workspace"]
 
 
 def supports(autoencoder: nn.Module) -> bool:
@@ -68,6 +68,17 @@ def decode(
     """
     layers = decoder_layers(autoencoder)
     return _run(autoencoder, layers, latent, _output_channels(layers), budget, device, dtype, progress)
+
+
+def workspace(autoencoder: nn.Module, height: int, width: int, dtype: torch.dtype | None = None) -> int:
+    """The budget in bytes with which `encode` and `decode` of a picture of this size lose little time.
+
+    It is much smaller than the memory for all feature maps. Raises UserError for an unsupported autoencoder.
+    """
+    dtype = dtype or next(autoencoder.parameters()).dtype
+    encoder = stages(encoder_layers(autoencoder), height, width)
+    decoder = stages(decoder_layers(autoencoder), *encoder[-1].output)
+    return max(comfortable_budget(plan, dtype) for plan in (encoder, decoder))
 
 
 @torch.no_grad()

@@ -83,6 +83,13 @@ class Stage:
             case Quantization(codes=codes):
                 return 4 * codes * self.width
 
+    @property
+    def attended_elements(self) -> int:
+        """Elements of the maps that attention reads at every position: its input, keys and values."""
+        if not isinstance(self.layer, Attention):
+            return 0
+        return 3 * channels(self.layer.query)[0] * self.height * self.width
+
     def bytes_for(self, rows: int, dtype: torch.dtype) -> int:
         """Memory for the work on a band of this many rows, plus two for the halo."""
         return (min(rows, self.output[0]) + 2) * self.elements_per_row * dtype.itemsize
@@ -94,6 +101,15 @@ def stages(layers: list[Layer], height: int, width: int) -> list[Stage]:
         result.append(Stage(layer, height, width))
         height, width = result[-1].output
     return result
+
+
+def comfortable_budget(plan: list[Stage], dtype: torch.dtype) -> int:
+    """The budget in bytes with which bands are not too thin, and attention finds its maps on the device.
+
+    All other maps are read and written once per layer, so that host memory is nearly as good for them.
+    """
+    attended = max(stage.attended_elements for stage in plan) * dtype.itemsize
+    return attended + max(stage.bytes_for(COMFORTABLE_ROWS, dtype) for stage in plan)
 
 
 def make_store(plan: list[Stage], device: torch.device, dtype: torch.dtype, budget: int) -> Store:

@@ -10,7 +10,8 @@ import torch
 from comfy_api.latest import io
 
 from ..sr_models.canvas.color import COLOR_MATCHES, ColorMatch
-from ..sr_models.canvas.resize import MAX_SCALE, MIN_SCALE, resize
+from ..sr_models.canvas.resize import resize
+from ..sr_models.canvas.target import MAX_SCALE, MIN_SCALE
 from ..sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
 from ..sr_models.core.forecast import forecast, workspace

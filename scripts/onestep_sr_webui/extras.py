@@ -11,7 +11,7 @@ from modules.scripts_postprocessing import PostprocessedImage, ScriptPostprocess
 from modules.ui_common import create_refresh_button
 from modules.ui_components import FormRow, InputAccordion
 
-from ...sr_models.canvas.resize import MAX_SCALE, MIN_SCALE
+from ...sr_models.canvas.target import MAX_SCALE, MIN_SCALE
 from . import host, models
 from .settings import COLORS, DETAILS, OVERLAPS, TILES
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from modules.upscaler import LANCZOS, Upscaler, UpscalerData
 from PIL import Image
 
-from ...sr_models.canvas.resize import MAX_SCALE
+from ...sr_models.canvas.target import MAX_SCALE
 from . import host, models
 
 

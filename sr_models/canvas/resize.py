@@ -1,23 +1,9 @@
-"""Picture sizes: resampling, padding, and the target size for a scale. Pictures are (B, C, H, W)."""
+"""Resampling and padding of pictures (B, C, H, W)."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
-
-from ..errors import UserError
-
-MIN_SIDE = 8
-MIN_SCALE, MAX_SCALE = 1.0, 8.0
-
-
-def target_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """(round(scale height), round(scale width)). Raises UserError for a scale or size out of bounds."""
-    if not MIN_SCALE <= scale <= MAX_SCALE:
-        raise UserError(f"Scale {scale:g} is out of range: choose one from {MIN_SCALE:g} to {MAX_SCALE:g}.")
-    if min(height, width) < MIN_SIDE:
-        raise UserError(f"The picture is {width} x {height} px: it needs at least {MIN_SIDE} px a side.")
-    return round(scale * height), round(scale * width)
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
+    from ..canvas.target import SideKind, Target
     from ..jobs.model_choice import ModelChoice
 
 
@@ -36,6 +39,42 @@ Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Output = Annotated[Path, Parameter(alias="-o")]
 flat = Parameter(name="*")
 """Makes a group's fields flags of the command: `--steps`, not `--training.steps`."""
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class SizeOptions:
+    """How large the results are: one of these. A picture that is larger than the size to reach is shrunk."""
+
+    scale: float = 4.0
+    "Output side over input side, 1 to 8."
+    longest: AtLeastOne | None = None
+    "Length of the longest side in px, in place of --scale."
+    shortest: AtLeastOne | None = None
+    "Length of the shortest side in px."
+    width: AtLeastOne | None = None
+    "Width in px."
+    height: AtLeastOne | None = None
+    "Height in px."
+    megapixels: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
+    "Million pixels."
+    fit: str | None = None
+    "The largest size that fits 1080p, 1440p, 4k, 8k or WIDTHxHEIGHT, turned like the picture."
+
+    def target(self) -> Target | None:
+        """The size to reach; None for the scale. Raises UserError if several are given."""
+        from ..canvas.target import Box, Megapixels, Side
+
+        names = ("longest", "shortest", "width", "height", "megapixels", "fit")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1 or (given and self.scale != type(self).scale):
+            flags = [f"--{name}" for name in ("scale", *given)[self.scale == type(self).scale :]]
+            raise UserError(f"Only one size can be reached: give one of {' and '.join(flags)}.")
+        if self.megapixels is not None:
+            return Megapixels(self.megapixels)
+        if self.fit is not None:
+            return Box.parse(self.fit)
+        return Side(cast("SideKind", given[0]), getattr(self, given[0])) if given else None
 
 
 @flat

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, Switch, Whole
+from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, SizeOptions, Switch, Whole
 from .terminal import FileAndTileBars, say, warn
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class Upscale:
     "Files, folders or globs."
     output: Output
     "A folder, or a file for one input."
-    scale: float = 4.0
-    "Output side over input side, 1 to 8."
+    size: SizeOptions = field(default_factory=SizeOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     tile: AtLeastZero = 0
     "Tile side in px of the network's result; 0: the model's own."
@@ -77,12 +76,13 @@ class Upscale:
         from ..jobs.job import FileOptions
 
         upscale = UpscaleOptions(
-            scale=self.scale,
+            scale=self.size.scale,
             tile=self.tile or None,
             overlap=None if self.overlap < 0 else self.overlap,
             color=None if self.color == "auto" else self.color,
             seed=self.seed,
             detail=self.detail,
+            target=self.size.target(),
             batch=self.batch or None,
         )
         return FileOptions(

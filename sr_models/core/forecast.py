@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..canvas.resize import target_size
 from ..canvas.tiling import window_count
 from .geometry import Size, geometry
 from .model import SRModel
@@ -19,7 +18,7 @@ BYTES_PER_PIXEL = 64  # per pixel of the network's result, in all of `upscale`; 
 class Forecast:
     """Attributes:
     result: (height, width) of the result.
-    tile: (height, width) of a tile, in pixels of the network's result.
+    tile: (height, width) of a tile, in pixels of the network's result; (0, 0) if the picture is only shrunk.
     rows, columns: number of tiles.
     work: latent pixels that the network processes: the number of tiles times their area. Time is proportional to it.
     memory: peak bytes of main memory for pictures and latents, without weights.
@@ -38,7 +37,10 @@ def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) 
 
     Raises UserError for the same sizes and options as `upscale`.
     """
-    way = geometry(recipe, factor, image, target_size(*image, options.scale))
+    size = options.size(*image)
+    if options.only_shrinks(*image):
+        return Forecast(size, (0, 0), 0, 0, work=0, memory=memory_of(recipe, size, image))
+    way = geometry(recipe, factor, image, size)
     tile, overlap = TilePolicy().side_and_overlap(way.latent, recipe, factor, options)
     height, width = min(tile, way.latent[0]), min(tile, way.latent[1])
     rows, columns = (window_count(side, tile, overlap) for side in way.latent)
@@ -48,13 +50,15 @@ def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) 
         rows,
         columns,
         work=rows * columns * height * width,
-        memory=memory_of(recipe, way.result, options.scale),
+        memory=memory_of(recipe, size, image),
     )
 
 
-def memory_of(recipe: Recipe, result: Size, scale: float) -> int:
-    """Peak bytes of main memory for a result of this size."""
-    enlarged = max(1.0, recipe.scale / scale) ** 2
+def memory_of(recipe: Recipe, result: Size, image: Size) -> int:
+    """Peak bytes of main memory for a result of this size, from a picture of size `image`."""
+    if result[0] < image[0]:
+        return image[0] * image[1] * BYTES_PER_PIXEL
+    enlarged = max(1.0, recipe.scale * image[0] / result[0]) ** 2
     return round(result[0] * result[1] * enlarged * BYTES_PER_PIXEL)
 
 
@@ -64,7 +68,9 @@ def workspace(model: SRModel, image: Size, options: UpscaleOptions) -> int:
     Raises UserError for the same sizes and options as `upscale`.
     """
     recipe, codec = model.recipe, model.codec
-    canvas = geometry(recipe, codec.factor, image, target_size(*image, options.scale)).latent
+    if options.only_shrinks(*image):
+        return 0
+    canvas = geometry(recipe, codec.factor, image, options.size(*image)).latent
     tile, _ = TilePolicy().side_and_overlap(canvas, recipe, codec.factor, options)
     network = model.denoiser.memory((1, codec.latent_channels, min(tile, canvas[0]), min(tile, canvas[1])))
     return max(network, codec.memory(canvas[0] * codec.factor, canvas[1] * codec.factor))

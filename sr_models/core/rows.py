@@ -18,7 +18,7 @@ from torch import Tensor
 from ..canvas.color import require_known
 from ..canvas.noise import canvas_noise
 from ..canvas.resample_rows import RowResizer, WholeResizer
-from ..canvas.resize import pad_to_multiple, resize, target_size
+from ..canvas.resize import pad_to_multiple, resize
 from ..errors import UserError
 from .bands import Band, Bands
 from .geometry import Size, geometry
@@ -48,7 +48,7 @@ class Run:
 
 def result_size(image: Tensor, options: UpscaleOptions) -> Size:
     """(height, width) of the result of pictures (B, C, H, W). Raises UserError for what cannot be upscaled."""
-    size = target_size(image.shape[-2], image.shape[-1], options.scale)
+    size = options.size(image.shape[-2], image.shape[-1])
     if options.color is not None:
         require_known(options.color)
     if not torch.isfinite(image).all():
@@ -68,6 +68,11 @@ def result_rows(run: Run, image: Tensor, *, index: int = 0, banded: bool = False
         UserError: for a scale, size, tile or overlap out of bounds, or values that are not finite.
         MemoryError, RuntimeError: where there is not enough memory for the smallest tile.
     """
+    height, width = image.shape[-2:]
+    if run.options.only_shrinks(height, width):
+        run.notice("The picture is larger than the size to reach: it was shrunk, without the network.")
+        yield resize(image, run.options.size(height, width))[0, :, first:].clamp(0, 1)
+        return
     model, recipe, codec = run.model, run.model.recipe, run.model.codec
     source, in_bands = Source(run, image), banded and codec.is_local
     condition = model.conditioner(image, index)
@@ -131,7 +136,7 @@ class Source:
     def __init__(self, run: Run, image: Tensor):
         self.model, self.seed, self.stage = run.model, run.options.seed, run.stage
         recipe, factor, size = self.model.recipe, self.model.codec.factor, (image.shape[-2], image.shape[-1])
-        self.way = geometry(recipe, factor, size, target_size(*size, run.options.scale))
+        self.way = geometry(recipe, factor, size, run.options.size(*size))
         self.pixels = factor // recipe.scale  # LR pixels per latent pixel
         self.padded = pad_to_multiple(self._resized(image, self.way.lr), recipe.multiple * self.pixels)
 

@@ -45,7 +45,7 @@ class FileOptions:
 
     def described(self, source: Metadata, model: SRModel) -> Metadata:
         """The metadata of a result: the source's and how the result was made, or none."""
-        settings = {"model": model.recipe.title, "scale": f"{self.upscale.scale:g}", "seed": str(self.upscale.seed)}
+        settings = {"model": model.recipe.title, "scale": str(self.upscale.goal), "seed": str(self.upscale.seed)}
         return describe(source, {"software": f"{SOFTWARE} {release()}", **settings}, self.strip)
 
 

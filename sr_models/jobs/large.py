@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..canvas.resample_rows import Rows
-from ..canvas.resize import target_size
 from ..core.finish import finished_rows, visible
 from ..core.forecast import memory_of
 from ..core.geometry import Size
@@ -33,10 +32,10 @@ SHARE = 4  # a quarter of what is free
 def is_too_large(model: SRModel, picture: Picture, options: FileOptions) -> bool:
     """Whether upscaling this picture in memory would take more than `options.memory` MB (None: a quarter of what
     is free). Only codecs that work locally have another way."""
-    scale = options.upscale.scale
-    size = target_size(picture.pixels.shape[-2], picture.pixels.shape[-1], scale)
+    image = (picture.pixels.shape[-2], picture.pixels.shape[-1])
+    size = options.upscale.size(*image)
     limit = available(torch.device("cpu")) // SHARE if options.memory is None else options.memory * 2**20
-    return model.codec.is_local and memory_of(model.recipe, size, scale) > limit
+    return model.codec.is_local and memory_of(model.recipe, size, image) > limit
 
 
 def as_batch(picture: Picture) -> Tensor:
@@ -89,7 +88,7 @@ def _on_white(rows: Rows, top: int, bottom: int) -> Tensor:
 
 def _settings(run: Run, source: Path, model: str) -> dict[str, object]:
     """What the spool's rows depend on."""
-    kept = {name: asdict(run.options)[name] for name in ("scale", "tile", "overlap", "seed", "detail")}
+    kept = {name: asdict(run.options)[name] for name in ("scale", "tile", "overlap", "seed", "detail", "target")}
     recipe, dtype = run.model.recipe, str(run.model.denoiser.dtype)
     return kept | {
         "source": fingerprint(source),

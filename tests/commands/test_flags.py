@@ -25,7 +25,8 @@ LORA = """--base! --rank=64 --rank-vae=64 --start --teacher --gradient-checkpoin
     --fp8=False --no-fp8 --shard=False --no-shard --best=psnr --lpips --musiq"""
 WEIGHTS = "--regression-weight=1.0 --score-weight=1.0 --adversarial-weight=0.02"
 FLAGS = {
-    "upscale": """--in! --output! -o --scale=4.0 --model=bundled --recipe=auto --autoencoder --device=auto --dtype=auto
+    "upscale": """--in! --output! -o --scale=4.0 --longest --shortest --width --height --megapixels --fit
+        --model=bundled --recipe=auto --autoencoder --device=auto --dtype=auto
         --base --lora --embeddings --prompt --offload --tile=0 --overlap=-1 --color=auto --detail --seed=0 --format=same
         --quality=95 --overwrite --compare --strip-metadata --batch=0 --memory=0 --ray""",
     "models": "--folder",

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from formula_model import formula_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onestep_sr.sr_models.canvas.target import Side
 from onestep_sr.sr_models.codecs.autoencoder import AutoencoderCodec
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.core import rows
@@ -609,3 +611,24 @@ def test_other_errors_of_a_network_pass_unchanged():
     network = failing_network(raising(RuntimeError("expected scalar type Half")))
     with pytest.raises(RuntimeError, match="expected scalar type Half"):
         upscale(model(network), picture(16, 16))
+
+
+def test_a_target_in_place_of_a_scale_gives_the_same_pixels() -> None:
+    model, image = load().model, torch.rand(1, 3, 20, 28, generator=torch.Generator().manual_seed(4))
+    by_scale = upscale(model, image, UpscaleOptions(3.0))
+    assert torch.equal(upscale(model, image, UpscaleOptions(target=Side("longest", 84))), by_scale)
+    assert upscale(model, image, UpscaleOptions(target=Side("height", 61))).shape == (1, 3, 61, 85)
+
+
+def test_a_picture_larger_than_its_target_is_shrunk_without_the_network() -> None:
+    image, heard = torch.rand(1, 4, 40, 60, generator=torch.Generator().manual_seed(4)), []
+    image[:, 3] = 1
+
+    def forbidden(*arguments):
+        raise AssertionError
+
+    model = replace(load().model, denoiser=SimpleNamespace(run=forbidden, dtype=torch.float32))
+    result = upscale(model, image, UpscaleOptions(target=Side("longest", 45)), notice=heard.append)
+    expected = F.interpolate(image, size=(30, 45), mode="bicubic", antialias=True).clamp(0, 1)
+    assert (result - expected).abs().max() < 1e-5
+    assert heard == ["The picture is larger than the size to reach: it was shrunk, without the network."]

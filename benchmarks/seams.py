@@ -29,7 +29,7 @@ SCALE = 4
 def upscaled(model: SRModel, lr: Tensor, tiles: list[Tile]) -> Tensor:
     """The result for an LR picture, with latents blended by the tiles' own weights."""
     latent = model.codec.encode(resize(lr, (SCALE * lr.shape[-2], SCALE * lr.shape[-1])))
-    noise = canvas_noise(latent, 0) if model.recipe.step.needs_noise else None
+    noise = canvas_noise(latent, 0) if model.recipe.step.noises else None
     canvas, result = Canvas(latent, noise, lr * 2 - 1), torch.zeros_like(latent)
     work = partial(step_tiles, step=model.recipe.step, canvas=canvas, tiles=tiles, result=result)
     model.denoiser.run(work, latent.shape)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .core.model import SRModel
     from .core.options import UpscaleOptions
-    from .core.upscale import upscale
+    from .core.pictures_in import upscale
     from .errors import UserError
     from .families.loading import load
 
@@ -17,7 +17,7 @@ _HOMES = {
     "UpscaleOptions": "core.options",
     "UserError": "errors",
     "load": "families.loading",
-    "upscale": "core.upscale",
+    "upscale": "core.pictures_in",
 }
 
 

@@ -62,7 +62,7 @@ print(package.load is load, hasattr(package, "NODE_CLASS_MAPPINGS"))
         before.split()
     )
     assert light == "False True"
-    homes = ("core.model", "core.options", "families.loading", "core.upscale")
+    homes = ("core.model", "core.options", "families.loading", "core.pictures_in")
     assert modules.split() == [SR_MODELS + name for name in homes]
     assert after == "True False"
 

@@ -22,10 +22,12 @@ def _block(channels: int, width: int, index: int, seed: int) -> Tensor:
     return torch.randn(channels, BLOCK, width, generator=generator)
 
 
-def canvas_noise(latent: Tensor, seed: int, top: int = 0) -> Tensor:
-    """Normal noise for the canvas's rows from `top` on, like their latent (B, c, h, w).
+def canvas_noise(latent: Tensor, seed: int, top: int = 0, count: int = 1) -> Tensor:
+    """Normal noise for the canvas's rows from `top` on, `count` times that for their latent (B, c, h, w): (B, count c,
+    h, w).
 
-    It is the same for every picture of a batch and on every device.
+    It is the same for every picture of a batch and on every device, and its first channels do not depend on `count`.
     """
-    _, channels, height, width = latent.shape
-    return noise_rows(channels, width, top, top + height, seed).to(latent.device).expand_as(latent)
+    batch, channels, height, width = latent.shape
+    noise = noise_rows(count * channels, width, top, top + height, seed).to(latent.device)
+    return noise.expand(batch, -1, -1, -1)

@@ -98,7 +98,7 @@ class ModelOptions:
     model: str = "bundled"
     "`bundled`, or the file of a TAD-SR, SinSR, ResShift x4 or own model."
     recipe: str = "auto"
-    "tad-sr, sinsr, resshift or resshift-s4; with --base, tsd-sr or tsd-sr-mse; auto: from the file name."
+    "tad-sr, sinsr, resshift, resshift-s4, or these two with -ddim; with --base, tsd-sr or tsd-sr-mse; auto: by name."
     opening: OpeningOptions = field(default_factory=OpeningOptions)
     base: Path | None = None
     """For TSD-SR: Stable Diffusion 3 medium, as a diffusers folder or a checkpoint file. For your own LoRA on 1.5, 2.1

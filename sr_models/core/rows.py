@@ -155,7 +155,8 @@ class Source:
         """What the latent rows [top, bottom) are stepped from."""
         first, last = top * self.pixels, bottom * self.pixels
         latent = self.model.codec.encode(self._enlarged(first, last), self.stage)
-        noise = canvas_noise(latent, self.seed, top) if self.model.recipe.step.needs_noise else None
+        noises = self.model.recipe.step.noises
+        noise = canvas_noise(latent, self.seed, top, noises) if noises else None
         return Canvas(latent, noise, self.padded[:, :, first:last] * 2 - 1)
 
     def _enlarged(self, first: int, last: int) -> Tensor:

@@ -65,3 +65,13 @@ class ResShiftSchedule:
         root = math.sqrt(previous * eta)
         m = math.sqrt(previous / eta)
         return (1 - previous + root - m) * x_0 + m * x_t + (previous - root) * y
+
+    def posterior_step(self, x_t: Tensor, x_0: Tensor, t: int, noise: Tensor) -> Tensor:
+        """A sample of q(x_{t-1} | x_t, x_0, y) (equation 6 of the paper), whose mean does not depend on y.
+
+        N((eta_{t-1} x_t + alpha_t x_0) / eta_t, kappa^2 eta_{t-1} alpha_t / eta_t), alpha_t = eta_t - eta_{t-1}.
+        """
+        eta, previous = self.sqrt_eta[t] ** 2, self.sqrt_eta[t - 1] ** 2
+        alpha = eta - previous
+        mean = (previous * x_t + alpha * x_0) / eta
+        return mean + self.kappa * math.sqrt(previous * alpha / eta) * noise

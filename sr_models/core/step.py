@@ -1,7 +1,8 @@
 """Steps from the LR's latent to the result's: one pass of the network, or several for a teacher.
 
-A step processes tiles: latent and noise (B, c, h, w), and lr (B, 3, h', w'), the LR picture in [-1, 1]. The noise is
-cut from one noise canvas, so that overlapping tiles have the same noise where they overlap.
+A step processes tiles: latent (B, c, h, w), noise (B, n c, h, w) for a step that needs n noises, and lr (B, 3, h', w'),
+the LR picture in [-1, 1]. The noise is cut from one noise canvas, so that overlapping tiles have the same noise where
+they overlap.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Step(Protocol):
         ...
 
     @property
-    def needs_noise(self) -> bool:
-        """Whether the step uses `noise`. If not, the caller draws no noise and passes the latent in its place."""
+    def noises(self) -> int:
+        """How many noises the step uses. If none, the caller draws no noise and passes the latent in its place."""
         ...
 
     def __call__(self, network: Network, latent: Tensor, noise: Tensor, lr: Tensor) -> Tensor: ...
@@ -49,8 +50,8 @@ class OneStep:
     evaluations: int = 1
 
     @property
-    def needs_noise(self) -> bool:
-        return self.noised
+    def noises(self) -> int:
+        return int(self.noised)
 
     def on(self, process: Process) -> OneStep:
         """The step with a process's level. Raises ValueError for a timestep that the process does not have."""
@@ -69,7 +70,7 @@ class Direct:
     """x_0 as the network gives it, for networks from picture to picture: no noise, and no timestep that matters."""
 
     evaluations: int = 1
-    needs_noise: bool = False
+    noises: int = 0
 
     def __call__(self, network: Network, latent: Tensor, noise: Tensor, lr: Tensor) -> Tensor:
         return network(latent, lr, torch.zeros(len(latent), device=latent.device))
@@ -77,10 +78,14 @@ class Direct:
 
 @dataclass(frozen=True)
 class ResShiftStep:
-    """ResShift's sampler: x_0 predicted once at t = T - 1 (TAD-SR, SinSR), or all T steps (ResShift)."""
+    """ResShift's sampler: x_0 predicted once at t = T - 1 (TAD-SR, SinSR), or all T steps (ResShift).
+
+    `stochastic`: draw each x_{t-1} from its distribution, as ResShift does; else compute it without fresh noise.
+    """
 
     schedule: ResShiftSchedule
     evaluations: int = 1
+    stochastic: bool = False
 
     def __post_init__(self) -> None:
         if self.evaluations not in (1, self.schedule.steps):
@@ -89,14 +94,17 @@ class ResShiftStep:
             )
 
     @property
-    def needs_noise(self) -> bool:
-        return True
+    def noises(self) -> int:
+        return self.evaluations if self.stochastic else 1
 
     def __call__(self, network: Network, latent: Tensor, noise: Tensor, lr: Tensor) -> Tensor:
         schedule, last = self.schedule, self.schedule.steps - 1
-        x_t = x_0 = schedule.start(latent, noise)
+        first, *fresh = noise.split(latent.shape[1], dim=1)
+        x_t = x_0 = schedule.start(latent, first)
         for step in range(last, last - self.evaluations, -1):
-            if step < last:
+            if step < last and self.stochastic:
+                x_t = schedule.posterior_step(x_t, x_0, step + 1, fresh[last - 1 - step])
+            elif step < last:
                 x_t = schedule.ddim_step(x_t, x_0, latent, step + 1)
             t = torch.full((len(latent),), step, device=latent.device)
             x_0 = network(schedule.network_input(x_t, t), lr, t)

@@ -20,8 +20,8 @@ TileDone = Callable[[Tile, Tensor], None]
 class Canvas:
     """The inputs from which tiles are cut, for a whole picture or a band of one.
 
-    latent, noise: (B, c, h, w); noise is None if the step needs none. lr: (B, 3, n h, n w), the LR picture in [-1, 1]
-    with n times the latent's resolution.
+    latent: (B, c, h, w). noise: (B, n c, h, w) for a step that needs n noises; None if it needs none. lr: (B, 3, f h,
+    f w), the LR picture in [-1, 1] with f times the latent's resolution.
     """
 
     latent: Tensor

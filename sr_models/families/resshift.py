@@ -31,13 +31,18 @@ AUTOENCODER_NAME = "autoencoder_vq_f4.pth"
 T15 = ResShiftSchedule()
 T4 = ResShiftSchedule(steps=4, min_noise=0.2)
 
+PAPER = "arXiv 2307.12348"
+TILE = 512  # as published: up to 512 px of the picture in one window
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("tad-sr", "TAD-SR, one step", "arXiv 2408.07476", ResShiftStep(T15)),
-        Recipe("sinsr", "SinSR, one step", "arXiv 2311.14760", ResShiftStep(T15)),
-        Recipe("resshift", "ResShift, 15 steps", "arXiv 2307.12348", ResShiftStep(T15, evaluations=15)),
-        Recipe("resshift-s4", "ResShift, 4 steps", "arXiv 2307.12348", ResShiftStep(T4, evaluations=4)),
+        Recipe("tad-sr", "TAD-SR, one step", "arXiv 2408.07476", ResShiftStep(T15), tile=TILE),
+        Recipe("sinsr", "SinSR, one step", "arXiv 2311.14760", ResShiftStep(T15), tile=TILE),
+        Recipe("resshift", "ResShift, 15 steps", PAPER, ResShiftStep(T15, 15, stochastic=True), tile=TILE),
+        Recipe("resshift-s4", "ResShift, 4 steps", PAPER, ResShiftStep(T4, 4, stochastic=True), tile=TILE),
+        Recipe("resshift-ddim", "ResShift, 15 steps, deterministic", PAPER, ResShiftStep(T15, 15), tile=TILE),
+        Recipe("resshift-s4-ddim", "ResShift, 4 steps, deterministic", PAPER, ResShiftStep(T4, 4), tile=TILE),
     )
 }
 
@@ -98,7 +103,7 @@ FAMILY = ModelFamily(
     name="resshift",
     title="TAD-SR, SinSR or ResShift x4",
     licence="non-commercial: S-Lab License 1.0, and CC BY-NC-SA 4.0 for SinSR",
-    citation="arXiv 2307.12348",
+    citation=PAPER,
     condition=NETWORK,
     recipes=RECIPES,
     summary=lambda header: f"{recipe_for(header.name).title}, x4",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from onestep_sr.sr_models.canvas.noise import noise_rows
+from onestep_sr.sr_models.canvas.noise import canvas_noise, noise_rows
 
 
 @given(st.integers(0, 300), st.integers(1, 200), st.integers(0, 2**63 - 1))
@@ -20,3 +20,12 @@ def test_noise_is_normal_and_blocks_and_seeds_differ():
     blocks = noise.split(64, dim=1)
     assert all(not torch.equal(a, b) for i, a in enumerate(blocks) for b in blocks[:i])
     assert not torch.equal(noise, noise_rows(4, 100, 0, 256, 8))
+
+
+@given(st.integers(1, 4), st.integers(1, 90), st.integers(1, 90), st.integers(0, 200), st.integers(1, 15))
+def test_more_noises_for_a_canvas_leave_the_first_as_it_is(channels, height, width, top, count):
+    latent = torch.zeros(2, channels, height, width)
+    one, several = canvas_noise(latent, 3, top), canvas_noise(latent, 3, top, count)
+    assert several.shape == (2, count * channels, height, width)
+    assert torch.equal(several[:, :channels], one) and torch.equal(several[0], several[1])
+    assert len({float(value) for value in several[0, :, 0, 0]}) == count * channels

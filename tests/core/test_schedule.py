@@ -119,6 +119,61 @@ def test_ddim_with_the_exact_picture_stays_on_the_forward_process_with_the_same_
 
 
 @SCHEDULES
+def test_the_posterior_step_follows_from_the_forward_process_by_bayes_rule(schedule):
+    """q(x_{t-1} | x_t, x_0, y) as the product of q(x_{t-1} | x_0, y) and q(x_t | x_{t-1}, x_0, y), two Gaussians, where
+    x_t = x_{t-1} + alpha_t (y - x_0) + kappa sqrt(alpha_t) n (equations 1 and 2 of the paper)."""
+    x_0, y, x_t = latents(3)
+    zero, one = torch.zeros_like(x_0), torch.ones_like(x_0)
+    for t in range(1, schedule.steps):
+        eta, previous = schedule.sqrt_eta[t] ** 2, schedule.sqrt_eta[t - 1] ** 2
+        alpha, kappa = eta - previous, schedule.kappa
+        before, seen = kappa**2 * previous, kappa**2 * alpha  # the two variances
+        variance = 1 / (1 / before + 1 / seen)
+        mean = variance * ((x_0 + previous * (y - x_0)) / before + (x_t - alpha * (y - x_0)) / seen)
+        assert torch.allclose(schedule.posterior_step(x_t, x_0, t, zero), mean, atol=1e-10)
+        spread = schedule.posterior_step(x_t, x_0, t, one) - schedule.posterior_step(x_t, x_0, t, zero)
+        assert torch.allclose(spread, math.sqrt(variance) * one, atol=1e-10)
+
+
+@SCHEDULES
+def test_the_stochastic_sampler_stays_on_the_forward_process(schedule):
+    """For the exact picture, x_t has the mean and deviation of q(x_t | x_0, y) at every t, and x_0 is found."""
+    count = 20_000
+    x_0, y = torch.full((count, 1, 1, 1), 0.7, dtype=torch.float64), torch.full((count, 1, 1, 1), -0.4).double()
+    random = torch.Generator().manual_seed(2)
+    noise = torch.randn(count, schedule.steps, 1, 1, generator=random, dtype=torch.float64)
+    oracle = Recorder(lambda latent, condition, t: x_0)
+    step = ResShiftStep(schedule, schedule.steps, stochastic=True)
+    assert step.noises == schedule.steps
+    assert torch.equal(step(oracle, y, noise, torch.zeros(1)), x_0)
+    for seen, _, times in oracle.calls[1:]:
+        t = int(times[0])
+        x_t, deviation = seen * math.sqrt(1 + 4 * schedule.sqrt_eta[t] ** 2), 2 * schedule.sqrt_eta[t]
+        mean = 0.7 - 1.1 * schedule.sqrt_eta[t] ** 2
+        assert x_t.mean().item() == pytest.approx(mean, abs=4 * deviation / math.sqrt(count))
+        assert x_t.std().item() == pytest.approx(deviation, rel=0.03)
+
+
+def test_the_stochastic_sampler_in_scalars():
+    """The same loop in scalars, for a network that shrinks what it sees; each noise is used once, in this order."""
+    y, noises, schedule = 0.3, (-1.2, 0.4, 2.0, -0.7), T4
+    x = y + 2 * schedule.sqrt_eta[-1] * noises[0]
+    for t, noise in zip((3, 2, 1), noises[1:], strict=True):
+        eta, previous = schedule.sqrt_eta[t] ** 2, schedule.sqrt_eta[t - 1] ** 2
+        x_0 = 0.5 * x / math.sqrt(1 + 4 * eta)
+        mean = previous / eta * x + (eta - previous) / eta * x_0
+        x = mean + 2 * math.sqrt(previous / eta * (eta - previous)) * noise
+    expected = 0.5 * x / math.sqrt(1 + 4 * schedule.sqrt_eta[0] ** 2)
+    result = ResShiftStep(schedule, 4, stochastic=True)(
+        lambda latent, condition, t: 0.5 * latent,
+        torch.full((1, 1, 1, 1), y, dtype=torch.float64),
+        torch.tensor(noises, dtype=torch.float64).view(1, 4, 1, 1),
+        torch.zeros(1),
+    )
+    assert result.item() == pytest.approx(expected, abs=1e-12)
+
+
+@SCHEDULES
 def test_the_sampler_with_an_oracle_finds_its_picture_in_all_steps(schedule):
     x_0, y, noise = latents(3)
     condition = torch.rand(2, 3, 6, 8)
@@ -197,5 +252,7 @@ def test_the_flow_step_subtracts_the_velocity_at_timestep_1000_and_uses_no_noise
 
 def test_the_recipes_take_the_published_steps():
     steps = {name: (recipe.step.schedule.steps, recipe.step.evaluations) for name, recipe in RECIPES.items()}
-    assert steps == {"tad-sr": (15, 1), "sinsr": (15, 1), "resshift": (15, 15), "resshift-s4": (4, 4)}
-    assert all((recipe.scale, recipe.tile) == (4, 64) for recipe in RECIPES.values())
+    published = {"tad-sr": (15, 1), "sinsr": (15, 1), "resshift": (15, 15), "resshift-s4": (4, 4)}
+    assert steps == published | {"resshift-ddim": (15, 15), "resshift-s4-ddim": (4, 4)}
+    assert {name for name, recipe in RECIPES.items() if recipe.step.stochastic} == {"resshift", "resshift-s4"}
+    assert all((recipe.scale, recipe.tile) == (4, 512) for recipe in RECIPES.values())

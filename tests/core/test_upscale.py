@@ -80,7 +80,7 @@ def padded(image, multiple=8):
 class Recorder:
     """A step that keeps the picture and remembers every window."""
 
-    evaluations, needs_noise = 1, True
+    evaluations, noises = 1, 1
 
     def __init__(self):
         self.windows = []
@@ -275,6 +275,22 @@ def test_flat_areas_show_no_blocks_for_a_network_that_looks_at_single_pixels(mak
     whole, tiled = (upscale(noisy, image, UpscaleOptions(4, tile=tile)) for tile in (512, 64))
     assert whole.std() > 0.05
     assert torch.allclose(tiled, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("band", [1, 2**18])
+def test_tiles_agree_on_the_noise_of_every_step(band, monkeypatch):
+    """The same for a step that draws noise after each pass of the network."""
+    monkeypatch.setattr(rows, "BAND", band)
+    step = ResShiftStep(ONE_STEP.schedule, 4, stochastic=True)
+    noisy = model(lambda latent, condition, t: torch.tanh(0.4 * latent), step)
+    image = gradient(40, 72)
+    whole, tiled, other = (
+        upscale(noisy, image, UpscaleOptions(4, tile=tile, seed=seed)) for tile, seed in ((512, 3), (64, 3), (512, 4))
+    )
+    assert torch.allclose(tiled, whole, atol=1e-5)
+    assert (whole - other).abs().mean() > 0.01
+    plain = replace(noisy, recipe=replace(noisy.recipe, step=ResShiftStep(ONE_STEP.schedule, 4)))
+    assert (whole - upscale(plain, image, UpscaleOptions(4, tile=512, seed=3))).abs().mean() > 0.01
 
 
 @pytest.mark.parametrize("overlap", [8, 16, 32])

@@ -98,7 +98,7 @@ def test_a_published_file_loads_with_its_autoencoder(published):
     model = loaded.model
     assert (model.codec.factor, model.codec.latent_channels) == (4, 3)
     recipe = model.recipe
-    assert (recipe.name, recipe.scale, recipe.tile, recipe.multiple) == ("tad-sr", 4, 64, 64)
+    assert (recipe.name, recipe.scale, recipe.tile, recipe.multiple) == ("tad-sr", 4, 512, 64)
 
 
 def test_every_weight_gets_its_own_values_in_the_asked_precision(published, vq_weights):
@@ -158,7 +158,7 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones(published):
         load(published / "TAD-SR.pth", recipe="magic")
     expected = (
         "Recipe 'magic' is unknown for TAD-SR, SinSR or ResShift x4: "
-        "choose one of tad-sr, sinsr, resshift, resshift-s4."
+        "choose one of tad-sr, sinsr, resshift, resshift-s4, resshift-ddim, resshift-s4-ddim."
     )
     assert str(caught.value) == expected
 

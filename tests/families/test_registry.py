@@ -118,7 +118,8 @@ def test_recipes_that_workflows_name_are_those_of_each_lora() -> None:
 
 def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
     assert [line.split()[0] for line in recipes()] == [
-        *("bundled", "tad-sr", "sinsr", "resshift", "resshift-s4", "tsd-sr", "tsd-sr-mse")
+        *("bundled", "tad-sr", "sinsr", "resshift", "resshift-s4", "resshift-ddim", "resshift-s4-ddim"),
+        *("tsd-sr", "tsd-sr-mse"),
     ]
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     (tmp_path / "notes.txt").write_text("no weights")

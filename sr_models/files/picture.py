@@ -95,6 +95,12 @@ def _from_lab(image: Image.Image) -> np.ndarray:
     return np.asarray(converted)
 
 
+def _ink(image: Image.Image) -> np.ndarray:
+    """Pillow inverts the ink of every JPEG, as Adobe's programs write it; those of others are as they are."""
+    ink = np.asarray(image)
+    return 255 - ink if image.format in ("JPEG", "MPO") and "adobe" not in image.info else ink
+
+
 def _grey_of_16_bits(image: Image.Image) -> np.ndarray:
     return np.asarray(image).clip(0, 65535)[..., None].astype(np.uint16)
 
@@ -103,7 +109,7 @@ DECODERS: dict[str, Callable[[Image.Image], np.ndarray]] = {
     "1": lambda image: np.asarray(image.convert("L"))[..., None],
     "L": lambda image: np.asarray(image)[..., None],
     "F": lambda image: np.asarray(image)[..., None].astype(np.float32),
-    "CMYK": lambda image: cmyk_to_srgb(np.asarray(image), image.info.get("icc_profile")),
+    "CMYK": lambda image: cmyk_to_srgb(_ink(image), image.info.get("icc_profile")),
     "LAB": _from_lab,
     **dict.fromkeys(("I", "I;16", "I;16L", "I;16B", "I;16N"), _grey_of_16_bits),
 }

@@ -68,7 +68,7 @@ def _open_pillow(path: Path, kind: str) -> PictureSequence:
     Image.init()
     if kind not in Image.OPEN:
         raise UnreadableError(f"is {kind}, which this version of Pillow cannot read: update Pillow.")
-    with Image.open(path, formats=[kind]) as image:
+    with _opened(path, kind) as image:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableError(f"has {image.width} x {image.height} px, too large: split it into parts.")
         count, plays = count_frames(image), plays_of(image)
@@ -76,9 +76,18 @@ def _open_pillow(path: Path, kind: str) -> PictureSequence:
     return PictureSequence("animation" if count > 1 else "single", count, read, plays)
 
 
+def _opened(path: Path, kind: str) -> Image.Image:
+    try:
+        return Image.open(path, formats=[kind])
+    except UnidentifiedImageError:
+        raise UnreadableError(f"is broken, or a kind of {kind} that is not supported: save it as PNG first.") from None
+
+
 def _pillow_pictures(kind: str, path: Path) -> Iterator[Picture]:
     colors = _color_of(path, kind)
     with Image.open(path, formats=[kind]) as image:
+        if isinstance(colors, dict) and isinstance(transparent := image.info.get("transparency"), int):
+            image.info["transparency"] = png.transparent_grey(transparent, colors[b"IHDR"])
         if count_frames(image) > 1:
             pictures = read_frames(image)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,10 @@ class Entry:
             return False
         return (status.st_size, status.st_mtime_ns) == (self.size, self.time)
 
+    def is_from(self, source: Path, settings: dict[str, Any]) -> bool:
+        """Whether it was made from this file, whatever is in it now, or from a file with the same content."""
+        return self.source == os.path.abspath(source) or self.settings.get("source") == settings["source"]
+
 
 def settings_of(job: Job, model: SRModel, options: FileOptions) -> dict[str, Any]:
     """Everything that a result depends on, as JSON has it."""
@@ -52,12 +57,13 @@ def settings_of(job: Job, model: SRModel, options: FileOptions) -> dict[str, Any
     return json.loads(json.dumps(settings | upscale))
 
 
-def state_of(target: Path, settings: dict[str, Any]) -> Literal["missing", "finished", "outdated", "foreign"]:
-    """Whether a result is there, made with these settings, with others, or by something else."""
-    if not os.path.lexists(target):
+def state_of(job: Job, settings: dict[str, Any]) -> Literal["missing", "finished", "outdated", "foreign"]:
+    """Whether a job's result is there, was made with these settings, with others, or from something else: by another
+    program, or from a file of another place and content."""
+    if not os.path.lexists(job.target):
         return "missing"
-    own = [entry for entry in read_entries(target) if entry.is_of(target)]
-    if not own:
+    own = [entry for entry in read_entries(job.target) if entry.is_of(job.target)]
+    if not own or not own[-1].is_from(job.source, settings):
         return "foreign"
     return "finished" if own[-1].settings == settings else "outdated"
 
@@ -95,11 +101,11 @@ def _record_of(result: Path) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a file's content, computed once while size and time stay; empty if it cannot be read, which reading
-    the picture will report."""
+    """A hash of a file's content, computed once while size and time stay; empty if it cannot be read, or is a device
+    or pipe that may have no end: reading the picture will report that."""
     try:
         status = path.stat()
-        return _hash(path, status.st_size, status.st_mtime_ns)
+        return _hash(path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else ""
     except OSError:
         return ""
 
@@ -108,6 +114,6 @@ def fingerprint(path: Path) -> str:
 def _hash(path: Path, size: int, time: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
+        for _ in range(0, size, CHUNK):  # no more: what the system shows as an empty file may have no end
+            digest.update(file.read(CHUNK))
     return digest.hexdigest()

@@ -39,8 +39,9 @@ def run_jobs(
 ) -> Iterator[Outcome]:
     """Do the jobs in turn. A file that fails is reported and the others continue; a finished one is skipped.
 
-    Finished is a result of the same source with the same settings (see `records`). Other results of this program are
-    replaced; a file that it did not make, or that was changed since, is kept and reported unless `overwrite`.
+    Finished is a result of the same source with the same settings (see `records`). A result of the same source with
+    other settings, or of an earlier version of it, is replaced. A file that was made from another source or by another
+    program, or that was changed since, is kept and reported unless `overwrite`.
 
     All files share one tile policy: where memory ran out once, no later file tries that much again. `policy` is for
     a run of several calls with this model. `notice` hears what each outcome carries as its notices, too.
@@ -67,12 +68,11 @@ def _is_finished(job: Job, settings: dict[str, Any], options: FileOptions) -> bo
     """Raises UserError for a target that this program must not replace."""
     if options.overwrite:
         return False
-    state = records.state_of(job.target, settings)
+    state = records.state_of(job, settings)
     if state == "foreign":
-        raise UserError(
-            f"{job.target} exists, and no record says that it was made from {job.source}: add --overwrite, or choose "
-            "another output."
-        )
+        other = records.source_of(job.target)
+        known = f"was made from {other}" if other else f"no record says that it was made from {job.source}"
+        raise UserError(f"{job.target} exists, and {known}: add --overwrite, or choose another output.")
     return state == "finished" and (job.comparison.exists() or not options.compare)
 
 

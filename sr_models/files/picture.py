@@ -47,13 +47,15 @@ class PictureSequence:
     """The content of one file: a single picture, the whole frames of an animation, or pages, which may differ in size.
 
     Iterating decodes one picture at a time, and may be done again; it raises UserError where the file is broken.
-    plays: how often an animation is shown, 0 means forever.
+    plays: how often an animation is shown, 0 means forever. largest: pixels of the largest picture, 0 where the header
+    does not say.
     """
 
     kind: Kind
     count: int
     frames: Callable[[], Iterator[Picture]]
     plays: int = 0
+    largest: int = 0
 
     def __len__(self) -> int:
         return self.count

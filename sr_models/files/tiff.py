@@ -38,11 +38,13 @@ HIGHEST_RATIO = 3000  # of Deflate's, LZW's and PackBits' data to theirs: more i
 BOUNDED_COMPRESSIONS = (NO_COMPRESSION, 5, 8, 32946, 32773)
 
 
-def count_pages(path: Path) -> int:
+def count_pages(path: Path) -> tuple[int, int]:
+    """The number of full pages, and the pixels of the largest."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        return len(_full_pages(file))
+        pages = _full_pages(file)
+        return len(pages), max(page.imagewidth * page.imagelength for page in pages)
 
 
 def read_pages(path: Path) -> Iterator[Picture]:

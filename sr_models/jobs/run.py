@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from ..canvas.resize import resize
+from ..core.memory import available
 from ..core.model import SRModel
 from ..core.options import UpscaleOptions
 from ..core.report import Notice, Progress, ignored
@@ -27,6 +29,9 @@ from ..files.write import require_room, write_picture, write_pictures
 from . import records
 from .job import FileOptions, Job, Outcome
 from .large import as_batch, is_too_large, run_large_job
+
+Finishing = Callable[[Path, Path], AbstractContextManager[object]]
+DECODING = 48  # bytes a pixel at most, from the file's samples to a batch of four channels, measured
 
 
 def run_jobs(
@@ -54,7 +59,7 @@ def run_jobs(
             if _is_finished(job, settings, options):
                 yield Outcome(job, "skipped")
                 continue
-            ready = partial(records.note, job, settings)
+            ready = partial(records.noted, job, settings, options.overwrite)
             run_job(model, job, options, progress, heard, policy, ready)
         except UserError as error:
             named = str(job.source) in str(error)
@@ -65,15 +70,11 @@ def run_jobs(
 
 
 def _is_finished(job: Job, settings: dict[str, Any], options: FileOptions) -> bool:
-    """Raises UserError for a target that this program must not replace."""
+    """Raises UserError for a file that this program must not replace."""
     if options.overwrite:
         return False
-    state = records.state_of(job, settings)
-    if state == "foreign":
-        other = records.source_of(job.target)
-        known = f"was made from {other}" if other else f"no record says that it was made from {job.source}"
-        raise UserError(f"{job.target} exists, and {known}: add --overwrite, or choose another output.")
-    return state == "finished" and (job.comparison.exists() or not options.compare)
+    results = [job.target, job.comparison] if options.compare else [job.target]
+    return [records.own_state(result, job.source, settings) for result in results] == ["finished"] * len(results)
 
 
 class _Heard:
@@ -95,14 +96,15 @@ def run_job(
     progress: Progress | None = None,
     notice: Notice = ignored,
     policy: TilePolicy | None = None,
-    ready: Callable[[Path, Path], object] = lambda result, written: None,
+    ready: Finishing = lambda result, written: nullcontext(),
 ) -> None:
     """Read, upscale and write one file, all frames or pages of it; nothing is written where any of it fails.
 
-    `ready` is called with a result's path and the file that is about to get this name.
+    `ready` makes the context in which a result's path is given to the file that is written.
     """
     pictures = read_pictures(job.source)
     require_room(job.target, pictures.kind, len(pictures))
+    _require_memory(job.source, pictures)
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -124,12 +126,22 @@ def run_job(
     write_picture(job.target, large, options.quality, partial(ready, job.target))
 
 
+def _require_memory(source: Path, pictures: PictureSequence) -> None:
+    """Raises UserError for a picture that is too large to be decoded, which would end the process, not the file."""
+    needed, free = pictures.largest * DECODING, available(torch.device("cpu"))
+    if needed > free:
+        raise UserError(
+            f"{source} has {pictures.largest / 1e6:.0f} megapixels, which take about {needed / 2**30:.1f} GB of memory "
+            f"to read, and {free / 2**30:.1f} GB are free: split it into parts."
+        )
+
+
 def _run_sequence(
     run: Run,
     job: Job,
     pictures: PictureSequence,
     options: FileOptions,
-    ready: Callable[[Path, Path], object],
+    ready: Finishing,
 ) -> None:
     """Frames or pages, one in memory at a time."""
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import UserError
 from .animation import WRITERS, Film, save_gif, write_animation
-from .metadata import Metadata, fitted, in_exif_settings, jpeg_settings
+from .metadata import Metadata, fitted, held_by_gif, held_by_jpeg, in_exif_settings, jpeg_settings, left_out
 from .picture import MAX_PIXELS, Kind, Picture, as_integers
 from .png import compressed, described_chunks, insert_chunks, start_png, write_chunk
 from .tiff_write import write_tiff
@@ -95,6 +95,13 @@ def depth_of(bits: int, suffix: str) -> int:
 
 def has_room_for_alpha(suffix: str) -> bool:
     return suffix not in JPEG
+
+
+def metadata_left_out(metadata: Metadata, suffix: str) -> str:
+    """A sentence about what a file of this ending has no room for; empty where it keeps everything."""
+    if suffix == ".gif":
+        return left_out(metadata, held_by_gif(metadata))
+    return left_out(metadata, held_by_jpeg(metadata)) if suffix in JPEG else ""
 
 
 def _encode(path: Path, suffix: str, picture: Picture, quality: int) -> None:

@@ -25,7 +25,7 @@ from ..files.animation import Film
 from ..files.picture import Picture, PictureSequence
 from ..files.read import read_pictures
 from ..files.whole import remove_temporaries
-from ..files.write import require_room, write_picture, write_pictures
+from ..files.write import metadata_left_out, require_room, write_picture, write_pictures
 from . import records
 from .job import FileOptions, Job, Outcome
 from .large import as_batch, is_too_large, run_large_job
@@ -115,8 +115,7 @@ def run_job(
         _run_sequence(run, job, pictures, options, ready)
         return
     [picture] = pictures
-    for sentence in picture.notices:
-        notice(sentence)
+    _tell(picture, job, options, notice)
     if is_too_large(model, picture, options):
         run_large_job(run, job, picture, options, partial(ready, job.target))
         return
@@ -124,6 +123,14 @@ def run_job(
     if options.compare:
         write_picture(job.comparison, before_after(picture, large), ready=partial(ready, job.comparison))
     write_picture(job.target, large, options.quality, partial(ready, job.target))
+
+
+def _tell(picture: Picture, job: Job, options: FileOptions, notice: Notice) -> None:
+    """What the result will not have of its source."""
+    left_out = "" if options.strip else metadata_left_out(picture.metadata, job.target.suffix.lower())
+    for sentence in (*picture.notices, left_out):
+        if sentence:
+            notice(sentence)
 
 
 def _require_memory(source: Path, pictures: PictureSequence) -> None:
@@ -147,8 +154,7 @@ def _run_sequence(
 
     def finished() -> Iterator[Picture]:
         for number, picture in enumerate(pictures):
-            for sentence in picture.notices:
-                run.notice(sentence)
+            _tell(picture, job, options, run.notice)
             large = _finished(run, options, picture)
             if options.compare and number == 0:
                 run.notice(f"The comparison shows the first of {len(pictures)} pictures.")

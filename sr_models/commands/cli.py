@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -71,9 +72,10 @@ def main() -> None:
     """Run the command line. An error that a user can act on is shown as one sentence on stderr.
 
     Exit codes: 0 for success; 1 for a UserError or files that failed; 2 for options that are unknown, missing or have
-    an invalid value; 130 for Ctrl-C.
+    an invalid value; 130 for Ctrl-C, and 128 and the number for a signal that asks the process to end.
     """
     show_all_names()
+    end_like_ctrl_c()
     try:
         sys.exit(app(sys.argv[1:]))
     except UserError as error:
@@ -82,9 +84,22 @@ def main() -> None:
     except CycloptsError as error:
         warn(f"{NAME}: {sentence(error)}")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         warn("Stopped: finished files are kept, and no partial files are left.")
-        sys.exit(130)
+        sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
+
+
+def end_like_ctrl_c() -> None:
+    """Have the signals of `kill`, of a shutdown and of a closed terminal raise KeyboardInterrupt, so that files in work
+    are removed. A signal that is ignored, as under nohup, stays so."""
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, stop)
 
 
 def sentence(error: CycloptsError) -> str:

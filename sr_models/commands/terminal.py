@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -27,11 +28,19 @@ if TYPE_CHECKING:
 
 
 def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{on_one_line(line)}\n")
 
 
 def warn(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{on_one_line(line)}\n")
+
+
+def on_one_line(text: str) -> str:
+    """Control characters, which names of files may contain, as escapes: a terminal would obey them."""
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char
+        for char in text
+    )
 
 
 def show_all_names() -> None:
@@ -55,7 +64,7 @@ class FileAndTileBars:
         self.bars.reset(self.tiles, total=None)
         if outcome.status == "done":
             line = f"{outcome.job.source} -> {outcome.job.target} ({outcome.seconds:.2f} s)"
-            self.bars.console.print(line, soft_wrap=True, markup=False, highlight=False)
+            self.bars.console.print(on_one_line(line), soft_wrap=True, markup=False, highlight=False)
         return outcome
 
     def tile_done(self, done: int, total: int, preview: Tensor) -> None:

@@ -37,6 +37,7 @@ BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"IIU\0", "raw"),
     (b"FUJIFILMCCD-RAW", "raw"),
 )
+HEAD = 1024
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"crx ": "raw"}
 BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF")
 REFUSED = {
@@ -57,10 +58,12 @@ PLUGINS = {
 def format_of(path: Path) -> str | None:
     """'PNG', 'TIFF', 'HEIF', ...; 'PDF', 'video' and the like for what is refused; None for what is not a picture."""
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(HEAD)
     for beginning, kind in BEGINNINGS:
         if head.startswith(beginning):
             return "raw" if kind == "TIFF" and head[8:10] == b"CR" else kind
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in head:
+        return "SVG"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[4:8] == b"ftyp":

@@ -187,16 +187,53 @@ def in_exif_settings(metadata: Metadata, profile: bytes | None) -> dict[str, Any
     return {name: value for name, value in settings.items() if value}
 
 
+def held_by_jpeg(metadata: Metadata) -> Metadata:
+    """The part that fits into JPEG's segments of 64 KB: the longest texts are left out first."""
+    text = {name: value for name, value in metadata.text.items() if name != COMMENT}
+    while text and len(_jpeg_block(metadata.exif, text)) > SEGMENT:
+        del text[max(text, key=lambda name: len(text[name]))]
+    exifs = (metadata.exif, replace(metadata.exif, photo={}), Exif())
+    comment = metadata.text.get(COMMENT, "")
+    return replace(
+        metadata,
+        exif=next(exif for exif in exifs if len(_jpeg_block(exif, text)) <= SEGMENT),
+        xmp=_short(metadata.xmp),
+        iptc=_short(metadata.iptc),
+        text=text | ({COMMENT: comment} if comment and _short(comment.encode()) else {}),
+    )
+
+
+def _jpeg_block(exif: Exif, text: Mapping[str, str]) -> bytes:
+    return tags.to_block(with_texts(exif, text))
+
+
+def _short(value: bytes | None) -> bytes | None:
+    return value if value and len(value) <= SEGMENT else None
+
+
+def held_by_gif(metadata: Metadata) -> Metadata:
+    """GIF has comments only."""
+    return Metadata(text={name: metadata.text[name] for name in (COMMENT, "Software") if metadata.text.get(name)})
+
+
+def left_out(metadata: Metadata, kept: Metadata) -> str:
+    """A sentence about what a file does not keep; empty where it keeps everything."""
+    blocks = [name.upper() for name in ("exif", "xmp", "iptc") if getattr(metadata, name) != getattr(kept, name)]
+    texts = [f"the text {name!r}" for name in metadata.text if name not in kept.text]
+    lost = ", ".join(blocks + texts)
+    return f"This type of file has no room for some of the metadata, which is left out: {lost}." if lost else ""
+
+
 def jpeg_settings(metadata: Metadata, profile: bytes | None) -> dict[str, Any]:
-    """Pillow's options for saving JPEG. A segment holds 64 KB: longer values are left out."""
+    """Pillow's options for saving JPEG."""
+    metadata = held_by_jpeg(metadata)
     text = dict(metadata.text)
     comment = text.pop(COMMENT, "").encode()
-    blocks = [with_texts(metadata.exif, text), with_texts(metadata.exif, {}), replace(metadata.exif, photo={})]
-    exif = next((block for block in map(tags.to_block, blocks) if len(block) <= SEGMENT), b"")
+    exif = _jpeg_block(metadata.exif, text)
     settings: dict[str, Any] = {
         "exif": b"Exif\0\0" + exif if exif else None,
-        "xmp": metadata.xmp if metadata.xmp and len(metadata.xmp) <= SEGMENT else None,
-        "comment": comment if len(comment) <= SEGMENT else None,
+        "xmp": metadata.xmp,
+        "comment": comment,
         "extra": _iptc_segment(metadata.iptc),
         "dpi": metadata.dpi and tuple(min(round(dots), MANY) for dots in metadata.dpi),
         "icc_profile": profile,
@@ -206,7 +243,7 @@ def jpeg_settings(metadata: Metadata, profile: bytes | None) -> dict[str, Any]:
 
 def _iptc_segment(records: bytes | None) -> bytes:
     """Photoshop's resource 0x0404 in an APP13 segment."""
-    if not records or len(records) > SEGMENT:
+    if not records:
         return b""
     padded = records + bytes(len(records) % 2)
     content = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(records)) + padded

@@ -47,13 +47,15 @@ class PictureSequence:
     """The content of one file: a single picture, the whole frames of an animation, or pages, which may differ in size.
 
     Iterating decodes one picture at a time, and may be done again; it raises UserError where the file is broken.
-    plays: how often an animation is shown, 0 means forever.
+    plays: how often an animation is shown, 0 means forever. largest: pixels of the largest picture, 0 where the header
+    does not say.
     """
 
     kind: Kind
     count: int
     frames: Callable[[], Iterator[Picture]]
     plays: int = 0
+    largest: int = 0
 
     def __len__(self) -> int:
         return self.count
@@ -95,6 +97,12 @@ def _from_lab(image: Image.Image) -> np.ndarray:
     return np.asarray(converted)
 
 
+def _ink(image: Image.Image) -> np.ndarray:
+    """Pillow inverts the ink of every JPEG, as Adobe's programs write it; those of others are as they are."""
+    ink = np.asarray(image)
+    return 255 - ink if image.format in ("JPEG", "MPO") and "adobe" not in image.info else ink
+
+
 def _grey_of_16_bits(image: Image.Image) -> np.ndarray:
     return np.asarray(image).clip(0, 65535)[..., None].astype(np.uint16)
 
@@ -103,7 +111,7 @@ DECODERS: dict[str, Callable[[Image.Image], np.ndarray]] = {
     "1": lambda image: np.asarray(image.convert("L"))[..., None],
     "L": lambda image: np.asarray(image)[..., None],
     "F": lambda image: np.asarray(image)[..., None].astype(np.float32),
-    "CMYK": lambda image: cmyk_to_srgb(np.asarray(image), image.info.get("icc_profile")),
+    "CMYK": lambda image: cmyk_to_srgb(_ink(image), image.info.get("icc_profile")),
     "LAB": _from_lab,
     **dict.fromkeys(("I", "I;16", "I;16L", "I;16B", "I;16N"), _grey_of_16_bits),
 }

@@ -64,8 +64,11 @@ def decode_deep(path: Path) -> np.ndarray:
 
 def apply_color(values: np.ndarray, chunks: Mapping[bytes, bytes]) -> tuple[np.ndarray, bytes | None]:
     """(3, H, W) values as the colour chunks mean them, in sRGB's curve, and a profile where the primaries are
-    others. cICP goes before iCCP, that before sRGB, that before gAMA and cHRM. Raises UnreadableError for HDR."""
+    others. cICP goes before iCCP, that before sRGB, that before gAMA and cHRM. Raises UnreadableError for HDR and for
+    values of limited range."""
     if len(chunks.get(b"cICP", b"")) == 4:
+        if not chunks[b"cICP"][3]:
+            raise UnreadableError("holds values of limited range, as videos do: convert it to full range first.")
         return from_code_points(values, chunks[b"cICP"][0], chunks[b"cICP"][1])
     if b"iCCP" in chunks or b"sRGB" in chunks:
         return values, None
@@ -74,6 +77,12 @@ def apply_color(values: np.ndarray, chunks: Mapping[bytes, bytes]) -> tuple[np.n
     numbers = chunks.get(b"cHRM", b"")
     chromaticities = tuple(value / 100_000 for value in struct.unpack(">8I", numbers)) if len(numbers) == 32 else SRGB
     return values, profile_of(chromaticities) if all(chromaticities[1::2]) else None
+
+
+def transparent_grey(value: int, header: bytes) -> int:
+    """The grey that tRNS makes transparent, on the scale of the pixels that Pillow decodes to 8 bits."""
+    bits, color = header[8:10]
+    return value * 255 // (2**bits - 1) if color == 0 and bits in (2, 4) else value
 
 
 def described_chunks(metadata: Metadata, profile: bytes | None) -> list[Chunk]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from ..errors import UserError
 from . import png
@@ -46,16 +47,17 @@ def read_pictures(path: Path) -> PictureSequence:
     with _said_of(path):
         if path.stat().st_size == 0:
             raise UnreadableError("is empty (0 bytes): " + COPY_AGAIN)
-        kind = format_of(path)
-        if kind is None:
+        found = format_of(path)
+        if found is None:
             raise UnidentifiedImageError
-        require_decoder(kind)
-        if kind == "TIFF":
-            count = count_pages(path)
-            return PictureSequence("pages" if count > 1 else "single", count, partial(_each, path, read_pages))
-        if kind == "EXR":
+        require_decoder(found)
+        if found == "TIFF":
+            count, largest = count_pages(path)
+            kind = "pages" if count > 1 else "single"
+            return PictureSequence(kind, count, partial(_each, path, read_pages), largest=largest)
+        if found == "EXR":
             return PictureSequence("single", 1, partial(_each, path, _exr_pictures))
-        return _open_pillow(path, kind)
+        return _open_pillow(path, found)
 
 
 def _exr_pictures(path: Path) -> Iterator[Picture]:
@@ -68,17 +70,26 @@ def _open_pillow(path: Path, kind: str) -> PictureSequence:
     Image.init()
     if kind not in Image.OPEN:
         raise UnreadableError(f"is {kind}, which this version of Pillow cannot read: update Pillow.")
-    with Image.open(path, formats=[kind]) as image:
+    with _opened(path, kind) as image:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableError(f"has {image.width} x {image.height} px, too large: split it into parts.")
-        count, plays = count_frames(image), plays_of(image)
+        count, plays, largest = count_frames(image), plays_of(image), image.width * image.height
     read = partial(_each, path, partial(_pillow_pictures, kind))
-    return PictureSequence("animation" if count > 1 else "single", count, read, plays)
+    return PictureSequence("animation" if count > 1 else "single", count, read, plays, largest)
+
+
+def _opened(path: Path, kind: str) -> ImageFile:
+    try:
+        return Image.open(path, formats=[kind])
+    except UnidentifiedImageError:
+        raise UnreadableError(f"is broken, or a kind of {kind} that is not supported: save it again as PNG.") from None
 
 
 def _pillow_pictures(kind: str, path: Path) -> Iterator[Picture]:
     colors = _color_of(path, kind)
     with Image.open(path, formats=[kind]) as image:
+        if isinstance(colors, dict) and isinstance(transparent := image.info.get("transparency"), int):
+            image.info["transparency"] = png.transparent_grey(transparent, colors[b"IHDR"])
         if count_frames(image) > 1:
             pictures = read_frames(image)
         else:
@@ -94,18 +105,35 @@ def _notices(image: Image.Image) -> tuple[str, ...]:
     )
 
 
-def _deep_picture(path: Path, image: Image.Image) -> Picture | None:
+def _deep_picture(path: Path, image: ImageFile) -> Picture | None:
     """Files of more than 8 bits, which Pillow would reduce; None for all others."""
-    if image.format == "PNG" and png.head_chunks(path)[b"IHDR"][8] == 16:
-        values = png.decode_deep(path)
-    elif image.format == "AVIF" and (bits := _avif_bits(path)) > 8:
-        import imagecodecs
-
-        values = (imagecodecs.avif_decode(path.read_bytes()).astype(np.float32) * (65535 / (2**bits - 1))).round()
-        values = np.atleast_3d(values.astype(np.uint16))
-    else:
+    values = _deep_values(path, image)
+    if values is None:
         return None
-    return turned(from_values(values, image.info.get("icc_profile")), orientation_of(image))
+    return turned(from_values(np.atleast_3d(values), image.info.get("icc_profile")), orientation_of(image))
+
+
+def _deep_values(path: Path, image: ImageFile) -> np.ndarray | None:
+    if image.format == "PNG" and png.head_chunks(path)[b"IHDR"][8] == 16:
+        return png.decode_deep(path)
+    if image.format == "AVIF" and (bits := _avif_bits(path)) > 8:
+        return _in_16_bits(_decoded(path, "avif"), 2**bits - 1)
+    if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA") and (bits := _jpeg2000_bits(path)) > 8:
+        return _in_16_bits(_decoded(path, "jpeg2k"), 2**bits - 1)
+    if image.format == "PPM" and image.mode == "RGB" and (top := _ppm_top(image)) > 255:
+        values = np.fromfile(path, ">u2", 3 * image.width * image.height, offset=image.tile[0][2])
+        return _in_16_bits(values.reshape(image.height, image.width, 3), top)
+    return None
+
+
+def _decoded(path: Path, codec: str) -> np.ndarray:
+    import imagecodecs
+
+    return getattr(imagecodecs, f"{codec}_decode")(path.read_bytes())
+
+
+def _in_16_bits(values: np.ndarray, top: int) -> np.ndarray:
+    return (values.astype(np.float32) * (65535 / top)).round().clip(0, 65535).astype(np.uint16)
 
 
 def _boxes(path: Path) -> bytes:
@@ -119,6 +147,19 @@ def _avif_bits(path: Path) -> int:
     start = boxes.find(b"av1C")
     flags = boxes[start + 6] if 0 <= start < len(boxes) - 6 else 0
     return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
+
+
+def _jpeg2000_bits(path: Path) -> int:
+    """From the codestream's first component (ISO/IEC 15444-1, A.5.1)."""
+    boxes = _boxes(path)
+    start = boxes.find(b"\xff\x4f\xff\x51")
+    return (boxes[start + 42] & 0x7F) + 1 if 0 <= start < len(boxes) - 42 else 8
+
+
+def _ppm_top(image: ImageFile) -> int:
+    """The largest value of a binary PPM whose samples Pillow has to scale."""
+    decoder, _, _, arguments = image.tile[0]
+    return arguments[1] if decoder == "ppm" and isinstance(arguments, tuple) else 255
 
 
 Color = tuple[int, int]
@@ -177,6 +218,8 @@ def _said_of(path: Path) -> Iterator[None]:
     except (Image.DecompressionBombError, MemoryError) as error:
         raise UserError(f"{path} is too large to read safely: split it into parts.") from error
     except Exception as error:  # decoders of many makers: on a damaged file they raise anything
+        if isinstance(error, OSError) and error.errno and error.filename:
+            raise UserError(f"{path} cannot be read ({error.strerror}): check the file and its permissions.") from error
         reason = " ".join(str(error).split())[:150].rstrip(".:") or type(error).__name__
         if "support" in reason.lower():
             raise UserError(f"{path} cannot be read ({reason}): save it as PNG or plain TIFF first.") from error

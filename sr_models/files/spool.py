@@ -37,8 +37,8 @@ class Spool:
     """Rows of a picture (C, H, W) in [0, 1], 16 bits per value, in a hidden file next to the target.
 
     `settings` are everything that the rows depend on. Rows of an earlier run with the same settings are kept, and
-    `finished` counts them. A context manager that closes its files. While it is open, no other process can open it:
-    that raises UserError.
+    `finished` counts them. A context manager that closes its files, and removes them while no row is finished. While it
+    is open, no other process can open it: that raises UserError.
     """
 
     def __init__(self, target: Path, size: SpoolSize, settings: dict[str, object]):
@@ -119,6 +119,8 @@ class Spool:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if not self.finished:
+            self.discard()
         self.file.close()
 
 

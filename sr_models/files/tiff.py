@@ -24,7 +24,7 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR, CIELAB, ICCLAB = 0
 COLOR_CHANNELS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3, CIELAB: 3, ICCLAB: 3}
 CFA, LINEAR_RAW = 32803, 34892
 UINT, INT, FLOAT = 1, 2, 3
-ASSOCIATED = 1
+UNSPECIFIED, ASSOCIATED = 0, 1
 NO_COMPRESSION, JPEG_COMPRESSIONS = 1, (6, 7, 33007, 34892)
 REDUCED, IS_MASK = 1, 4
 DNG_VERSION, INKS, BLACK_WHITE_POINTS = 50706, 332, 532
@@ -38,11 +38,13 @@ HIGHEST_RATIO = 3000  # of Deflate's, LZW's and PackBits' data to theirs: more i
 BOUNDED_COMPRESSIONS = (NO_COMPRESSION, 5, 8, 32946, 32773)
 
 
-def count_pages(path: Path) -> int:
+def count_pages(path: Path) -> tuple[int, int]:
+    """The number of full pages, and the pixels of the largest."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        return len(_full_pages(file))
+        pages = _full_pages(file)
+        return len(pages), max(page.imagewidth * page.imagelength for page in pages)
 
 
 def read_pages(path: Path) -> Iterator[Picture]:
@@ -157,11 +159,18 @@ def _samples(page: Any) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
         )
     if values.shape[-1] == colors:
         return values, None, ()
-    alpha = _as_fractions(values[..., colors : colors + 1], page)
+    place, kind = _alpha_of(page)
+    alpha = _as_fractions(values[..., colors + place : colors + place + 1], page)
     left = values.shape[-1] - colors - 1
     notices = (f"Extra channels that are not kept: {left}.",) if left else ()
-    is_named = bool(page.extrasamples) and int(page.extrasamples[0]) != 0
-    return values[..., :colors], alpha if is_named or alpha.any() else None, notices
+    return values[..., :colors], alpha if kind != UNSPECIFIED or alpha.any() else None, notices
+
+
+def _alpha_of(page: Any) -> tuple[int, int]:
+    """Which extra channel is the alpha, and of which kind: the first that says so, or the first of all."""
+    kinds = [int(kind) for kind in page.extrasamples or (UNSPECIFIED,)]
+    named = (pair for pair in enumerate(kinds) if pair[1] != UNSPECIFIED)
+    return next(named, (0, UNSPECIFIED))
 
 
 def _as_fractions(values: np.ndarray, page: Any) -> np.ndarray:
@@ -230,7 +239,7 @@ def _from_ycbcr(page: Any, values: np.ndarray) -> np.ndarray:
 
 def _with_alpha(page: Any, values: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Colours of associated alpha divided by it."""
-    if not page.extrasamples or int(page.extrasamples[0]) != ASSOCIATED:
+    if _alpha_of(page)[1] != ASSOCIATED:
         return values, alpha
     divided = values / np.maximum(alpha, 1e-6)
     is_float = page.sampleformat == FLOAT

@@ -7,37 +7,38 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from ..errors import UserError
 
 LONGEST_NAME = 255  # bytes, on every common file system
-Ready = Callable[[Path], object]
+Ready = Callable[[Path], AbstractContextManager[object]]
 ROOM = 40  # bytes that are kept for what is put around a name
 
 
-def nothing(temporary: Path) -> None:
-    """For writers that have nothing to do before the rename."""
-
-
-def write_whole(path: Path, write: Callable[[Path], object], ready: Ready = nothing) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], ready: Ready = nullcontext) -> None:
     """Call write(temporary path), then rename it to `path`, which is never a partial file.
 
-    `ready` is called with the finished temporary file just before the rename, which changes neither its size nor its
-    time. Raises UserError if the file cannot be written.
+    The rename happens within the context that `ready` makes of the finished temporary file; it changes neither its size
+    nor its time. Raises UserError if the file cannot be written.
     """
     temporary = path.with_name(f".{shortened(path.stem)}.{os.getpid()}.tmp{path.suffix}")
     try:
         write(temporary)
-        ready(temporary)
-        os.replace(temporary, path)
+        with ready(temporary):
+            os.replace(temporary, path)
     except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise UserError(f"{path} cannot be written ({reason}): choose another folder or free some space.") from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The sentence for a file that cannot be written."""
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return UserError(f"{path} cannot be written ({reason}): choose another folder or free some space.")
 
 
 def shortened(name: str, room: int = ROOM) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from PIL import Image
 
 from ..errors import UserError
 from .animation import WRITERS, Film, save_gif, write_animation
-from .metadata import Metadata, fitted, in_exif_settings, jpeg_settings
+from .metadata import Metadata, fitted, held_by_gif, held_by_jpeg, in_exif_settings, jpeg_settings, left_out
 from .picture import MAX_PIXELS, Kind, Picture, as_integers
 from .png import compressed, described_chunks, insert_chunks, start_png, write_chunk
 from .tiff_write import write_tiff
-from .whole import Ready, nothing, write_whole
+from .whole import Ready, write_whole
 
 JPEG = (".jpg", ".jpeg", ".jfif")
 TIFF = (".tif", ".tiff")
@@ -25,7 +26,7 @@ WRITABLE = (".png", *JPEG, ".webp", ".avif", ".gif", *TIFF)
 DEEP = (".png", *TIFF)
 
 
-def write_picture(path: Path, picture: Picture, quality: int = 95, ready: Ready = nothing) -> None:
+def write_picture(path: Path, picture: Picture, quality: int = 95, ready: Ready = nullcontext) -> None:
     """Write PNG, JPEG, WebP, AVIF, GIF or TIFF, depending on the file name's extension; the file is never partial.
 
     16 bits and alpha are kept if the format supports them, floating point in TIFF; JPEG gets a white background.
@@ -38,7 +39,7 @@ def write_picture(path: Path, picture: Picture, quality: int = 95, ready: Ready 
     write_whole(path, lambda temporary: _encode(temporary, suffix, picture, quality), ready)
 
 
-def write_pictures(path: Path, pictures: Iterable[Picture], kind: Kind, film: Film, ready: Ready = nothing) -> None:
+def write_pictures(path: Path, pictures: Iterable[Picture], kind: Kind, film: Film, ready: Ready = nullcontext) -> None:
     """Write the frames of an animation, or pages, one at a time; the file is never partial.
 
     Animations go into GIF, WebP, PNG, AVIF and, without their durations, TIFF; pages into TIFF. Raises UserError as
@@ -94,6 +95,13 @@ def depth_of(bits: int, suffix: str) -> int:
 
 def has_room_for_alpha(suffix: str) -> bool:
     return suffix not in JPEG
+
+
+def metadata_left_out(metadata: Metadata, suffix: str) -> str:
+    """A sentence about what a file of this ending has no room for; empty where it keeps everything."""
+    if suffix == ".gif":
+        return left_out(metadata, held_by_gif(metadata))
+    return left_out(metadata, held_by_jpeg(metadata)) if suffix in JPEG else ""
 
 
 def _encode(path: Path, suffix: str, picture: Picture, quality: int) -> None:

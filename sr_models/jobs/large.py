@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..errors import UserError
 from ..files.picture import Picture
 from ..files.row_files import RowPicture, write_rows
 from ..files.spool import Spool, SpoolSize
-from ..files.whole import Ready, nothing, remove_temporaries, write_whole
+from ..files.whole import Ready, remove_temporaries, unwritable, write_whole
 from ..files.write import depth_of, has_room_for_alpha, require_writable
 from .job import FileOptions, Job
 from .records import fingerprint
@@ -43,7 +44,7 @@ def as_batch(picture: Picture) -> Tensor:
     return torch.cat([picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha])[None]
 
 
-def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions, ready: Ready = nothing) -> None:
+def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions, ready: Ready = nullcontext) -> None:
     """Upscale the picture by bands into a spool beside the target, then write the target from it.
 
     The spool stays when the run is interrupted, and the same call resumes with it. Raises UserError as `upscale` and
@@ -68,7 +69,7 @@ def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions, re
             write_whole(job.target, partial(_write, described, rows, size, options.quality), ready)
             spool.discard()
     except OSError as error:
-        raise UserError(f"{job.target} cannot be written ({error.strerror}): choose another place.") from error
+        raise unwritable(job.target, error) from error
 
 
 def _write(picture: Picture, rows: Rows, size: Size, quality: int, path: Path) -> None:

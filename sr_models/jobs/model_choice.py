@@ -50,7 +50,7 @@ class ModelChoice:
 
 def _content(path: Path) -> bytes:
     """A hash of a weights file, or of all files in a folder; of what is over a gigabyte, of parts all over it."""
-    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    files = sorted(each for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file())
     digest = hashlib.sha256()
     for file in files:
         with suppress(OSError), file.open("rb") as content:

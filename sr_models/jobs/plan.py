@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain, count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..core.report import Notice, ignored
 from ..errors import UserError
@@ -23,6 +24,13 @@ SUFFIXES = {*WRITABLE, *READ_ONLY}
 SAME = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 ENDING = re.compile(r"\.[a-z][a-z0-9]{1,4}")
 SHOWN = 3
+Kind = Literal["picture", "other", "link", "broken", "closed"]
+LEFT_OUT: dict[Kind, tuple[str, str]] = {
+    "other": ("1 file is not a picture and is", "{} files are not pictures and are"),
+    "link": ("1 link to a folder is", "{} links to folders are"),
+    "broken": ("1 link whose file is missing is", "{} links whose files are missing are"),
+    "closed": ("1 folder that cannot be opened is", "{} folders that cannot be opened are"),
+}
 
 
 class Found(NamedTuple):
@@ -59,16 +67,16 @@ def plan_jobs(inputs: Iterable[str], output: Path, suffix: str | None = None, no
 
 
 def _unique(found: Iterable[Found]) -> list[Found]:
-    """Each source once, as it was named first."""
-    first: dict[str, Found] = {}
+    """Each source once, as it was named first, whichever way leads to its folder."""
+    first: dict[Path, Found] = {}
     for pair in found:
-        first.setdefault(os.path.abspath(pair.source), pair)
+        first.setdefault(pair.source.parent.resolve() / pair.source.name, pair)
     return list(first.values())
 
 
 def _key(path: Path) -> str:
-    """Equal for names that are one file where case does not count."""
-    return os.path.abspath(path).casefold()
+    """Equal for names that are one file where case does not count, or accents may be composed or not."""
+    return unicodedata.normalize("NFC", os.path.abspath(path).casefold())
 
 
 # The output
@@ -147,6 +155,8 @@ def _matches(text: str, output: Path, notice: Notice) -> list[Found]:
     try:
         if path.is_dir():
             pairs = _in_folder(path, output, notice)
+            if not pairs:
+                raise UserError(f"{text} contains no pictures: choose another folder.")
         elif path.exists():
             pairs = [Found(path, Path(path.name))]
         else:
@@ -161,15 +171,35 @@ def _matches(text: str, output: Path, notice: Notice) -> list[Found]:
 
 def _in_folder(folder: Path, output: Path, notice: Notice) -> list[Found]:
     inside = _is_in(output, folder) and output.resolve() != folder.resolve()
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and not is_hidden(file.relative_to(folder)))
-    files = [file for file in files if not (inside and _is_in(file, output)) and not _is_result(file, folder)]
-    taken = [file for file in files if file.suffix.lower() in SUFFIXES or is_picture(file)]
-    others = sorted(set(files) - set(taken))
-    if others:
-        names = ", ".join(file.name for file in others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
-        what = "1 file is not a picture and is" if len(others) == 1 else f"{len(others)} files are not pictures and are"
-        notice(f"{folder}: {what} left out ({names}).")
-    return [Found(file, file.relative_to(folder)) for file in taken]
+    paths = [path for path in _walk(folder) if not (inside and _is_in(path, output)) and not _is_result(path, folder)]
+    kinds = {path: _kind(path) for path in paths}
+    for kind, words in LEFT_OUT.items():
+        others = [path.name for path in paths if kinds[path] == kind]
+        if others:
+            names = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+            notice(f"{folder}: {words[len(others) > 1].format(len(others))} left out ({names}).")
+    return [Found(path, path.relative_to(folder)) for path in paths if kinds[path] == "picture"]
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Everything in a folder but its subfolders, whose content counts instead; links to folders and folders that
+    cannot be opened count themselves. Hidden ones are left out."""
+    closed: list[Path] = []
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
+        folders[:] = [name for name in folders if not is_hidden(Path(name))]
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        found += [Path(place, name) for name in (*names, *links) if not is_hidden(Path(name))]
+    return sorted(found + closed)
+
+
+def _kind(path: Path) -> Kind:
+    if path.is_dir():
+        return "link" if path.is_symlink() else "closed"
+    if not path.exists():
+        return "broken"
+    is_taken = path.is_file() and (path.suffix.lower() in SUFFIXES or is_picture(path))
+    return "picture" if is_taken else "other"
 
 
 def _is_in(path: Path, folder: Path) -> bool:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from ..core.model import SRModel
+from ..errors import UserError
 from ..files.whole import remove_temporaries, write_whole
 from .job import FileOptions, Job
 
@@ -39,6 +43,10 @@ class Entry:
             return False
         return (status.st_size, status.st_mtime_ns) == (self.size, self.time)
 
+    def is_from(self, source: Path, settings: dict[str, Any]) -> bool:
+        """Whether it was made from this file, whatever is in it now, or from a file with the same content."""
+        return self.source == os.path.abspath(source) or self.settings.get("source") == settings["source"]
+
 
 def settings_of(job: Job, model: SRModel, options: FileOptions) -> dict[str, Any]:
     """Everything that a result depends on, as JSON has it."""
@@ -52,32 +60,66 @@ def settings_of(job: Job, model: SRModel, options: FileOptions) -> dict[str, Any
     return json.loads(json.dumps(settings | upscale))
 
 
-def state_of(target: Path, settings: dict[str, Any]) -> Literal["missing", "finished", "outdated", "foreign"]:
-    """Whether a result is there, made with these settings, with others, or by something else."""
-    if not os.path.lexists(target):
+def own_state(result: Path, source: Path, settings: dict[str, Any]) -> Literal["missing", "finished", "outdated"]:
+    """Whether a result is there, and was made from this source with these settings. Raises UserError for a file that
+    was made from another place and content, or by another program."""
+    if not os.path.lexists(result):
         return "missing"
-    own = [entry for entry in read_entries(target) if entry.is_of(target)]
-    if not own:
-        return "foreign"
-    return "finished" if own[-1].settings == settings else "outdated"
+    own = _own_entry(result)
+    if own is None or not own.is_from(source, settings):
+        known = f"was made from {own.source}" if own else f"no record says that it was made from {source}"
+        raise UserError(f"{result} exists, and {known}: add --overwrite, or choose another output.")
+    return "finished" if own.settings == settings else "outdated"
 
 
-def note(job: Job, settings: dict[str, Any], result: Path, written: Path) -> None:
-    """Record what makes a result, which is about to get its name, from the file that is written."""
-    status = written.stat()
-    entry = Entry(os.path.abspath(job.source), settings, status.st_size, status.st_mtime_ns)
-    entries = [*read_entries(result), entry][-KEPT:]
+@contextmanager
+def noted(job: Job, settings: dict[str, Any], overwrite: bool, result: Path, written: Path) -> Iterator[None]:
+    """Record what makes a result from the file that is written; it gets the result's name within this context, which
+    one process enters at a time.
+
+    Raises UserError as `own_state` does, as another process may have been faster.
+    """
     path = _record_of(result)
     path.parent.mkdir(exist_ok=True)
-    remove_temporaries(path)
-    content = json.dumps({"result": result.name, "made": [asdict(each) for each in entries]})
-    write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    with _alone_in(path.parent):
+        if not overwrite:
+            own_state(result, job.source, settings)
+        status = written.stat()
+        entry = Entry(os.path.abspath(job.source), settings, status.st_size, status.st_mtime_ns)
+        entries = [*read_entries(result), entry][-KEPT:]
+        remove_temporaries(path)
+        content = json.dumps({"result": result.name, "made": [asdict(each) for each in entries]})
+        write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+        yield
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time, by a lock on the folder itself. Where that cannot be had, the records only become less
+    certain: two processes that finish one result at once may leave it without one."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def source_of(path: Path) -> Path | None:
     """What a file was made from, if it is a result that nobody has changed."""
-    own = [entry for entry in read_entries(path) if entry.is_of(path)]
-    return Path(own[-1].source) if own else None
+    own = _own_entry(path)
+    return Path(own.source) if own else None
+
+
+def _own_entry(result: Path) -> Entry | None:
+    """The record of a file as it is now."""
+    return next((entry for entry in reversed(read_entries(result)) if entry.is_of(result)), None)
 
 
 def read_entries(result: Path) -> list[Entry]:
@@ -95,11 +137,11 @@ def _record_of(result: Path) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a file's content, computed once while size and time stay; empty if it cannot be read, which reading
-    the picture will report."""
+    """A hash of a file's content, computed once while size and time stay; empty if it cannot be read, or is a device
+    or pipe that may have no end: reading the picture will report that."""
     try:
         status = path.stat()
-        return _hash(path, status.st_size, status.st_mtime_ns)
+        return _hash(path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else ""
     except OSError:
         return ""
 
@@ -108,6 +150,6 @@ def fingerprint(path: Path) -> str:
 def _hash(path: Path, size: int, time: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
+        for _ in range(0, size, CHUNK):  # no more: what the system shows as an empty file may have no end
+            digest.update(file.read(CHUNK))
     return digest.hexdigest()

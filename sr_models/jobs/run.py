@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from ..canvas.resize import resize
+from ..core.memory import available
 from ..core.model import SRModel, Stage
 from ..core.options import UpscaleOptions
 from ..core.report import Notice, Progress, ignored
@@ -23,10 +25,13 @@ from ..files.animation import Film
 from ..files.picture import Picture, PictureSequence
 from ..files.read import read_pictures
 from ..files.whole import remove_temporaries
-from ..files.write import require_room, write_picture, write_pictures
+from ..files.write import metadata_left_out, require_room, write_picture, write_pictures
 from . import records
 from .job import FileOptions, Job, Outcome
 from .large import as_batch, is_too_large, run_large_job
+
+Finishing = Callable[[Path, Path], AbstractContextManager[object]]
+DECODING = 48  # bytes a pixel at most, from the file's samples to a batch of four channels, measured
 
 
 def run_jobs(
@@ -39,8 +44,9 @@ def run_jobs(
 ) -> Iterator[Outcome]:
     """Do the jobs in turn. A file that fails is reported and the others continue; a finished one is skipped.
 
-    Finished is a result of the same source with the same settings (see `records`). Other results of this program are
-    replaced; a file that it did not make, or that was changed since, is kept and reported unless `overwrite`.
+    Finished is a result of the same source with the same settings (see `records`). A result of the same source with
+    other settings, or of an earlier version of it, is replaced. A file that was made from another source or by another
+    program, or that was changed since, is kept and reported unless `overwrite`.
 
     All files share one tile policy: where memory ran out once, no later file tries that much again. `policy` is for
     a run of several calls with this model. `notice` hears what each outcome carries as its notices, too.
@@ -53,7 +59,7 @@ def run_jobs(
             if _is_finished(job, settings, options):
                 yield Outcome(job, "skipped")
                 continue
-            ready = partial(records.note, job, settings)
+            ready = partial(records.noted, job, settings, options.overwrite)
             run_job(model, job, options, progress, heard, policy, ready)
         except UserError as error:
             named = str(job.source) in str(error)
@@ -64,16 +70,11 @@ def run_jobs(
 
 
 def _is_finished(job: Job, settings: dict[str, Any], options: FileOptions) -> bool:
-    """Raises UserError for a target that this program must not replace."""
+    """Raises UserError for a file that this program must not replace."""
     if options.overwrite:
         return False
-    state = records.state_of(job.target, settings)
-    if state == "foreign":
-        raise UserError(
-            f"{job.target} exists, and no record says that it was made from {job.source}: add --overwrite, or choose "
-            "another output."
-        )
-    return state == "finished" and (job.comparison.exists() or not options.compare)
+    results = [job.target, job.comparison] if options.compare else [job.target]
+    return [records.own_state(result, job.source, settings) for result in results] == ["finished"] * len(results)
 
 
 class _Heard:
@@ -95,14 +96,15 @@ def run_job(
     progress: Progress | None = None,
     notice: Notice = ignored,
     policy: TilePolicy | None = None,
-    ready: Callable[[Path, Path], object] = lambda result, written: None,
+    ready: Finishing = lambda result, written: nullcontext(),
 ) -> None:
     """Read, upscale and write one file, all frames or pages of it; nothing is written where any of it fails.
 
-    `ready` is called with a result's path and the file that is about to get this name.
+    `ready` makes the context in which a result's path is given to the file that is written.
     """
     pictures = read_pictures(job.source)
     require_room(job.target, pictures.kind, len(pictures))
+    _require_memory(job.source, pictures)
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -113,8 +115,7 @@ def run_job(
         _run_sequence(run, job, pictures, options, ready)
         return
     [picture] = pictures
-    for sentence in picture.notices:
-        notice(sentence)
+    _tell(picture, job, options, notice)
     if is_too_large(model, picture, options):
         run_large_job(run, job, picture, options, partial(ready, job.target))
         return
@@ -124,19 +125,36 @@ def run_job(
     write_picture(job.target, large, options.quality, partial(ready, job.target))
 
 
+def _tell(picture: Picture, job: Job, options: FileOptions, notice: Notice) -> None:
+    """What the result will not have of its source."""
+    left_out = "" if options.strip else metadata_left_out(picture.metadata, job.target.suffix.lower())
+    for sentence in (*picture.notices, left_out):
+        if sentence:
+            notice(sentence)
+
+
+def _require_memory(source: Path, pictures: PictureSequence) -> None:
+    """Raises UserError for a picture that is too large to be decoded, which would end the process, not the file."""
+    needed, free = pictures.largest * DECODING, available(torch.device("cpu"))
+    if needed > free:
+        raise UserError(
+            f"{source} has {pictures.largest / 1e6:.0f} megapixels, which take about {needed / 2**30:.1f} GB of memory "
+            f"to read, and {free / 2**30:.1f} GB are free: split it into parts."
+        )
+
+
 def _run_sequence(
     run: Run,
     job: Job,
     pictures: PictureSequence,
     options: FileOptions,
-    ready: Callable[[Path, Path], object],
+    ready: Finishing,
 ) -> None:
     """Frames or pages, one in memory at a time."""
 
     def finished() -> Iterator[Picture]:
         for number, picture in enumerate(pictures):
-            for sentence in picture.notices:
-                run.notice(sentence)
+            _tell(picture, job, options, run.notice)
             large = _finished(run, options, picture)
             if options.compare and number == 0:
                 run.notice(f"The comparison shows the first of {len(pictures)} pictures.")

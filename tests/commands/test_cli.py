@@ -125,6 +125,17 @@ def test_a_name_that_the_terminal_cannot_print_ends_no_batch(tmp_path: Path, enc
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names there have no control characters")
+def test_control_characters_of_a_name_are_not_sent_to_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    small(tmp_path / "in" / "a\nb.png")
+    (tmp_path / "in" / "\x1b[31mc\n.png").write_bytes(b"broken")
+    result = run("upscale", tmp_path / "in", "-o", tmp_path / "out", "--compare")
+    assert "a\\nb.compare.png" in result.stdout and "\\x1b[31mc\\n.png" in result.stderr
+    assert "\x1b" not in result.stdout + result.stderr
+    assert_one_sentence(result.stderr)
+
+
 def test_metadata_is_stripped_when_asked(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = "A camera"
@@ -157,7 +168,8 @@ def test_alpha_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
-def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_leave_no_half_file(tmp_path: Path, name: str, code: int) -> None:
     (tmp_path / "in").mkdir()
     for index in range(30):
         small(tmp_path / "in" / f"{index:02}.png", size=(160, 160))
@@ -172,11 +184,11 @@ def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
     try:
         while process.poll() is None and not list(out.glob("[0-9]*.png")):
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         _, errors = process.communicate()
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert_one_sentence(errors)
     files = [path for path in out.iterdir() if path.name != ".onestep-sr"]
     assert 0 < len(files) < 30
@@ -184,6 +196,15 @@ def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
         assert file.suffix == ".png"
         assert not file.name.startswith(".")
         Image.open(file).load()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ")
+def test_killed_runs_resume_to_the_same_bytes(tmp_path: Path) -> None:
+    """Two kills of each kind; `--count 50` is the benchmark's own business."""
+    command = [*COMMAND[:2], "onestep_sr.benchmarks.kills", "--count", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_SECONDS, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("0 with broken files, 0 resumed with other bytes, 0 with files left over") == 2
 
 
 def test_models_lists_what_runs_and_what_does_not(tmp_path: Path) -> None:

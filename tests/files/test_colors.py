@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -14,7 +15,7 @@ from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.files.write import write_picture
 from PIL import Image, ImageCms
-from sample_pictures import ALPHA, FRACTIONS, GREY, LIGHT, PHOTO, alpha_of, deep, distance, png_file
+from sample_pictures import ALPHA, FRACTIONS, GREY, LIGHT, PHOTO, alpha_of, chunk, deep, distance, png_file
 
 LINEAR, USUAL = struct.pack(">I", 100_000), struct.pack(">I", 45_455)
 DEEP_LIGHT = (LIGHT * 65535).round().astype(np.uint16)
@@ -88,6 +89,11 @@ def test_transfer_curves_of_png(tmp_path: Path, values: np.ndarray, color: int, 
 def test_hdr_is_refused(tmp_path: Path, chunk: bytes, name: str) -> None:
     with pytest.raises(UserError, match=rf"a\.png holds HDR values \({name}\)"):
         read_picture(png_file(tmp_path / "a.png", PHOTO, 2, (b"cICP", chunk)))
+
+
+def test_limited_range_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.png holds values of limited range"):
+        read_picture(png_file(tmp_path / "a.png", PHOTO, 2, (b"cICP", CICP_SRGB[:3] + b"\0")))
 
 
 @pytest.mark.parametrize(
@@ -240,3 +246,46 @@ def test_jpeg_xl_is_turned_once(tmp_path: Path) -> None:
     exif[0x0112] = 6  # which JPEG XL says to ignore: its own header has the orientation
     Image.fromarray(PHOTO).save(tmp_path / "a.jxl", lossless=True, exif=exif.tobytes())
     assert distance(read_picture(tmp_path / "a.jxl"), PHOTO) == 0
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_transparent_grey_of_few_bits(tmp_path: Path, bits: int) -> None:
+    levels = 2**bits - 1
+    values = GREY.astype(np.int64) * levels // 255
+    packed = "".join("0" * 8 + "".join(f"{value:0{bits}b}" for value in row) for row in values)  # no filter
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 64, 48, bits, 0, 0, 0, 0)),
+        (b"tRNS", b"\0\1"),
+        (b"IDAT", zlib.compress(int(packed, 2).to_bytes(len(packed) // 8, "big"))),
+        (b"IEND", b""),
+    ]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    picture = read_picture(tmp_path / "a.png")
+    assert distance(picture, values * 255 / levels) < 0.01
+    assert np.array_equal(alpha_of(picture), np.where(values == 1, 0, 255))
+
+
+def test_ink_of_a_jpeg_that_is_not_adobes(tmp_path: Path) -> None:
+    ink = np.dstack([255 - PHOTO, np.zeros_like(GREY)])
+    content = imagecodecs.jpeg8_encode(ink, level=98, colorspace="cmyk", outcolorspace="cmyk")
+    start = content.index(b"\xff\xee")  # Adobe's segment
+    end = start + 2 + struct.unpack_from(">H", content, start + 2)[0]
+    (tmp_path / "a.jpg").write_bytes(content[:start] + content[end:])
+    assert abs(read_picture(tmp_path / "a.jpg").pixels.mean(dim=(1, 2)).numpy() * 255 - PHOTO.mean((0, 1))).max() < 0.5
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_deep_jpeg_2000(tmp_path: Path, bits: int) -> None:
+    stored = (FRACTIONS * (2**bits - 1)).round().astype(np.uint16)
+    content = imagecodecs.jpeg2k_encode(stored, level=0, reversible=True, bitspersample=bits)
+    (tmp_path / "a.jp2").write_bytes(content)
+    picture = read_picture(tmp_path / "a.jp2")
+    assert picture.bits == 16 and distance(picture, stored * (255 / (2**bits - 1))) < 0.01
+
+
+@pytest.mark.parametrize("top", [65535, 1023])
+def test_deep_ppm(tmp_path: Path, top: int) -> None:
+    stored = (FRACTIONS * top).round().astype(">u2")
+    (tmp_path / "a.ppm").write_bytes(b"P6\n# a comment\n64 48\n%d\n" % top + stored.tobytes())
+    picture = read_picture(tmp_path / "a.ppm")
+    assert picture.bits == 16 and distance(picture, stored * (255 / top)) < 0.01

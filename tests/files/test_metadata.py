@@ -17,7 +17,7 @@ from onestep_sr.sr_models.files.metadata import Metadata, describe
 from onestep_sr.sr_models.files.picture import Picture
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.files.row_files import RowPicture, write_rows
-from onestep_sr.sr_models.files.write import depth_of, write_picture
+from onestep_sr.sr_models.files.write import depth_of, metadata_left_out, write_picture
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 from sample_pictures import PHOTO, deep
 
@@ -222,6 +222,19 @@ def test_what_a_jpeg_segment_cannot_hold_is_left_out(tmp_path: Path) -> None:
         assert image.getexif()[0x010F] == "TestCam" and image.getexif().get_ifd(0x8769)[0x829D] == 2.8
     write_picture(tmp_path / "a.png", Picture(torch.zeros(3, 8, 8), metadata=metadata))
     assert read_picture(tmp_path / "a.png").metadata.text == {"workflow": "x" * 200_000}
+
+
+def test_what_is_left_out_is_named_and_what_fits_is_kept(tmp_path: Path) -> None:
+    text = {"parameters": "a tree", "workflow": "x" * 100_000, "Comment": "a comment"}
+    metadata = Metadata(text=text, xmp=b"y" * 100_000)
+    write_picture(tmp_path / "a.jpg", Picture(torch.zeros(3, 8, 8), metadata=metadata))
+    assert comment_of(tmp_path / "a.jpg") == "a tree"
+    assert read_picture(tmp_path / "a.jpg").metadata.text == {"Comment": "a comment"}
+    assert metadata_left_out(metadata, ".jpg").endswith("which is left out: XMP, the text 'workflow'.")
+    lost = "which is left out: XMP, the text 'parameters', the text 'workflow'."
+    assert metadata_left_out(metadata, ".gif").endswith(lost)
+    assert not any(metadata_left_out(metadata, suffix) for suffix in (".png", ".webp", ".tif", ".avif"))
+    assert not metadata_left_out(Metadata(text={"parameters": "a tree"}), ".jpg")
 
 
 def test_a_deep_profile_is_kept_either_way(tmp_path: Path) -> None:

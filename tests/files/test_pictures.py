@@ -181,6 +181,30 @@ def test_broken_files_are_reported_in_one_sentence(tmp_path: Path, name: str, co
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.svg", b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- a drawing --><svg xmlns='x'/>", "is a drawing (SVG)"),
+        ("a.jpg", b"\xff\xd8\xff\xf7\0\x0b\x08\0\x10\0\x10\1\1\x11\0", "a kind of JPEG that is not supported"),
+    ],
+    ids=["SVG", "JPEG-LS"],
+)
+def test_a_refusal_says_the_true_reason(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_picture(tmp_path / name)
+    assert words in str(caught.value)
+
+
+def test_a_file_without_permission_is_not_called_broken(tmp_path: Path) -> None:
+    Image.fromarray(VALUES).save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    if os.access(tmp_path / "a.png", os.R_OK):
+        pytest.skip("this user may read every file")
+    with pytest.raises(UserError, match="Permission denied"):
+        read_picture(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException

@@ -162,6 +162,12 @@ def test_grey_with_alpha_and_further_channels(tmp_path: Path) -> None:
     assert picture.notices == ("Extra channels that are not kept: 1.",)
 
 
+def test_the_alpha_is_the_channel_that_says_so(tmp_path: Path) -> None:
+    values = np.dstack([PHOTO, 255 - ALPHA, ALPHA])
+    path = tiff(tmp_path, values, "rgb", extrasamples=["unspecified", "unassalpha"], planarconfig="contig")
+    assert np.abs(alpha_of(read_picture(path)) - ALPHA).max() < 0.01
+
+
 def test_an_unspecified_channel_of_zeros_hides_nothing(tmp_path: Path) -> None:
     values = np.concatenate([PHOTO, np.zeros_like(ALPHA)[..., None]], axis=-1)
     assert read_picture(tiff(tmp_path, values, "rgb", extrasamples=["unspecified"])).alpha is None

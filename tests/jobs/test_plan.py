@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,17 @@ def test_names_that_differ_in_case_are_one_file_on_many_systems(tmp_path) -> Non
     assert len({name.lower() for name in targets(tmp_path, tmp_path / "x", tmp_path / "y").values()}) == 2
 
 
+def test_accents_that_are_composed_or_not_are_one_file_on_many_systems(tmp_path) -> None:
+    made(tmp_path, *(f"x/{unicodedata.normalize(form, 'é')}.png" for form in ("NFC", "NFD")))
+    found = targets(tmp_path, tmp_path / "x").values()
+    assert len({unicodedata.normalize("NFC", name) for name in found}) == 2
+
+
 def test_a_source_that_is_given_twice_is_done_once(tmp_path) -> None:
     made(tmp_path, "x/a.png")
-    assert len(targets(tmp_path, tmp_path / "x", tmp_path / "x/a.png", tmp_path / "x/../x")) == 1
+    (tmp_path / "link").symlink_to(tmp_path / "x", target_is_directory=True)
+    ways = ("x", "x/a.png", "x/../x", "link", "link/a.png")
+    assert len(targets(tmp_path, *(tmp_path / way for way in ways))) == 1
 
 
 @pytest.mark.parametrize(
@@ -95,6 +104,33 @@ def test_pictures_are_known_by_their_content_and_others_are_named(tmp_path) -> N
     assert heard == [f"{tmp_path / 'x'}: 4 files are not pictures and are left out ({names})."]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes and links differ")
+def test_everything_that_is_left_out_of_a_folder_is_named(tmp_path) -> None:
+    folder = made(tmp_path / "x", "a.png")
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "gone.png").symlink_to(tmp_path / "none.png")
+    (folder / "linked.png").symlink_to(folder / "a.png")
+    os.mkfifo(folder / "pipe.png")
+    heard = []
+    jobs = plan_jobs([str(folder)], tmp_path / "out", notice=heard.append)
+    assert [job.source.name for job in jobs] == ["a.png", "linked.png"]
+    assert heard == [
+        f"{folder}: 1 file is not a picture and is left out (pipe.png).",
+        f"{folder}: 1 link to a folder is left out (loop).",
+        f"{folder}: 1 link whose file is missing is left out (gone.png).",
+    ]
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path) -> None:
+    folder = made(tmp_path / "x", "a.png", "closed/b.png")
+    (folder / "closed").chmod(0)
+    if os.access(folder / "closed", os.R_OK):
+        pytest.skip("this user may open every folder")
+    heard = []
+    assert len(plan_jobs([str(folder)], tmp_path / "out", notice=heard.append)) == 1
+    assert heard == [f"{folder}: 1 folder that cannot be opened is left out (closed)."]
+
+
 def test_the_output_inside_the_input_is_no_input(tmp_path) -> None:
     made(tmp_path, "x/a.png", "x/out/a.png", "x/out/old.png")
     assert targets(tmp_path, tmp_path / "x", output="x/out") == {"x/a.png": "x/out/a.png"}
@@ -126,12 +162,14 @@ def test_earlier_results_of_the_same_folder_are_no_inputs(tmp_path) -> None:
         ([""], "out", None, "An input is empty"),
         (["  "], "out", None, "An input is empty"),
         (["none.png"], "out", None, "matches no picture"),
+        (["empty"], "out", None, "empty contains no pictures: choose another folder."),
         (["x" * 300 + ".png"], "out", None, "x"),
         (["a.png"], "file", None, "is a file and not a folder"),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path, monkeypatch, inputs, output, suffix, words) -> None:
     monkeypatch.chdir(made(tmp_path, "a.png", "b.png"))
+    (tmp_path / "empty").mkdir()
     if output == "file":
         (tmp_path / "file").write_text("")
     assert words in refusal(tmp_path, *inputs, output=output, suffix=suffix)

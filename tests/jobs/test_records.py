@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from formula_model import formula_model, picture
+from formula_model import Formula, formula_model, picture
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.files.picture import Picture
@@ -72,6 +72,62 @@ def test_a_result_of_another_source_is_redone(job) -> None:
     assert run(job).status == "done"
     os.utime(job.source)
     assert run(job).status == "skipped", "the same content at another time is the same source"
+
+
+def other_of(job: Job) -> Job:
+    """From another file of the same name to the same target."""
+    source = job.source.parent.parent / "other" / "a.png"
+    source.parent.mkdir(exist_ok=True)
+    write_picture(source, Picture(picture(12, 10, seed=2)[0]))
+    return replace(job, source=source)
+
+
+def test_a_result_of_another_file_is_kept(job) -> None:
+    run(job)
+    before = job.target.read_bytes()
+    outcome = run(other_of(job))
+    assert outcome.status == "failed" and f"was made from {job.source}: add --overwrite" in outcome.reason
+    assert job.target.read_bytes() == before
+    job.source.rename(job.source.with_name("renamed.png"))
+    renamed = replace(job, source=job.source.with_name("renamed.png"))
+    assert [run(renamed).status, run(renamed, CHANGES["seed"]).status] == ["skipped", "done"]
+
+
+def test_another_process_may_be_faster(job) -> None:
+    class Slow(Formula):
+        def __call__(self, *inputs):
+            run(job)
+            return super().__call__(*inputs)
+
+    outcome = run(other_of(job), model=replace(MODEL, denoiser=Slow()))
+    assert outcome.status == "failed" and f"was made from {job.source}" in outcome.reason
+    assert run(job).status == "skipped"
+    assert sorted(path.name for path in job.target.parent.iterdir()) == [records.FOLDER, "a.png"]
+
+
+def test_a_comparison_of_somebody_else_is_kept(job) -> None:
+    job.target.parent.mkdir()
+    job.comparison.write_bytes(b"precious")
+    outcome = run(job, CHANGES["comparison"])
+    assert outcome.status == "failed" and str(job.comparison) in outcome.reason
+    assert job.comparison.read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="devices differ")
+@pytest.mark.parametrize("name", ["pipe.png", "/dev/zero"])
+def test_what_has_no_end_is_no_source(job, name) -> None:
+    source = job.source.parent / name
+    if name == "pipe.png":
+        os.mkfifo(source)
+    outcome = run(replace(job, source=source))
+    assert outcome.status == "failed" and "is not a file" in outcome.reason
+    assert ModelChoice(str(source)).fingerprint()
+
+
+def test_a_picture_that_memory_cannot_hold_is_refused_before_it_is_read(job, monkeypatch) -> None:
+    monkeypatch.setattr("onestep_sr.sr_models.jobs.run.available", lambda device: 12 * 10 * 48 - 1)
+    outcome = run(job)
+    assert outcome.status == "failed" and "megapixels, which take about" in outcome.reason
 
 
 def test_a_file_of_somebody_else_is_kept(job) -> None:
@@ -168,6 +224,12 @@ def test_a_spool_is_for_one_process_at_a_time(tmp_path) -> None:
     with Spool(tmp_path / "a.png", SIZE, {}) as spool:
         assert spool.finished == 2
         spool.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_spool_without_rows_is_not_kept(tmp_path) -> None:
+    with Spool(tmp_path / "a.png", SIZE, {}):
+        pass
     assert not list(tmp_path.iterdir())
 
 

@@ -331,6 +331,44 @@ def test_a_lora_that_does_not_fit_is_rejected_completely(change, words, small, t
     assert words in message and "Stable Diffusion 3 medium" in message
 
 
+def without(*modules: str):
+    return lambda tensors: [tensors.pop(key) for key in list(tensors) if any(f".{m}.lora_" in key for m in modules)]
+
+
+def only(*modules: str):
+    return lambda tensors: [tensors.pop(key) for key in list(tensors) if not any(f".{m}.lora_" in key for m in modules)]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        (
+            "transformer",
+            without("transformer_blocks.1.norm1_context.linear"),
+            "1 of the 24 modules of the base's transformer that it should change are missing "
+            "(transformer_blocks.1.norm1_context.linear)",
+        ),
+        (
+            "transformer",
+            only("pos_embed.proj", "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q"),
+            "21 of the 24 modules of the base's transformer that it should change are missing (norm_out.linear, "
+            "proj_out, transformer_blocks.0.attn.add_k_proj,",
+        ),
+        (
+            "vae",
+            only("encoder.conv_in"),
+            "29 of the 30 modules of the base's VAE that it should change are missing (encoder.conv_out, ",
+        ),
+    ],
+    ids=["one missing", "few kept", "VAE"],
+)
+def test_a_part_of_a_lora_is_rejected(part, change, words, small, tmp_path):
+    shutil.copytree(small.lora, tmp_path / "lora")
+    changed(small.lora / f"{part}.safetensors", tmp_path / "lora" / f"{part}.safetensors", change)
+    message = refusal(open_lora, small.folder, tmp_path / "lora", embeddings=small.embeddings, dtype=torch.float32)
+    assert words in message and message.endswith("): download it again.")
+
+
 def test_other_loras_for_sd3_are_not_taken_for_tsd_sr(small, tmp_path):
     def style(tensors):
         for key in [key for key in tensors if ".attn." not in key]:

@@ -20,7 +20,7 @@ from ..checkpoints.header import Header, header_of
 from ..checkpoints.low_rank import Adapter, Update
 from ..checkpoints.metadata import broken_description, read_json
 from ..checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE, PromptEmbeddings
-from ..checkpoints.weights_file import read_weights
+from ..checkpoints.weights_file import beside, read_weights
 from ..errors import UserError
 from ..files.whole import write_whole
 from .bases import SD3_MEDIUM, SD35_MEDIUM, BaseKind, NetworkKind, unet_kind
@@ -101,7 +101,7 @@ def read(family: LoraFamily, path: Path, partner: Path | None, layout: Layout) -
     """
     part = _read_part(path, layout, family)
     if partner is None and not (part.network and part.vae):
-        partner = path.with_name(layout.files[1] if part.network else layout.files[0])
+        partner = beside(path, layout.files[1] if part.network else layout.files[0])
         if not partner.is_file():
             raise UserError(
                 f"{part.name} is one part of a {family.title} LoRA, but {partner} does not exist: copy it there, or "
@@ -109,7 +109,7 @@ def read(family: LoraFamily, path: Path, partner: Path | None, layout: Layout) -
             )
     if partner is not None:
         part = _joined(part, _read_part(partner, layout, family), layout)
-    if part.embeddings is None and all(path.with_name(name).is_file() for name in (PROMPT_FILE, POOLED_FILE)):
+    if part.embeddings is None and all(beside(path, name).is_file() for name in (PROMPT_FILE, POOLED_FILE)):
         part = replace(part, embeddings=prompt_embeddings.read_embeddings(path.parent))
     base = base_of(part.network, layout)
     # SD3's LoRAs also run on SD3.5 medium, whose second attention they do not change.

@@ -11,7 +11,7 @@ import torch
 
 from ..checkpoints.conditions import Has
 from ..checkpoints.header import Header, header_of
-from ..checkpoints.weights_file import WeightsFile, fill, read_weights
+from ..checkpoints.weights_file import WeightsFile, beside, fill, read_weights
 from ..codecs.autoencoder import AutoencoderCodec
 from ..core.model import SRModel
 from ..core.network_denoiser import NetworkDenoiser
@@ -79,7 +79,7 @@ def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
 
 def _open(header: Header, options: OpenOptions) -> OpenedModel:
     recipe, path = recipe_for(header.name, options.recipe), options.autoencoder
-    path = header.path.with_name(AUTOENCODER_NAME) if path is None else path
+    path = beside(header.path, AUTOENCODER_NAME) if path is None else path
     if not path.is_file():
         raise UserError(
             f"{header.name} needs an autoencoder, but {path} does not exist: copy {AUTOENCODER_NAME} there, or choose "

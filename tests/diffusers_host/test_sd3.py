@@ -251,6 +251,16 @@ def test_each_file_is_recognised_by_its_keys_and_finds_the_second_file(small, tm
     )
 
 
+def test_names_of_files_are_compared_without_case(small, tmp_path):
+    for name in ("transformer", "vae"):
+        shutil.copy(small.lora / f"{name}.safetensors", tmp_path / f"{name.upper()}.SAFETENSORS")
+    for name in ("prompt_embeds", "pool_embeds"):
+        shutil.copy(small.embeddings / f"{name}.pt", tmp_path / f"{name}.PT")
+    for path in (tmp_path, tmp_path / "VAE.SAFETENSORS"):
+        assert sizes(read_lora(path)) == (24, 30) and read_lora(path).embeddings is not None
+    assert prompt_embeddings.read_embeddings(tmp_path / "pool_embeds.PT").pooled.shape == (1, 2048)
+
+
 def test_alpha_scales_the_update():
     down, up = torch.randn(2, 5, 3, 3), torch.randn(7, 2, 1, 1)
     tensors = {"conv.lora_A.weight": down, "conv.lora_B.weight": up, "conv.alpha": torch.tensor(6.0)}

@@ -35,7 +35,8 @@ def read_embeddings(path: Path) -> PromptEmbeddings:
     """
     if path.is_dir() or path.suffix.lower() == ".pt":
         inside = path / PROMPT_FILE if path.is_dir() else path
-        return _checked(*(read_tensor(beside(inside, name)) for name in (PROMPT_FILE, POOLED_FILE)), str(path))
+        prompt, pooled = (read_tensor(beside(inside, name)) for name in (PROMPT_FILE, POOLED_FILE))
+        return _checked(prompt, pooled, str(path))
     return from_file(read_weights(path))
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from ..checkpoints.conditions import Has
+from ..checkpoints.conditions import All, Has, HasPrefix, Not, Shape
 from ..checkpoints.header import Header, header_of
 from ..checkpoints.weights_file import WeightsFile, beside, fill, read_weights
 from ..codecs.autoencoder import AutoencoderCodec
@@ -24,7 +24,10 @@ from ..networks.vq_autoencoder import VQAutoencoder, VQConfig
 from .family import ModelFamily, OpenedModel, OpenOptions
 
 NETWORK = Has("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.blocks.0.attn.qkv.weight")
-AUTOENCODER = Has("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight")
+# TAD-faceir has the same network behind a stack of convolutions for the LR picture.
+FACES = All(NETWORK, HasPrefix("feature_extractor."))
+VQ = Has("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight")
+AUTOENCODER = All(VQ, Shape("quantize.embedding.weight", None, 3))
 AUTOENCODER_NAME = "autoencoder_vq_f4.pth"
 
 T15 = ResShiftSchedule()
@@ -98,7 +101,7 @@ FAMILY = ModelFamily(
     title="TAD-SR, SinSR or ResShift x4",
     licence="non-commercial: S-Lab License 1.0, and CC BY-NC-SA 4.0 for SinSR",
     citation="arXiv 2307.12348",
-    condition=NETWORK,
+    condition=All(NETWORK, Not(FACES, "is TAD-SR's model for faces")),
     recipes=RECIPES,
     summary=lambda header: f"{recipe_for(header.name).title}, x4",
     outline=_outline,

@@ -127,6 +127,15 @@ def test_wrappers_and_prefixes_are_dropped(tmp_path, unet_weights, wrapper, pref
     assert mismatches(file, on_meta(SwinUNet)) == []
 
 
+def test_the_model_for_faces_is_named_for_what_it_is(tmp_path, unet_weights):
+    """Its network is the same but for its width at the entrance and the exit, behind convolutions for the LR."""
+    stack = {f"feature_extractor.{place}.weight": torch.zeros(1) for place in (0, 3, 6)}
+    torch.save(unet_weights | stack, tmp_path / "TAD-faceir.pth")
+    assert "is TAD-SR's model for faces (TAD-faceir), which restores a face without" in refusal(
+        tmp_path / "TAD-faceir.pth"
+    )
+
+
 def test_buffers_may_be_absent(tmp_path, unet_weights):
     learned = {name for name, _ in on_meta(SwinUNet).named_parameters()}
     assert learned < unet_weights.keys()
@@ -226,7 +235,7 @@ KL_VAE = {
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        (ESRGAN, "an upscaler of another kind, such as ESRGAN: choose it in Load Upscale Model"),
+        (ESRGAN, "an upscaler of another kind (ESRGAN or Real-ESRGAN): choose it in Load Upscale Model"),
         (KL_VAE, "a VAE: choose it in Load VAE"),
         ({"a": (1,)}, "not a supported model: choose a TAD-SR, SinSR or ResShift x4 file"),
     ],

@@ -9,7 +9,7 @@ from comfy.sd import VAE
 from torch import Tensor
 
 from ..sr_models.codecs import seamless
-from ..sr_models.core.memory import SHARE, SMALLEST_BUDGET, within_budget
+from ..sr_models.core.memory import SHARE, SMALLEST_BUDGET, container_memory, within_budget
 from ..sr_models.errors import UserError
 
 Progress = Callable[[int, int], object]
@@ -44,7 +44,10 @@ def _within_memory(
     vae: VAE, function: Callable[..., Tensor], canvas: Tensor, needed: float, budget: int, progress: Progress | None
 ) -> Tensor:
     model_management.load_models_gpu([vae.patcher], memory_required=min(needed, budget) if budget else needed)
-    free = int(SHARE * model_management.get_free_memory(vae.device))
+    free = model_management.get_free_memory(vae.device)
+    if model_management.is_device_cpu(vae.device):
+        free = min(free, container_memory())  # ComfyUI asks the whole machine
+    free = int(SHARE * free)
 
     def compute(budget: int) -> Tensor:
         place = {"device": vae.device, "dtype": vae.vae_dtype}

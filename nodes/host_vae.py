@@ -11,6 +11,7 @@ from torch import Tensor
 from ..sr_models.codecs import seamless
 from ..sr_models.core.memory import SHARE, SMALLEST_BUDGET, container_memory, within_budget
 from ..sr_models.errors import UserError
+from . import host
 
 Progress = Callable[[int, int], object]
 
@@ -50,7 +51,7 @@ def _within_memory(
     free = int(SHARE * free)
 
     def compute(budget: int) -> Tensor:
-        place = {"device": vae.device, "dtype": vae.vae_dtype}
+        place = {"device": vae.device, "dtype": vae.vae_dtype, "spill": host.temporary_folder()}
         return function(vae.first_stage_model, canvas.to("cpu"), budget=budget, progress=progress, **place)
 
     return within_budget(compute, budget or max(free, SMALLEST_BUDGET))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ class AutoencoderCodec:
     """An AutoencoderKL or VQ-f4 as a codec, run seamlessly within the free memory of its device.
 
     `scaling` is the ratio of the denoiser's latent to the autoencoder's own. `budget` limits the memory of feature
-    maps, in bytes; None asks the device for its free memory at each use.
+    maps, in bytes; None asks the device for its free memory at each use. `spill` is the folder for what does not fit
+    into the memory of a CPU, as in `seamless.encode`.
     """
 
     is_local = False
@@ -26,9 +28,10 @@ class AutoencoderCodec:
         latent_channels: int,
         scaling: float = 1.0,
         budget: int | None = None,
+        spill: Path | None = None,
     ):
         self.autoencoder, self.factor, self.latent_channels = autoencoder, factor, latent_channels
-        self.scaling, self.budget = scaling, budget
+        self.scaling, self.budget, self.spill = scaling, budget, spill
 
     def encode(self, image: Tensor) -> Tensor:
         return self._run(seamless.encode, image * 2 - 1) * self.scaling
@@ -42,4 +45,5 @@ class AutoencoderCodec:
 
     def _run(self, function: Callable[..., Tensor], canvas: Tensor) -> Tensor:
         budget = self.budget or free_budget(next(self.autoencoder.parameters()).device)
-        return within_budget(lambda budget: function(self.autoencoder, canvas.float(), budget=budget), budget)
+        place = {"spill": self.spill}
+        return within_budget(lambda budget: function(self.autoencoder, canvas.float(), budget=budget, **place), budget)

@@ -56,6 +56,8 @@ class Upscale:
     "Tiles that go through the network at once; 0: by memory."
     memory: AtLeastZero = 0
     "MB that a result may take; larger ones go through a file. 0: by free memory."
+    spill: Path | None = None
+    "Folder on a disk for what an autoencoder cannot keep in memory; by default the output's."
     ray: str | None = None
     """Address of a Ray cluster to spread the files over: auto, HOST:PORT, ray://HOST:PORT, or local for this machine.
     Every node needs this package and the files under the same paths."""
@@ -88,7 +90,7 @@ class Upscale:
 
     def _outcomes(self, jobs: list[Job], progress: Progress) -> Iterator[Outcome]:
         """Of the jobs, done on this machine or on a cluster."""
-        choice = self.model.choice()
+        choice = replace(self.model.choice(), spill=self._spill(jobs))
         options = replace(self.options(), fingerprint=choice.fingerprint())
         if self.ray is not None:
             from ..jobs.cluster import run_on_cluster
@@ -101,6 +103,19 @@ class Upscale:
         for warning in opened.warnings:
             warn(f"Warning: {warning}")
         return run_jobs(opened.model, jobs, options, progress)
+
+    def _spill(self, jobs: list[Job]) -> Path:
+        """The folder for temporary files. Raises UserError for a chosen one that is no folder, or in memory."""
+        from ..errors import UserError
+        from ..files.temporary import is_in_memory
+
+        if self.spill is None:
+            return jobs[0].target.parent
+        if not self.spill.is_dir():
+            raise UserError(f"--spill {self.spill} is not a folder: choose a folder on a disk.")
+        if is_in_memory(self.spill):
+            raise UserError(f"--spill {self.spill} is in memory: choose a folder on a disk.")
+        return self.spill
 
     def _report(self, outcomes: list[Outcome]) -> int:
         """Say what became of the files; returns the exit code."""

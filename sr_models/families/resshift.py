@@ -91,7 +91,9 @@ def _open(header: Header, options: OpenOptions) -> OpenedModel:
     network = load_network(read_weights(header.path), options.dtype)
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     vq = load_autoencoder(read_weights(path), options.dtype)
-    codec = AutoencoderCodec(vq, vq.config.factor, vq.config.latent_channels, budget=options.budget)
+    codec = AutoencoderCodec(
+        vq, vq.config.factor, vq.config.latent_channels, budget=options.budget, spill=options.spill
+    )
     recipe = replace(recipe, multiple=network.config.multiple)
     return OpenedModel(FAMILY, SRModel(recipe, NetworkDenoiser(network), codec), (network, vq))
 

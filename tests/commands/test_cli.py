@@ -217,6 +217,7 @@ BAD_INPUT = {
     "7 px": (["upscale", "seven.png", "-o", "out"], "7 x 40 px"),
     "scale too small": (["upscale", "good.png", "-o", "out", "--scale", "0.5"], "0.5"),
     "scale too large": (["upscale", "good.png", "-o", "out", "--scale", "9"], "9"),
+    "spill into no folder": (["upscale", "good.png", "-o", "out", "--spill", "none"], "--spill none"),
     "overlap too large": (["upscale", "good.png", "-o", "out", "--overlap", "4000"], "4000"),
     "onto itself": (["upscale", "good.png", "-o", "good.png"], "good.png"),
     "output under a file": (["upscale", "good.png", "-o", "a_file/out"], "a_file"),

@@ -40,7 +40,7 @@ class ExtrasSection(ScriptPostprocessing):
                 tile, overlap = TILES | {"value": host.setting("tile")}, OVERLAPS | {"value": host.setting("overlap")}
                 parts["tile"] = _part(gr.Slider, "tile", "Tile (0: model's own)", **tile)
                 parts["overlap"] = _part(gr.Slider, "overlap", "Overlap", **overlap)
-            parts["seed"] = _part(gr.Number, "seed", "Seed", value=0, precision=0)
+            parts["seed"] = _part(gr.Number, "seed", "Seed", value=0, precision=0, minimum=0)
         return parts
 
     def process_firstpass(self, pp: PostprocessedImage, enable: bool | None = None, scale: float = 1, **_: Any) -> None:

@@ -11,10 +11,15 @@ MIN_SIDE = 8
 MIN_SCALE, MAX_SCALE = 1.0, 8.0
 
 
-def target_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """(round(scale height), round(scale width)). Raises UserError for a scale or size out of bounds."""
+def require_scale(scale: float) -> None:
+    """Raise UserError for a scale out of bounds."""
     if not MIN_SCALE <= scale <= MAX_SCALE:
         raise UserError(f"Scale {scale:g} is out of range: choose one from {MIN_SCALE:g} to {MAX_SCALE:g}.")
+
+
+def target_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """(round(scale height), round(scale width)). Raises UserError for a scale or size out of bounds."""
+    require_scale(scale)
     if min(height, width) < MIN_SIDE:
         raise UserError(f"The picture is {width} x {height} px: it needs at least {MIN_SIDE} px a side.")
     return round(scale * height), round(scale * width)

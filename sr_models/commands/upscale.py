@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, Switch, Whole
+from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, Seed, Switch, Whole
 from .terminal import FileAndTileBars, say, warn
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Upscale:
     "What tiles share, in px; -1: the model's own."
     color: Literal["auto", "none", "wavelet", "adain"] = "auto"
     "Match the result's colours to the input's."
-    seed: Whole = 0
+    seed: Seed = 0
     "Seed of the noise."
     format: Literal["same", "png", "jpg", "webp", "tif", "avif", "gif"] = "same"
     "File type of the results."
@@ -63,8 +63,10 @@ class Upscale:
     Every node needs this package and the files under the same paths."""
 
     def __call__(self) -> int:
+        from ..canvas.resize import require_scale
         from ..jobs.plan import plan_jobs
 
+        require_scale(self.scale)
         jobs = plan_jobs(self.inputs, self.output, None if self.format == "same" else f".{self.format}", warn)
         with FileAndTileBars(len(jobs)) as bars:
             outcomes = [bars.file_done(outcome) for outcome in self._outcomes(jobs, bars.tile_done)]
@@ -96,10 +98,13 @@ class Upscale:
             from ..jobs.cluster import run_on_cluster
 
             return run_on_cluster(self.ray, choice, jobs, options)
+        from ..core.geometry import latent_tile
         from ..jobs.model_choice import open_model
         from ..jobs.run import run_jobs
 
         opened = open_model(choice)
+        # Bad values are refused here once, not for every file.
+        latent_tile(opened.model.recipe, opened.model.codec.factor, options.upscale.tile, options.upscale.overlap)
         for warning in opened.warnings:
             warn(f"Warning: {warning}")
         return run_jobs(opened.model, jobs, options, progress)

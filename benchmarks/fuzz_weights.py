@@ -27,6 +27,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,7 @@ def _change_entry(chance: random.Random, header: dict[str, Any]) -> None:
     entry = header[name]
     kind = chance.randrange(6)
     if kind == 0:
-        entry["dtype"] = chance.choice(
-            ("F64", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F4", "I8", "BOOL", "U64", "C64", "Q", 1)
-        )
+        entry["dtype"] = chance.choice(ODD_KINDS)
     elif kind == 1:
         shape = entry["shape"]
         entry["shape"] = chance.choice(([], [0], [-1], [2**62, 4], [1] * 70, shape[::-1], [shape], "x"))
@@ -213,18 +212,7 @@ SNIPPETS = (
     b"(" * 500,
     b"N" * 5000,
     b"J\xff\xff\xff\xff",
-    b"}",
-    b"]",
-    b")",
-    b"R",
-    b"b",
-    b"Q",
-    b"s",
-    b"u",
-    b"t",
-    b"\x81",
-    b"0",
-    b".",
+    *(bytes([instruction]) for instruction in b"}])RbQsut\x810."),
 )
 
 
@@ -386,19 +374,12 @@ def main() -> None:
                 if options.keep:
                     (options.keep / f"{index}-{name}").write_bytes(data)
             kinds[done.split("+")[0]] += 1
-            slowest, largest = max(slowest, outcome, key=_seconds), max(largest, outcome, key=_megabytes)
+            slowest = max(slowest, outcome, key=attrgetter("seconds"))
+            largest = max(largest, outcome, key=attrgetter("megabytes"))
     print(f"{options.count} files: {dict(kinds)}")
     print(f"slowest {slowest.seconds:.2f} s ({slowest.sentence})")
     print(f"largest {largest.megabytes:.0f} MB beyond the file's size ({largest.sentence})")
     print({fault: found[fault] for fault in ("traceback", "over 2 s", "over 300 MB")})
-
-
-def _seconds(outcome: Outcome) -> float:
-    return outcome.seconds
-
-
-def _megabytes(outcome: Outcome) -> float:
-    return outcome.megabytes
 
 
 if __name__ == "__main__":

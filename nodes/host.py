@@ -78,6 +78,11 @@ def user_folder() -> Path:
     return Path(folder_paths.get_user_directory()) / MODEL_FOLDER
 
 
+def temporary_folder() -> Path:
+    """ComfyUI's folder for temporary files."""
+    return Path(folder_paths.get_temp_directory())
+
+
 def add_route(path: str, answer: Callable[[Any], dict[str, Any]]) -> None:
     """Answer POST requests with JSON, in a thread, so that the server never waits for `answer`.
 

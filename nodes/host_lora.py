@@ -15,7 +15,7 @@ from comfy.sd import VAE
 from ..sr_models.checkpoints import low_rank
 from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.checkpoints.low_rank import Adapter
-from ..sr_models.checkpoints.vae_names import original_vae_name
+from ..sr_models.checkpoints.vae_names import diffusers_vae_name
 from ..sr_models.checkpoints.weights_file import shortened
 from ..sr_models.core.model import Fixed, SRModel
 from ..sr_models.errors import UserError
@@ -54,9 +54,7 @@ def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple
     _replace(patched, lora, base.parameter_names(model))
     for adapter in lora.network:
         targets = base.targets(model, adapter.update)
-        require_fit(
-            adapter.update, {m: shape for m, (_, shape) in targets.items()}, lora.sentence, TARGET, str(lora.base)
-        )
+        require_fit(adapter, {m: shape for m, (_, shape) in targets.items()}, lora.sentence, TARGET, str(lora.base))
         _patch(patched, adapter, {module: key for module, (key, _) in targets.items()}, strength)
     if latent_format := base.latent_format():
         patched.add_object_patch(LATENT_FORMAT, latent_format)
@@ -68,10 +66,10 @@ def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
     """A copy of the VAE with the LoRA on its encoder. Raises UserError if the LoRA does not fit."""
     patched, state = copy.copy(vae), vae.first_stage_model.state_dict()
     patched.patcher = vae.patcher.clone()
+    keys = {diffusers_vae_name(key.removesuffix(".weight")): key for key in state if key.endswith(".weight")}
+    shapes = {module: tuple(state[key].shape) for module, key in keys.items()}
     for adapter in lora.vae:
-        keys = {module: f"{original_vae_name(module)}.weight" for module in adapter.update}
-        shapes = {module: tuple(state[key].shape) for module, key in keys.items() if key in state}
-        require_fit(adapter.update, shapes, lora.sentence, "the connected VAE", str(lora.base))
+        require_fit(adapter, shapes, lora.sentence, "the connected VAE", str(lora.base))
         _patch(patched.patcher, adapter, keys, strength)
     return patched
 

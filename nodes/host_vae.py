@@ -9,8 +9,9 @@ from comfy.sd import VAE
 from torch import Tensor
 
 from ..sr_models.codecs import seamless
-from ..sr_models.core.memory import SHARE, SMALLEST_BUDGET, within_budget
+from ..sr_models.core.memory import SHARE, SMALLEST_BUDGET, container_memory, within_budget
 from ..sr_models.errors import UserError
+from . import host
 
 Progress = Callable[[int, int], object]
 
@@ -50,10 +51,13 @@ def _within_memory(
     vae: VAE, function: Callable[..., Tensor], canvas: Tensor, needed: int, budget: int, progress: Progress | None
 ) -> Tensor:
     model_management.load_models_gpu([vae.patcher], memory_required=min(needed, budget) if budget else needed)
-    free = int(SHARE * model_management.get_free_memory(vae.device))
+    free = model_management.get_free_memory(vae.device)
+    if model_management.is_device_cpu(vae.device):
+        free = min(free, container_memory())  # ComfyUI asks the whole machine
+    free = int(SHARE * free)
 
     def compute(budget: int) -> Tensor:
-        place = {"device": vae.device, "dtype": vae.vae_dtype}
+        place = {"device": vae.device, "dtype": vae.vae_dtype, "spill": host.temporary_folder()}
         return function(vae.first_stage_model, canvas.to("cpu"), budget=budget, progress=progress, **place)
 
     return within_budget(compute, budget or max(free, SMALLEST_BUDGET))

@@ -83,6 +83,7 @@ class LoadModel(io.ComfyNode):
             autoencoder=_autoencoder_path(autoencoder),
             recipe=None if recipe == AUTO else recipe,
             dtype=host.compute_dtype(),
+            spill=host.temporary_folder(),
         )
         return io.NodeOutput(host.adopt(loaded))
 

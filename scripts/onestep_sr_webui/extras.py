@@ -42,7 +42,7 @@ class ExtrasSection(ScriptPostprocessing):
                 parts["overlap"] = _part(gr.Slider, "overlap", "Overlap", **overlap)
             detail = DETAILS | {"value": host.setting("detail")}
             parts["detail"] = _part(gr.Slider, "detail", "Detail, for models that have it", **detail)
-            parts["seed"] = _part(gr.Number, "seed", "Seed", value=0, precision=0)
+            parts["seed"] = _part(gr.Number, "seed", "Seed", value=0, precision=0, minimum=0)
         return parts
 
     def process_firstpass(self, pp: PostprocessedImage, enable: bool | None = None, scale: float = 1, **_: Any) -> None:

@@ -47,17 +47,19 @@ class _Simple:
 
 
 class HasPrefix(_Simple):
-    """The file has a tensor with this prefix in its name."""
+    """The file has a tensor with one of these prefixes in its name."""
 
-    def __init__(self, prefix: str):
-        super().__init__(lambda header: any(n.startswith(prefix) for n in header.shapes), f"lacks {prefix}*")
+    def __init__(self, *prefixes: str):
+        phrase = f"lacks {' or '.join(f'{prefix}*' for prefix in prefixes)}"
+        super().__init__(lambda header: any(n.startswith(prefixes) for n in header.shapes), phrase)
 
 
 class HasSuffix(_Simple):
-    """The file has a tensor with this suffix in its name."""
+    """The file has a tensor with one of these suffixes in its name."""
 
-    def __init__(self, suffix: str):
-        super().__init__(lambda header: any(n.endswith(suffix) for n in header.shapes), f"lacks *{suffix}")
+    def __init__(self, *suffixes: str):
+        phrase = f"lacks {' or '.join(f'*{suffix}' for suffix in suffixes)}"
+        super().__init__(lambda header: any(n.endswith(suffixes) for n in header.shapes), phrase)
 
 
 class Metadata(_Simple):
@@ -104,7 +106,8 @@ class All:
         return " and ".join(filter(None, phrases))
 
     def share(self, header: Header) -> float:
-        return sum(condition.share(header) for condition in self.conditions) / len(self.conditions)
+        shares = [condition.share(header) for condition in self.conditions if not isinstance(condition, Not)]
+        return sum(shares) / max(1, len(shares))
 
 
 class AnyOf:
@@ -125,7 +128,7 @@ class AnyOf:
 class Not:
     """The opposite of a condition. `phrase` is the reason for a mismatch.
 
-    Its share is 0, because the absence of tensors does not make a file similar.
+    The absence of tensors does not make a file similar, so its share is 0, and `All` does not count it.
     """
 
     def __init__(self, condition: Condition, phrase: str):

@@ -12,10 +12,10 @@ from .weights_file import (
     WeightsFile,
     is_gguf,
     is_safetensors,
-    must_exist,
     open_safetensors,
     plain_names,
     read_torch,
+    require_file,
 )
 
 FileKind = Literal["safetensors", "torch", "gguf"]
@@ -37,7 +37,7 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read a file's header. Raises UserError if the file is missing, empty, truncated or not a weights file."""
-    must_exist(path)
+    require_file(path)
     if is_gguf(path):
         return Header(path, {}, kind="gguf")
     return _of_safetensors(path) if is_safetensors(path) else header_of(read_torch(path, "meta"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -53,11 +54,21 @@ Update = dict[str, LowRank]
 
 @dataclass(frozen=True)
 class Adapter:
-    """A named LoRA and its strength: the weights become W + strength * alpha / r * B A."""
+    """A named LoRA and its strength: the weights become W + strength * alpha / r * B A.
+
+    `trained` is a regular expression for the names of all modules that its method trains, so that a part of a LoRA can
+    be told from a whole one; empty if the method does not say.
+    """
 
     name: str
     update: Update
     strength: float = 1.0
+    trained: str = ""
+
+
+def named(*ends: str) -> str:
+    """A regular expression for the full names of modules that end with one of these names."""
+    return rf"(.+\.)?({'|'.join(map(re.escape, ends))})"
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

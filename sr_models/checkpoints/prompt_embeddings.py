@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .weights_file import WeightsFile, read_tensor, read_weights
+from .weights_file import WeightsFile, beside, read_tensor, read_weights
 
 PROMPT_FILE, POOLED_FILE = "prompt_embeds.pt", "pool_embeds.pt"
 PROMPT_KEY, POOLED_KEY = "prompt_embeds", "pool_embeds"
@@ -34,8 +34,9 @@ def read_embeddings(path: Path) -> PromptEmbeddings:
     Raises UserError if files are missing, or have another shape.
     """
     if path.is_dir() or path.suffix.lower() == ".pt":
-        folder = path if path.is_dir() else path.parent
-        return _checked(read_tensor(folder / PROMPT_FILE), read_tensor(folder / POOLED_FILE), str(path))
+        inside = path / PROMPT_FILE if path.is_dir() else path
+        prompt, pooled = (read_tensor(beside(inside, name)) for name in (PROMPT_FILE, POOLED_FILE))
+        return _checked(prompt, pooled, str(path))
     return from_file(read_weights(path))
 
 

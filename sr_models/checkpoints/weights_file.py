@@ -27,6 +27,18 @@ GGUF_MAGIC = b"GGUF"
 MAX_HEADER = 2**23  # 100,000 tensors; the largest published ones have 3,000
 MAX_NAME, MAX_DIMENSIONS, MAX_LISTED = 500, 8, 1000
 SHOWN_KEYS = 5
+BEGINNING = 256
+# What is saved under a weights file's name by mistake, by its first bytes.
+MISTAKEN = (
+    (
+        rb"version https://git-lfs",
+        "a Git LFS pointer, which only stands for the file: download the file itself, or run git lfs pull",
+    ),
+    (rb"\s*<(!doctype|html|head|body|\?xml)", "a web page: download the file itself, in a browser if it needs a login"),
+    (rb"7z\xbc\xaf|Rar!|\x1f\x8b", "an archive: choose the file in it after unpacking"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP", "a picture: choose a weights file"),
+    (rb"(?!GGUF)[\t\n\r -~]+\Z", "a text: download the file again"),
+)
 
 Value = TypeVar("Value")
 Stamp = tuple[str, int, int]
@@ -54,7 +66,7 @@ def read_weights(path: Path) -> WeightsFile:
 
     Raises UserError for a file that is missing, empty, cut short or not a weights file.
     """
-    must_exist(path)
+    require_file(path)
     refuse_gguf(path)
     file = _read_safetensors(path) if is_safetensors(path) else read_torch(path)
     for name, tensor in file.tensors.items():
@@ -106,7 +118,7 @@ def refuse_gguf(path: Path) -> None:
 
 def read_tensor(path: Path) -> Tensor:
     """A `.pt` file that holds one tensor. Raises UserError for any other."""
-    must_exist(path)
+    require_file(path)
     content = read_torch_file(path)
     if not isinstance(content, Tensor):
         raise UserError(f"{path.name} does not hold a single tensor: choose another file.")
@@ -126,16 +138,38 @@ def _stamp(path: Path) -> Stamp:
     return str(path), status.st_mtime_ns, status.st_size
 
 
-def must_exist(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Raise UserError for a file that is missing or empty, for a folder, and for what is plainly not weights."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: choose a weights file (a diffusers folder only serves as --base).")
     if not path.is_file():
         raise UserError(f"{path} does not exist: check the name, or copy the weights file to that place.")
     if path.stat().st_size == 0:
         raise UserError(f"{path.name} is empty (0 bytes): download it again.")
+    with path.open("rb") as file:
+        beginning = file.read(BEGINNING)
+    for pattern, what in MISTAKEN:
+        if re.match(pattern, beginning, re.IGNORECASE | re.DOTALL):
+            raise UserError(f"{path.name} is not a weights file but {what}.")
+
+
+def beside(path: Path, name: str) -> Path:
+    """The file with this name in the same folder; its case need not agree if no file has exactly this name."""
+    exact = path.with_name(name)
+    if exact.exists() or not path.parent.is_dir():
+        return exact
+    alike = sorted(each for each in path.parent.iterdir() if each.name.lower() == name.lower())
+    return alike[0] if alike else exact
 
 
 def read_torch(path: Path, device: str = "cpu") -> WeightsFile:
     """A torch file; on the device `meta` its tensors have shapes and no values. Raises UserError as `read_weights`."""
     content = read_torch_file(path, device)
+    if isinstance(content, Tensor):
+        raise UserError(
+            f"{path.name} does not hold a table of weights but one tensor of shape {tuple(content.shape)}: choose a "
+            "checkpoint file (prompt embeddings are for One-Step SR Prompt, or for --embeddings)."
+        )
     for key in WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -16,7 +17,8 @@ class AutoencoderCodec:
     """An AutoencoderKL or VQ-f4 as a codec, run seamlessly within the free memory of its device.
 
     `scaling` is the ratio of the denoiser's latent to the autoencoder's own. `budget` limits the memory of feature
-    maps, in bytes; None asks the device for its free memory at each use.
+    maps, in bytes; None asks the device for its free memory at each use. `spill` is the folder for what does not fit
+    into the memory of a CPU, as in `seamless.encode`.
     """
 
     is_local = False
@@ -28,9 +30,10 @@ class AutoencoderCodec:
         latent_channels: int,
         scaling: float = 1.0,
         budget: int | None = None,
+        spill: Path | None = None,
     ):
         self.autoencoder, self.factor, self.latent_channels = autoencoder, factor, latent_channels
-        self.scaling, self.budget = scaling, budget
+        self.scaling, self.budget, self.spill = scaling, budget, spill
 
     def encode(self, image: Tensor, stage: Stage | None = None) -> Tensor:
         return self._run(seamless.encode, image * 2 - 1, stage) * self.scaling
@@ -48,5 +51,5 @@ class AutoencoderCodec:
 
     def _run(self, function: Callable[..., Tensor], canvas: Tensor, stage: Stage | None) -> Tensor:
         budget = self.budget or free_budget(next(self.autoencoder.parameters()).device)
-        run = partial(function, self.autoencoder, canvas.float(), progress=stage)
+        run = partial(function, self.autoencoder, canvas.float(), progress=stage, spill=self.spill)
         return within_budget(lambda budget: run(budget=budget), budget)

@@ -7,7 +7,8 @@ A field is a flag, its type defines the flag's values, and the text under it is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -30,10 +31,20 @@ def whole(type_: type[int], tokens: Sequence[Token]) -> int:
         raise ValueError(f'"{text}" is not a whole number') from None
 
 
+def finite(type_: object, value: float) -> None:
+    """The validator that refuses nan and inf, which comparisons let pass."""
+    if not isfinite(value):
+        raise ValueError("Must be a finite number.")
+
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Whole = Annotated[int, Parameter(converter=whole)]
 AtLeastZero = Annotated[Whole, Parameter(validator=Number(gte=0))]
 AtLeastOne = Annotated[Whole, Parameter(validator=Number(gte=1))]
+Seed = Annotated[Whole, Parameter(validator=Number(gte=0, lt=2**63))]
+Amount = Annotated[float, Parameter(validator=(finite, Number(gte=0)))]
+Rate = Annotated[float, Parameter(validator=(finite, Number(gt=0)))]
+Share = Annotated[float, Parameter(validator=(finite, Number(gte=0, lt=1)))]
 # Has no `--no-` form, because off is the default.
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Output = Annotated[Path, Parameter(alias="-o")]
@@ -62,9 +73,10 @@ class SizeOptions:
     "The largest size that fits 1080p, 1440p, 4k, 8k or WIDTHxHEIGHT, turned like the picture."
 
     def target(self) -> Target | None:
-        """The size to reach; None for the scale. Raises UserError if several are given."""
-        from ..canvas.target import Box, Megapixels, Side
+        """The size to reach; None for the scale. Raises UserError for a scale out of bounds, and for several sizes."""
+        from ..canvas.target import Box, Factor, Megapixels, Side
 
+        Factor(self.scale).factor(1, 1)
         names = ("longest", "shortest", "width", "height", "megapixels", "fit")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) > 1 or (given and self.scale != type(self).scale):
@@ -115,15 +127,5 @@ class ModelOptions:
     def choice(self) -> ModelChoice:
         from ..jobs.model_choice import ModelChoice
 
-        return ModelChoice(
-            model=self.model,
-            autoencoder=self.opening.autoencoder,
-            recipe=self.recipe,
-            device=self.opening.device,
-            dtype=self.opening.dtype,
-            base=self.base,
-            lora=self.lora,
-            embeddings=self.embeddings,
-            prompt=self.prompt,
-            offload=self.offload,
-        )
+        settings = asdict(self)
+        return ModelChoice(**settings.pop("opening"), **settings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from .options import AtLeastOne, AtLeastZero, Device, Output, Whole, flat
+from .options import Amount, AtLeastOne, AtLeastZero, Device, Output, Rate, Seed, Whole, flat
 from .terminal import say, warn
 from .training_options import (
     Precision,
@@ -53,7 +53,7 @@ class Prepare:
     "Crops per picture."
     shard: AtLeastOne = 64
     "Crops per shard file."
-    seed: Whole = 0
+    seed: Seed = 0
     "Seed for crops and degradation."
     captions: bool = True
     "Encode the captions; needs the base's text encoders."
@@ -154,11 +154,11 @@ class Tsd:
 
     lora: LoraTraining = field(kw_only=False)
     training: TsdTraining
-    learning_rate: float = 5e-6
+    learning_rate: Rate = 5e-6
     "AdamW's learning rate for the student."
-    auxiliary_learning_rate: float = 1e-6
+    auxiliary_learning_rate: Rate = 1e-6
     "AdamW's learning rate for the auxiliary model."
-    guidance: float = 7.5
+    guidance: Amount = 7.5
     "Classifier-free guidance of the teacher and the auxiliary model."
     early_steps: AtLeastZero = 50_000
     "Steps of the first stage, which keeps the student near the HR latent; the second uses more DASM steps."
@@ -190,11 +190,11 @@ class TadSd:
 
     lora: LoraTraining = field(kw_only=False)
     training: TadTraining
-    learning_rate: float = 5e-6
+    learning_rate: Rate = 5e-6
     "AdamW's learning rate for the student."
-    discriminator_learning_rate: float = 5e-5
+    discriminator_learning_rate: Rate = 5e-5
     "AdamW's learning rate for the discriminator."
-    auxiliary_learning_rate: float = 1e-6
+    auxiliary_learning_rate: Rate = 1e-6
     "AdamW's learning rate for the auxiliary model."
     weights: StudentWeightOptions = field(default_factory=StudentWeightOptions)
     rank_auxiliary: AtLeastZero = 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .options import AtLeastOne, AtLeastZero, Output, Whole, flat
+from .options import Amount, AtLeastOne, AtLeastZero, Output, Seed, Share, flat
 from .run_file import run_file_text
 from .terminal import say
 
@@ -34,11 +34,11 @@ class TrainingOptions:
     "Crops per process and backward pass."
     accumulate: AtLeastOne = 1
     "Backward passes per update."
-    ema: float = 0.999
+    ema: Share = 0.999
     "Decay of the weights' moving average."
     precision: Precision = "auto"
     "`no` is fp32; auto is bf16 or fp16 if the hardware supports it."
-    seed: Whole = 0
+    seed: Seed = 0
     "Seed for crops, degradation and noise."
     workers: AtLeastZero = 1
     "Number of processes that read pictures."
@@ -48,26 +48,16 @@ class TrainingOptions:
     "Folder of pictures for validation scores and sample strips."
 
     def config_of(self, command: Any) -> TrainConfig:
-        """The training settings for `command`, the command with these options.
+        """The training settings for `command`, the command with these options: those of the same names.
 
         Its run.toml contains the resolved precision, so that the run resumes with it on another machine.
         """
         from ..training.loop import TrainConfig
 
         chosen = replace(self, precision=resolved(self.precision))
-        return TrainConfig(
-            output=chosen.output,
-            steps=chosen.steps,
-            batch=chosen.batch,
-            accumulate=chosen.accumulate,
-            ema=chosen.ema,
-            precision=chosen.precision,
-            seed=chosen.seed,
-            workers=chosen.workers,
-            save_every=chosen.save_every,
-            validation=chosen.validation,
-            run_file=run_file_text(replace(command, training=chosen)),
-        )
+        names = {each.name for each in fields(TrainConfig)}
+        settings = {name: value for name, value in vars(chosen).items() if name in names}
+        return TrainConfig(**settings, run_file=run_file_text(replace(command, training=chosen)))
 
 
 @flat
@@ -85,10 +75,6 @@ class TsdTraining(TrainingOptions):
     "Folder with AlexNet's weights and LPIPS's alex.pth; for DISTS, also VGG16's and DISTS's weights."
     musiq: Path | None = None
     "MUSIQ's weights, to validate with it: musiq_koniq_ckpt-*.pth."
-
-    def config_of(self, command: Any) -> TrainConfig:
-        shared = super().config_of(command)
-        return replace(shared, warmup=self.warmup, best=self.best, lpips=self.lpips, musiq=self.musiq)
 
 
 @flat
@@ -149,11 +135,11 @@ class DetailWeightOptions:
 class StudentWeightOptions:
     """Weights of the losses of time-aware distillation."""
 
-    regression_weight: float = 1.0
+    regression_weight: Amount = 1.0
     "Weight of the distance to the target, the teacher's result."
-    score_weight: float = 1.0
+    score_weight: Amount = 1.0
     "Weight of high-frequency score distillation."
-    adversarial_weight: float = 0.02
+    adversarial_weight: Amount = 0.02
     "Weight of the time-aware discriminator."
 
     def built(self) -> StudentWeights:

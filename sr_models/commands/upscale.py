@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, SizeOptions, Switch, Whole
+from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, Seed, SizeOptions, Switch, Whole
 from .terminal import FileAndTileBars, say, warn
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Upscale:
     "Match the result's colours to the input's."
     detail: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None
     "From 0 (faithful) to 1 (detailed), for models with both; by default the model's own."
-    seed: Whole = 0
+    seed: Seed = 0
     "Seed of the noise."
     format: Literal["same", "png", "jpg", "webp", "tif", "avif", "gif"] = "same"
     "File type of the results."
@@ -57,6 +57,8 @@ class Upscale:
     "Tiles that go through the network at once; 0: by memory."
     memory: AtLeastZero = 0
     "MB that a result may take; larger ones go through a file. 0: by free memory."
+    spill: Path | None = None
+    "Folder on a disk for what an autoencoder cannot keep in memory; by default the output's."
     ray: str | None = None
     """Address of a Ray cluster to spread the files over: auto, HOST:PORT, ray://HOST:PORT, or local for this machine.
     Every node needs this package and the files under the same paths."""
@@ -64,6 +66,7 @@ class Upscale:
     def __call__(self) -> int:
         from ..jobs.plan import plan_jobs
 
+        self.size.target()  # refuses bad sizes before any work
         jobs = plan_jobs(self.inputs, self.output, None if self.format == "same" else f".{self.format}", warn)
         with FileAndTileBars(len(jobs)) as bars:
             outcomes = [bars.file_done(outcome) for outcome in self._outcomes(jobs, bars.tile_done)]
@@ -91,19 +94,35 @@ class Upscale:
 
     def _outcomes(self, jobs: list[Job], progress: Progress) -> Iterator[Outcome]:
         """Of the jobs, done on this machine or on a cluster."""
-        choice = self.model.choice()
+        choice = replace(self.model.choice(), spill=self._spill(jobs))
         options = replace(self.options(), fingerprint=choice.fingerprint())
         if self.ray is not None:
             from ..jobs.cluster import run_on_cluster
 
             return run_on_cluster(self.ray, choice, jobs, options)
+        from ..core.geometry import latent_tile
         from ..jobs.model_choice import open_model
         from ..jobs.run import run_jobs
 
         opened = open_model(choice)
+        # Bad values are refused here once, not for every file.
+        latent_tile(opened.model.recipe, opened.model.codec.factor, options.upscale.tile, options.upscale.overlap)
         for warning in opened.warnings:
             warn(f"Warning: {warning}")
         return run_jobs(opened.model, jobs, options, progress)
+
+    def _spill(self, jobs: list[Job]) -> Path:
+        """The folder for temporary files. Raises UserError for a chosen one that is no folder, or in memory."""
+        from ..errors import UserError
+        from ..files.temporary import is_in_memory
+
+        if self.spill is None:
+            return jobs[0].target.parent
+        if not self.spill.is_dir():
+            raise UserError(f"--spill {self.spill} is not a folder: choose a folder on a disk.")
+        if is_in_memory(self.spill):
+            raise UserError(f"--spill {self.spill} is in memory: choose a folder on a disk.")
+        return self.spill
 
     def _report(self, outcomes: list[Outcome]) -> int:
         """Say what became of the files; returns the exit code."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -15,6 +17,20 @@ Result = TypeVar("Result")
 UNKNOWN = 2 * 2**30  # assumed if the system does not report it
 SHARE = 0.7  # of free memory; the rest is left for other work and allocator overhead
 SMALLEST_BUDGET = 64 * 2**20
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+class GroupFiles(NamedTuple):
+    """Names in a control group of Linux, which differ between its two versions."""
+
+    mount: str
+    limit: str
+    usage: str
+    cache: str
+
+
+VERSION_1 = GroupFiles("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2 = GroupFiles("", "memory.max", "memory.current", "inactive_file")
 
 
 def available(device: torch.device) -> int:
@@ -23,7 +39,7 @@ def available(device: torch.device) -> int:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
     if device.type == "cpu":
-        return _system_memory()
+        return min(_system_memory(), container_memory())
     return UNKNOWN
 
 
@@ -38,6 +54,37 @@ def _system_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, OSError, ValueError):
         return UNKNOWN
+
+
+def container_memory(own: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> int:
+    """Free memory within the limits of this process's control groups, such as a container's, in bytes.
+
+    `own` lists the groups, and `root` is where they are mounted. A group's limit holds for all groups in it, so the
+    tightest counts. Very large where there is no limit.
+    """
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return sys.maxsize
+    left = [sys.maxsize]
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        files = VERSION_1 if "memory" in controllers.split(",") else VERSION_2 if not controllers else None
+        if files is not None:
+            top, parts = root / files.mount, Path(path.lstrip("/")).parts
+            # A container may see the host's path and yet have its own group at the top.
+            left += [_left_in_group(top.joinpath(*parts[:depth]), files) for depth in range(len(parts) + 1)]
+    return min(left)
+
+
+def _left_in_group(group: Path, files: GroupFiles) -> int:
+    """The group's limit less its usage. Cached files in the usage are no obstacle: the system drops them on demand."""
+    try:
+        limit = int((group / files.limit).read_text())  # "max", or in version 1 a huge number, if there is none
+        used = int((group / files.usage).read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0, limit - max(0, used - int(statistics.get(files.cache, 0))))
+    except (OSError, ValueError):
+        return sys.maxsize
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,8 +15,10 @@ from .offload import Placement
 class LatentCodec(AutoencoderCodec):
     """diffusers' VAE as a codec. Latents are the posterior's mode, scaled but not shifted, as in one-step LoRAs."""
 
-    def __init__(self, vae: Any, placement: Placement, scaling: float, budget: int | None = None):
-        super().__init__(vae, 8, vae.config.latent_channels, scaling, budget)
+    def __init__(
+        self, vae: Any, placement: Placement, scaling: float, budget: int | None = None, spill: Path | None = None
+    ):
+        super().__init__(vae, 8, vae.config.latent_channels, scaling, budget, spill)
         self.placement = placement
 
     def encode(self, image: Tensor, stage: Stage | None = None) -> Tensor:

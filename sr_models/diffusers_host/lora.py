@@ -38,6 +38,7 @@ def open_lora(
     device: torch.device | None = None,
     offload: bool = False,
     budget: int | None = None,
+    spill: Path | None = None,
 ) -> OpenedModel:
     """Open a Stable Diffusion with a one-step LoRA as an SR model.
 
@@ -52,7 +53,7 @@ def open_lora(
         dtype: precision of the weights and the computation.
         device: the device to compute on; None means the CPU.
         offload: keep the network and the VAE on the CPU while they are not in use.
-        budget: the VAE's memory budget, as in `AutoencoderCodec`.
+        budget, spill: the VAE's memory budget, and the folder for what exceeds it, as in `AutoencoderCodec`.
 
     Raises:
         UserError: if diffusers is missing or incompatible, or if files are missing, broken, or do not belong together.
@@ -70,7 +71,7 @@ def open_lora(
         *_merged(opened.vae, weights, weights.vae, VAE_TARGET),
     )
     denoiser = PromptedDenoiser(opened.network, opened.call, placement)
-    codec = LatentCodec(opened.vae, placement, float(opened.vae.config.scaling_factor), budget)
+    codec = LatentCodec(opened.vae, placement, float(opened.vae.config.scaling_factor), budget, spill)
     model = SRModel(on_base(chosen, opened.process), denoiser, codec, conditioner)
     return OpenedModel(weights.family, model, (opened.network, opened.vae), offload, warnings, adapters)
 

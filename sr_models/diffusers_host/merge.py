@@ -23,7 +23,7 @@ class MergedAdapter:
         self.network, self.adapter, self.strength = network, adapter, 0.0
         shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in network.named_parameters()}
         if adapter.update:
-            require_fit(adapter.update, shapes, lora, target, base)
+            require_fit(adapter, shapes, lora, target, base)
         self.set_strength(adapter.strength)
 
     @property

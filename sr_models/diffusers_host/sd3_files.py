@@ -12,6 +12,7 @@ from ..checkpoints.low_rank import under
 from ..checkpoints.weights_file import read_weights
 from ..errors import UserError
 from ..families.bases import SD3_MEDIUM
+from .folder import open_part
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SD3Transformer2DModel
@@ -40,8 +41,8 @@ def _open_folder(base: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel,
                 "that contains model_index.json, or a single-file checkpoint."
             )
     try:
-        transformer = SD3Transformer2DModel.from_pretrained(str(base), subfolder="transformer", torch_dtype=dtype)
-        vae = AutoencoderKL.from_pretrained(str(base), subfolder="vae", torch_dtype=dtype)
+        transformer = open_part(SD3Transformer2DModel, base, "transformer", dtype)
+        vae = open_part(AutoencoderKL, base, "vae", dtype)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{base} cannot be read as {SD3_MEDIUM} ({reason}): download it again.") from error

@@ -11,6 +11,7 @@ import torch
 from ..checkpoints import prompt_embeddings
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
 from ..errors import UserError
+from .folder import open_part
 from .packages import require_transformers
 
 
@@ -42,9 +43,7 @@ def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) 
             if end == "_3" and not (base / "text_encoder_3").is_dir():
                 parts |= {"text_encoder_3": None, "tokenizer_3": None}
                 continue
-            parts[f"text_encoder{end}"] = encoder.from_pretrained(
-                str(base), subfolder=f"text_encoder{end}", torch_dtype=dtype
-            ).to(device)
+            parts[f"text_encoder{end}"] = open_part(encoder, base, f"text_encoder{end}", dtype).to(device)
             parts[f"tokenizer{end}"] = tokenizer.from_pretrained(str(base), subfolder=f"tokenizer{end}")
         # Without T5, diffusers only uses the transformer for the width of the zeros.
         with torch.device("meta"):

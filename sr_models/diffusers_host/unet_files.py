@@ -9,6 +9,7 @@ import torch
 
 from ..core.process import Process, variance_preserving
 from ..errors import UserError
+from .folder import open_part
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -27,8 +28,8 @@ def open_unet(base: Path, dtype: torch.dtype) -> tuple[UNet2DConditionModel, Any
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     try:
-        unet = UNet2DConditionModel.from_pretrained(str(base), subfolder="unet", torch_dtype=dtype)
-        vae: Any = AutoencoderKL.from_pretrained(str(base), subfolder="vae", torch_dtype=dtype)
+        unet = open_part(UNet2DConditionModel, base, "unet", dtype)
+        vae = open_part(AutoencoderKL, base, "vae", dtype)
         scheduler: Any = DDPMScheduler.from_pretrained(str(base), subfolder="scheduler")
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

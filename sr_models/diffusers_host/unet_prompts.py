@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
 from ..errors import UserError
+from .folder import open_part
 from .packages import require_transformers
 
 
@@ -27,7 +28,7 @@ def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) 
     try:
         tokenizers: list[Any] = [CLIPTokenizer.from_pretrained(str(base), subfolder=f"tokenizer{end}") for end in ends]
         encoders = [
-            kind.from_pretrained(str(base), subfolder=f"text_encoder{end}", torch_dtype=dtype).to(device)
+            open_part(kind, base, f"text_encoder{end}", dtype).to(device)
             for kind, end in zip(kinds, ends, strict=False)
         ]
     except (OSError, ValueError, TypeError, RuntimeError) as error:

@@ -17,7 +17,7 @@ def convert(lora: Path, output: Path, embeddings: Path | None = None) -> str:
 
     Raises UserError as `read_lora` does, for LoRAs of other methods, and for an output that cannot be written.
     """
-    if output.suffix != ".safetensors":
+    if output.suffix.lower() != ".safetensors":
         raise UserError(f"{output} must end in .safetensors: choose another name.")
     if not output.parent.is_dir():
         raise UserError(f"{output.parent} is not a folder: create it first.")

@@ -70,13 +70,14 @@ class OpenOptions:
         autoencoder: the autoencoder's file, for methods that need one.
         recipe: the name of one of the family's recipes.
         dtype: precision of the weights and the computation.
-        budget: the autoencoder's memory budget, as in `AutoencoderCodec`.
+        budget, spill: the autoencoder's memory budget, and the folder for what exceeds it, as in `AutoencoderCodec`.
     """
 
     autoencoder: Path | None = None
     recipe: str | None = None
     dtype: torch.dtype = torch.float32
     budget: int | None = None
+    spill: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

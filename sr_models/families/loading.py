@@ -20,6 +20,7 @@ def load(
     recipe: str | None = None,
     dtype: torch.dtype = torch.float32,
     budget: int | None = None,
+    spill: Path | None = None,
 ) -> OpenedModel:
     """Read an SR model onto the CPU. `load().model` is the model to pass to `upscale`.
 
@@ -30,13 +31,13 @@ def load(
             folder. This project's own files need none.
         recipe: the recipe of a published file; None detects it from the file name.
         dtype: precision of the weights and the computation.
-        budget: the autoencoder's memory budget, as in `AutoencoderCodec`.
+        budget, spill: the autoencoder's memory budget, and the folder for what exceeds it, as in `AutoencoderCodec`.
 
     Raises:
         UserError: if the file is missing, broken, incomplete or of an unknown kind.
     """
     header = read_header(Path(path))
-    return require_model(header).open(header, OpenOptions(autoencoder, recipe, dtype, budget))
+    return require_model(header).open(header, OpenOptions(autoencoder, recipe, dtype, budget, spill))
 
 
 def recipe_of(path: Path, recipe: str | None = None) -> tuple[Recipe, int]:

@@ -7,6 +7,7 @@ LoRAs under their prefixes, optionally the encoded prompt, and metadata.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..checkpoints.header import Header, header_of
 from ..checkpoints.low_rank import Adapter, Update
 from ..checkpoints.metadata import broken_description, read_json
 from ..checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE, PromptEmbeddings
-from ..checkpoints.weights_file import read_weights
+from ..checkpoints.weights_file import beside, read_weights
 from ..errors import UserError
 from ..files.whole import write_whole
 from .bases import SD3_MEDIUM, SD35_MEDIUM, BaseKind, NetworkKind, unet_kind
@@ -38,12 +39,13 @@ class Layout:
     """The names in the files for one kind of network.
 
     `entrance` is the network's first module. It identifies the file: other LoRAs use the same prefixes, but do not
-    change the first module.
+    change the first module. `trained` are the modules that training changes, as in `Adapter`.
     """
 
     network: NetworkKind
     vae_prefix: str
     entrance: str
+    trained: str
 
     @property
     def prefix(self) -> str:
@@ -62,8 +64,20 @@ class Layout:
         return AnyOf(network, All(vae, Not(own, "is a single file of another base")), All(own, HasPrefix(self.prefix)))
 
 
-TRANSFORMER = Layout("transformer", "transformer.", "pos_embed.proj")
-UNET = Layout("unet", OWN_VAE_PREFIX, "conv_in")
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
+JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj")
+CONVOLUTIONS = ("conv_in", "conv1", "conv2", "conv_shortcut", "conv", "conv_out")
+TRANSFORMER = Layout(
+    "transformer", "transformer.", "pos_embed.proj", low_rank.named(*JOINT_ATTENTION, "proj", "linear", "proj_out")
+)
+UNET = Layout(
+    "unet",
+    OWN_VAE_PREFIX,
+    "conv_in",
+    low_rank.named(*ATTENTION, *CONVOLUTIONS, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+)
+VAE_TRAINED = rf"quant_conv|encoder\.{low_rank.named(*CONVOLUTIONS, *ATTENTION)}"
+SECOND_ATTENTION = ".attn2."  # of SD3.5 medium alone
 LAYOUTS = {layout.network: layout for layout in (TRANSFORMER, UNET)}
 
 
@@ -87,7 +101,7 @@ def read(family: LoraFamily, path: Path, partner: Path | None, layout: Layout) -
     """
     part = _read_part(path, layout, family)
     if partner is None and not (part.network and part.vae):
-        partner = path.with_name(layout.files[1] if part.network else layout.files[0])
+        partner = beside(path, layout.files[1] if part.network else layout.files[0])
         if not partner.is_file():
             raise UserError(
                 f"{part.name} is one part of a {family.title} LoRA, but {partner} does not exist: copy it there, or "
@@ -95,17 +109,20 @@ def read(family: LoraFamily, path: Path, partner: Path | None, layout: Layout) -
             )
     if partner is not None:
         part = _joined(part, _read_part(partner, layout, family), layout)
-    if part.embeddings is None and all(path.with_name(name).is_file() for name in (PROMPT_FILE, POOLED_FILE)):
+    if part.embeddings is None and all(beside(path, name).is_file() for name in (PROMPT_FILE, POOLED_FILE)):
         part = replace(part, embeddings=prompt_embeddings.read_embeddings(path.parent))
-    network, vae = (Adapter(kind, update) for kind, update in ((layout.network, part.network), ("vae", part.vae)))
     base = base_of(part.network, layout)
+    # SD3's LoRAs also run on SD3.5 medium, whose second attention they do not change.
+    trained = rf"(?!.*{re.escape(SECOND_ATTENTION)}){layout.trained}" if base == SD3_MEDIUM else layout.trained
+    network = Adapter(layout.network, part.network, trained=trained)
+    vae = Adapter("vae", part.vae, trained=VAE_TRAINED)
     return OneStepLora(family, part.name, base, part.recipe, (network,), (vae,), embeddings=part.embeddings)
 
 
 def base_of(network: Update, layout: Layout) -> BaseKind:
     """The base that a LoRA was made for, from its modules and their widths."""
-    if layout is TRANSFORMER:  # only SD3.5 medium has a second attention
-        return SD35_MEDIUM if any(".attn2." in module for module in network) else SD3_MEDIUM
+    if layout is TRANSFORMER:
+        return SD35_MEDIUM if any(SECOND_ATTENTION in module for module in network) else SD3_MEDIUM
     widths = {layer.down.shape[1] for module, layer in network.items() if module.endswith("attn2.to_k")}
     return unet_kind(min(widths, default=0))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.header import Header, read_header
+from ..checkpoints.weights_file import beside
 from ..core.recipe import Recipe
 from ..errors import UserError
 from . import bundled, conv_sr, resshift, trained_here, tsd_sr
@@ -118,7 +119,7 @@ def read_lora(path: Path, partner: Path | None = None) -> OneStepLora:
 def _in_folder(folder: Path) -> Path:
     """The file that identifies the LoRA in a folder."""
     names = dict.fromkeys(family.files[0] for family in FAMILIES.loras if family.files)
-    found = [folder / name for name in names if (folder / name).is_file()]
+    found = [file for name in names if (file := beside(folder / name, name)).is_file()]
     if len(found) > 1:
         raise UserError(f"{folder} contains LoRAs for two kinds of base: move each to its own folder.")
     if not found:

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import torch
 
-from ..checkpoints.conditions import Has
+from ..checkpoints.conditions import All, Has, HasPrefix, Not, Shape
 from ..checkpoints.header import Header, header_of
-from ..checkpoints.weights_file import WeightsFile, fill, read_weights
+from ..checkpoints.weights_file import WeightsFile, beside, fill, read_weights
 from ..codecs.autoencoder import AutoencoderCodec
 from ..core.model import SRModel
 from ..core.network_denoiser import NetworkDenoiser
@@ -24,7 +24,10 @@ from ..networks.vq_autoencoder import VQAutoencoder, VQConfig
 from .family import ModelFamily, OpenedModel, OpenOptions
 
 NETWORK = Has("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.blocks.0.attn.qkv.weight")
-AUTOENCODER = Has("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight")
+# TAD-faceir has the same network behind a stack of convolutions for the LR picture.
+FACES = All(NETWORK, HasPrefix("feature_extractor."))
+VQ = Has("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight")
+AUTOENCODER = All(VQ, Shape("quantize.embedding.weight", None, 3))
 VALUES_PER_PIXEL = 3600  # of one pass of the network, computed by benchmarks/tile_cost.py
 AUTOENCODER_NAME = "autoencoder_vq_f4.pth"
 
@@ -85,7 +88,7 @@ def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
 
 def _open(header: Header, options: OpenOptions) -> OpenedModel:
     recipe, path = recipe_for(header.name, options.recipe), options.autoencoder
-    path = header.path.with_name(AUTOENCODER_NAME) if path is None else path
+    path = beside(header.path, AUTOENCODER_NAME) if path is None else path
     if not path.is_file():
         raise UserError(
             f"{header.name} needs an autoencoder, but {path} does not exist: copy {AUTOENCODER_NAME} there, or choose "
@@ -94,7 +97,9 @@ def _open(header: Header, options: OpenOptions) -> OpenedModel:
     network = load_network(read_weights(header.path), options.dtype)
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     vq = load_autoencoder(read_weights(path), options.dtype)
-    codec = AutoencoderCodec(vq, vq.config.factor, vq.config.latent_channels, budget=options.budget)
+    codec = AutoencoderCodec(
+        vq, vq.config.factor, vq.config.latent_channels, budget=options.budget, spill=options.spill
+    )
     recipe = replace(recipe, multiple=network.config.multiple)
     return OpenedModel(FAMILY, SRModel(recipe, NetworkDenoiser(network, VALUES_PER_PIXEL), codec), (network, vq))
 
@@ -104,7 +109,7 @@ FAMILY = ModelFamily(
     title="TAD-SR, SinSR or ResShift x4",
     licence="non-commercial: S-Lab License 1.0, and CC BY-NC-SA 4.0 for SinSR",
     citation=PAPER,
-    condition=NETWORK,
+    condition=All(NETWORK, Not(FACES, "is TAD-SR's model for faces")),
     recipes=RECIPES,
     summary=lambda header: f"{recipe_for(header.name).title}, x4",
     outline=_outline,

@@ -24,7 +24,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The command line's options; see its help. `auto` and None leave the choice to the family."""
+    """The command line's options; see its help. `auto` and None leave the choice to the family.
+
+    `spill` is the folder for temporary files of the autoencoder.
+    """
 
     model: str = BUNDLED_NAME
     autoencoder: Path | None = None
@@ -36,6 +39,7 @@ class ModelChoice:
     embeddings: Path | None = None
     prompt: str | None = None
     offload: bool = False
+    spill: Path | None = None
 
     def fingerprint(self) -> str:
         """Of everything that decides which model it is, by the content of its files. Empty for a file that is missing,
@@ -79,7 +83,7 @@ def open_model(choice: ModelChoice) -> OpenedModel:
         path = BUNDLED if choice.model == BUNDLED_NAME else Path(choice.model)
         if recipe is not None:
             identify(path).recipe(recipe)  # also refused where the model has none to choose from
-        return load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype).to(place)
+        return load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype, spill=choice.spill).to(place)
     if choice.base is None or choice.lora is None:
         raise UserError("A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's) and --lora: give both.")
     if not choice.base.exists():
@@ -93,4 +97,5 @@ def open_model(choice: ModelChoice) -> OpenedModel:
         dtype=dtype,
         device=place,
         offload=choice.offload,
+        spill=choice.spill,
     )

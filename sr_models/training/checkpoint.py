@@ -1,22 +1,36 @@
-"""Save and resume training. A crash at any moment leaves a complete checkpoint."""
+"""Save and resume training.
+
+A checkpoint is one safetensors file, which replaces the one before it in one step: a crash at any moment leaves a
+complete checkpoint, and reading one executes nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checkpoints.low_rank import under
+from ..checkpoints.pickle_scan import shown
 from ..errors import UserError
+from ..files.whole import remove_temporaries, write_whole
 
-LEARNED_FILE = "learned.safetensors"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+RUN_KEY = "onestep_sr_run"
+SAFETENSORS_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # save_file writes to such a name before it renames
+EARLIER = ("checkpoint", "checkpoint.old")  # folders of earlier versions, which held pickles
 
 
 @dataclass(frozen=True)
@@ -27,64 +41,112 @@ class Best:
     score: float
 
 
-def resume(accelerator: Accelerator, folder: Path, settings: dict) -> tuple[int, Best | None]:
+@dataclass(frozen=True)
+class Learned:
+    """Everything that training changes. Frozen weights are not saved: they are read from the base's own files.
+
+    Random numbers have no state: they depend on the seed and a sample's index.
+
+    Attributes:
+        module: the trained module, unwrapped, so that the number of processes can change.
+        average: the moving average of its weights.
+        scaler: the gradient scaler of fp16, else None.
+    """
+
+    module: nn.Module
+    optimizer: Any
+    average: nn.Module
+    scaler: Any = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        state = self.optimizer.state_dict()["state"]
+        tensors = {
+            f"optimizer/{index}/{name}": value for index, entry in state.items() for name, value in entry.items()
+        }
+        tensors |= {f"average/{name}": value for name, value in self.average.state_dict().items()}
+        frozen = self._frozen()
+        tensors |= {f"weights/{name}": t for name, t in self.module.state_dict().items() if name not in frozen}
+        return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Raises ValueError, KeyError or RuntimeError for those of another module."""
+        found = self.module.load_state_dict(under(tensors, "weights/"), strict=False)
+        if found.unexpected_keys or set(found.missing_keys) != self._frozen():
+            raise ValueError("it has other weights")
+        self.average.load_state_dict(under(tensors, "average/"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in under(tensors, "optimizer/").items():
+            index, _, key = name.partition("/")
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+    def _frozen(self) -> set[str]:
+        return {name for name, w in self.module.named_parameters(remove_duplicate=False) if not w.requires_grad}
+
+
+def save_checkpoint(output: Path, learned: Learned, settings: dict, step: int, best: Best | None) -> None:
+    """Replace the checkpoint. Raises UserError if it cannot be written; the one before it then stays."""
+    scaler = learned.scaler.state_dict() if learned.scaler else None
+    state = {"step": step, "best": asdict(best) if best else None, "scaler": scaler, "settings": settings}
+    write_whole(
+        output / CHECKPOINT_FILE, partial(save_file, learned.tensors(), metadata={RUN_KEY: json.dumps(state)}), _on_disk
+    )
+
+
+def resume(output: Path, learned: Learned, settings: dict) -> tuple[int, Best | None]:
     """Load the checkpoint if there is one. Returns the step to resume from, and the best result so far.
 
-    Raises UserError if the checkpoint was saved with other settings.
+    Raises UserError if the checkpoint was saved with other settings or by an earlier version, and if it is broken.
     """
-    kept = folder.with_name("checkpoint.old")
-    # After a crash between the two renames of `save_checkpoint`.
-    if accelerator.is_main_process and not folder.exists() and kept.exists():
-        kept.rename(folder)
-    accelerator.wait_for_everyone()
-    if not (folder / "run.json").exists():
+    path = output / CHECKPOINT_FILE
+    if not path.exists():
+        _refuse_earlier(output)
         return 0, None
-    saved = json.loads((folder / "run.json").read_text())
-    if saved["settings"] != _as_json(settings):
-        raise UserError(
-            f"{folder} was saved with other settings: use the same ones to resume, or another output folder."
-        )
-    accelerator.load_state(str(folder))
-    return saved["step"], Best(**saved["best"]) if saved["best"] else None
+    saved, tensors = _read(path)
+    if saved.get("settings") != json.loads(json.dumps(settings)):
+        raise UserError(f"{path} was saved with other settings: use the same ones to resume, or another output folder.")
+    try:
+        learned.load(tensors)
+        if learned.scaler:
+            learned.scaler.load_state_dict(saved["scaler"])
+        return int(saved["step"]), Best(**saved["best"]) if saved["best"] else None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} does not belong to this run ({reason}): choose another output folder.") from error
 
 
-def save_checkpoint(accelerator: Accelerator, output: Path, settings: dict, step: int, best: Best | None) -> None:
-    """Write a new checkpoint, then replace the old one: one of the two is always complete."""
-    folder, fresh, old = (output / name for name in ("checkpoint", "checkpoint.new", "checkpoint.old"))
-    accelerator.save_state(str(fresh))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        state = {"step": step, "best": asdict(best) if best else None, "settings": _as_json(settings)}
-        (fresh / "run.json").write_text(json.dumps(state))
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
+def remove_leftovers(output: Path) -> None:
+    """Remove what processes that were killed while they saved have left in a run's folder."""
+    remove_temporaries(output / CHECKPOINT_FILE)
+    for path in output.glob(".tmp*"):
+        if SAFETENSORS_TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
-def save_only_trainable(accelerator: Accelerator, prepared: nn.Module) -> None:
-    """Save only trainable weights in checkpoints; frozen ones are read from the base's own files.
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            saved = dict(json.loads((file.metadata() or {})[RUN_KEY]))
+            return saved, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is broken ({shown(str(error))}): remove it to start from the beginning.") from error
 
-    Names are those of the unwrapped module, so the number of processes can change.
-    """
-    module = accelerator.unwrap_model(prepared)
-    frozen = {name for name, weight in module.named_parameters(remove_duplicate=False) if not weight.requires_grad}
 
-    def save(models: list[nn.Module], weights: list[dict], folder: str) -> None:
-        weights.clear()
-        state = {name: t.contiguous() for name, t in module.state_dict().items() if name not in frozen}
-        if accelerator.is_main_process:
-            save_file(state, Path(folder) / LEARNED_FILE)
+def _refuse_earlier(output: Path) -> None:
+    for name in EARLIER:
+        if (output / name / "run.json").is_file():
+            raise UserError(
+                f"{output / name} was saved by an earlier version in files that could run code: choose another output "
+                "folder, or finish the run with that version."
+            )
 
-    def load(models: list[nn.Module], folder: str) -> None:
-        models.clear()
-        found = module.load_state_dict(load_file(Path(folder) / LEARNED_FILE), strict=False)
-        if found.unexpected_keys or set(found.missing_keys) != frozen:
-            raise UserError(f"{folder} belongs to another network: choose another output folder.")
 
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
+@contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    """Waits until the file is on disk, as the checkpoint before it is about to go."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    yield
 
 
 def fingerprint(weights: Iterable[Tensor]) -> str:
@@ -97,8 +159,3 @@ def fingerprint(weights: Iterable[Tensor]) -> str:
         values = weight.detach().flatten()[:16].contiguous().view(torch.uint8)
         digest.update(values.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _as_json(settings: dict) -> dict:
-    """The settings as JSON returns them, for example with lists for tuples."""
-    return json.loads(json.dumps(settings))

@@ -21,12 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 from ..core.devices import default_dtype
 from ..errors import UserError
 from ..files.whole import write_whole
-from .checkpoint import Best, resume, save_checkpoint, save_only_trainable
+from .checkpoint import Best, Learned, remove_leftovers, resume, save_checkpoint
 from .draws import Draws
 from .objective import Objective
 from .validation import HIGHER_IS_BETTER, NETWORK_METRICS, Metric, better, find_metrics, validate
 
 PRECISIONS = ("no", "bf16", "fp16")
+INITIAL_RATE = "initial_lr"
 WRAPPERS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}  # accelerate launch sets them
 
 
@@ -76,7 +77,7 @@ class TrainConfig:
 
 
 def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
-    """Train, or resume from `config.output/checkpoint` if it exists; returns the final result's path.
+    """Train, or resume from the checkpoint in `config.output` if there is one; returns the final result's path.
 
     Sample i of `samples` and its random numbers depend only on (seed, i). So a run that is stopped and resumed gives
     the same weights as one that is not, and several processes the same as one with a larger batch. The last result
@@ -93,28 +94,25 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
         )
     config.output.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("log")
-    groups: list[Any] = [dict(group) for group in objective.groups()]
+    groups: list[Any] = [{**group, INITIAL_RATE: group["lr"]} for group in objective.groups()]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     learned = nn.ParameterList(objective.averaged())
     average = AveragedModel(learned, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     exclude_frozen_from_ddp(objective)
     prepared, optimizer = accelerator.prepare(objective, optimizer)
     average.to(accelerator.device)
-    accelerator.register_for_checkpointing(average, scheduler)
-    save_only_trainable(accelerator, prepared)
-
+    state = Learned(accelerator.unwrap_model(prepared), optimizer, average, accelerator.scaler)
     settings = run_settings(config, objective, samples, accelerator.num_processes)
-    step, best = resume(accelerator, config.output / "checkpoint", settings)
+    step, best = resume(config.output, state, settings)
     if accelerator.is_main_process:
+        remove_leftovers(config.output)
         write_whole(config.output / "run.toml", lambda path: path.write_text(config.run_file, encoding="utf-8"))
     batches = sample_batches(config, samples, accelerator, step)
     with progress_bar(accelerator.is_main_process) as progress:
         task = progress.add_task("training", total=config.steps, completed=step, note="")
         while step < config.steps:
+            rates = set_learning_rates(optimizer, learning_rate_factor(step, config))
             values = training_step(accelerator, prepared, optimizer, batches, config, step)
-            rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
-            scheduler.step()
             average.update_parameters(learned)
             step += 1
             progress.update(task, completed=step)
@@ -125,7 +123,9 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
             if step % config.save_every == 0 or step == config.steps:
                 with averaged(learned, average):
                     best = keep_results(accelerator, config, objective, metrics, step, best)
-                save_checkpoint(accelerator, config.output, settings, step, best)
+                if accelerator.is_main_process:
+                    save_checkpoint(config.output, state, settings, step, best)
+                accelerator.wait_for_everyone()
     accelerator.end_training()
     with averaged(learned, average):
         return objective.save(config.output) if accelerator.is_main_process else config.output
@@ -239,6 +239,13 @@ def averaged(learned: nn.ParameterList, average: AveragedModel) -> Iterator[None
 def _copy(source: list, target: nn.ParameterList) -> None:
     for weight, value in zip(target, source, strict=True):
         weight.copy_(value)
+
+
+def set_learning_rates(optimizer: Any, factor: float) -> dict[str, float]:
+    """Set each group's learning rate to `factor` times its initial one. Returns the rates, to be logged."""
+    for group in optimizer.param_groups:
+        group["lr"] = group[INITIAL_RATE] * factor
+    return {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:

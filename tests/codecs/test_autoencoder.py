@@ -1,5 +1,7 @@
 """An autoencoder as a codec."""
 
+from pathlib import Path
+
 import torch
 from onestep_sr.sr_models.codecs import autoencoder as codecs
 from onestep_sr.sr_models.codecs.autoencoder import AutoencoderCodec
@@ -21,9 +23,9 @@ def test_a_codec_runs_its_autoencoder_within_its_budget(monkeypatch):
     budgets = []
     monkeypatch.setattr(codecs, "free_budget", lambda device: 7)
     for function in ("encode", "decode"):
-        fake = lambda autoencoder, canvas, budget, progress: budgets.append(budget) or canvas  # noqa: E731
+        fake = lambda autoencoder, canvas, budget, spill, progress: budgets.append((budget, spill)) or canvas  # noqa: E731
         monkeypatch.setattr(codecs.seamless, function, fake)
     for budget in (5, None):
-        codec = AutoencoderCodec(nn.Linear(1, 1), 2, 3, budget=budget)
+        codec = AutoencoderCodec(nn.Linear(1, 1), 2, 3, budget=budget, spill=Path("out"))
         codec.decode(codec.encode(torch.zeros(1, 3, 8, 8)))
-    assert budgets == [5, 5, 7, 7]
+    assert budgets == [(limit, Path("out")) for limit in (5, 5, 7, 7)]

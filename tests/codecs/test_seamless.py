@@ -291,6 +291,45 @@ def test_maps_beyond_the_budget_are_in_files_without_a_name(monkeypatch, tmp_pat
     assert any(spilled)
 
 
+def test_maps_go_to_the_chosen_folder_which_may_not_exist_yet(monkeypatch, tmp_path):
+    folders, chosen, make = [], tmp_path / "out" / "deep", tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: folders.append(options["dir"]) or make(**options))
+    autoencoder = stable_diffusion()
+    seamless.decode(autoencoder, canvas_for(autoencoder, "decode", (12, 9)), budget=TIGHT, spill=chosen)
+    assert set(folders) == {chosen} and not list(chosen.iterdir())
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+from onestep_sr.sr_models.codecs.seamless.maps import FileMap
+made = FileMap(10, 10, 4, torch.float32, Path(sys.argv[1]))
+made.write(0, torch.ones(1, 4, 10, 10))
+print("written", flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ")
+def test_a_kill_leaves_nothing(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout.readline() == "written\n"
+        process.kill()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    autoencoder = stable_diffusion()
+    with pytest.raises(UserError, match=r"^A feature map of 1 MB cannot be written to .*file \(.*\): free some space"):
+        latent = canvas_for(autoencoder, "decode", (12, 9))
+        seamless.decode(autoencoder, latent, budget=TIGHT, spill=tmp_path / "file")
+
+
 @pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["roomy", "tight"])
 def test_what_progress_raises_ends_the_run_and_frees_its_maps(budget):
     autoencoder = stable_diffusion()

@@ -28,7 +28,7 @@ FLAGS = {
     "upscale": """--in! --output! -o --scale=4.0 --longest --shortest --width --height --megapixels --fit
         --model=bundled --recipe=auto --autoencoder --device=auto --dtype=auto
         --base --lora --embeddings --prompt --offload --tile=0 --overlap=-1 --color=auto --detail --seed=0 --format=same
-        --quality=95 --overwrite --compare --strip-metadata --batch=0 --memory=0 --ray""",
+        --quality=95 --overwrite --compare --strip-metadata --batch=0 --memory=0 --spill --ray""",
     "models": "--folder",
     "download": "--name! --to! --sha256 --hash=True --no-hash",
     "convert": "--lora! --output! -o --embeddings",
@@ -103,6 +103,16 @@ MISTAKES = {
     "not a number": ("upscale a.png -o out --scale big", '"big"'),
     "not whole": ("upscale a.png -o out --tile 1.5", '"1.5"'),
     "out of range": ("upscale a.png -o out --quality 101", '"101" for --quality, must be <= 100'),
+    "seed below 0": ("upscale a.png -o out --seed -5", '"-5" for --seed, must be >= 0'),
+    "seed too large": (f"upscale a.png -o out --seed {2**63}", f'"{2**63}" for --seed, must be < {2**63}'),
+    "tile below 0": ("upscale a.png -o out --tile -1", '"-1" for --tile, must be >= 0'),
+    "overlap below -1": ("upscale a.png -o out --overlap -2", '"-2" for --overlap, must be >= -1'),
+    "memory below 0": ("upscale a.png -o out --memory -1", '"-1" for --memory, must be >= 0'),
+    "ema over 1": ("train teacher photos -o run --ema 1", '"1.0" for --ema, must be < 1'),
+    "ema without value": ("train teacher photos -o run --ema nan", '"nan" for --ema, must be a finite number'),
+    "rate of 0": ("train tsd data -o run --base sd3 --learning-rate 0", "for --learning-rate, must be > 0"),
+    "endless guidance": ("train tsd data -o run --base sd3 --guidance inf", "for --guidance, must be a finite number"),
+    "weight below 0": ("train tad-sd data -o run --base sd3 --score-weight -1", "for --score-weight, must be >= 0"),
     "not a choice": ("upscale a.png -o out --color blue", '"auto", "none", "wavelet", "adain"'),
     "unknown precision": ("train teacher photos -o run --precision fp8", '"fp8"'),
     "unknown device": ("prepare photos -o data --base sd3 --device abacus", '"abacus"'),

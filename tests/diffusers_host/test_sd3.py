@@ -251,6 +251,16 @@ def test_each_file_is_recognised_by_its_keys_and_finds_the_second_file(small, tm
     )
 
 
+def test_names_of_files_are_compared_without_case(small, tmp_path):
+    for name in ("transformer", "vae"):
+        shutil.copy(small.lora / f"{name}.safetensors", tmp_path / f"{name.upper()}.SAFETENSORS")
+    for name in ("prompt_embeds", "pool_embeds"):
+        shutil.copy(small.embeddings / f"{name}.pt", tmp_path / f"{name}.PT")
+    for path in (tmp_path, tmp_path / "VAE.SAFETENSORS"):
+        assert sizes(read_lora(path)) == (24, 30) and read_lora(path).embeddings is not None
+    assert prompt_embeddings.read_embeddings(tmp_path / "pool_embeds.PT").pooled.shape == (1, 2048)
+
+
 def test_alpha_scales_the_update():
     down, up = torch.randn(2, 5, 3, 3), torch.randn(7, 2, 1, 1)
     tensors = {"conv.lora_A.weight": down, "conv.lora_B.weight": up, "conv.alpha": torch.tensor(6.0)}
@@ -329,6 +339,44 @@ def test_a_lora_that_does_not_fit_is_rejected_completely(change, words, small, t
     changed(small.lora / "transformer.safetensors", tmp_path / "transformer.safetensors", change)
     message = refusal(open_lora, small.folder, tmp_path, embeddings=small.embeddings, dtype=torch.float32)
     assert words in message and "Stable Diffusion 3 medium" in message
+
+
+def without(*modules: str):
+    return lambda tensors: [tensors.pop(key) for key in list(tensors) if any(f".{m}.lora_" in key for m in modules)]
+
+
+def only(*modules: str):
+    return lambda tensors: [tensors.pop(key) for key in list(tensors) if not any(f".{m}.lora_" in key for m in modules)]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        (
+            "transformer",
+            without("transformer_blocks.1.norm1_context.linear"),
+            "1 of the 24 modules of the base's transformer that it should change are missing "
+            "(transformer_blocks.1.norm1_context.linear)",
+        ),
+        (
+            "transformer",
+            only("pos_embed.proj", "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q"),
+            "21 of the 24 modules of the base's transformer that it should change are missing (norm_out.linear, "
+            "proj_out, transformer_blocks.0.attn.add_k_proj,",
+        ),
+        (
+            "vae",
+            only("encoder.conv_in"),
+            "29 of the 30 modules of the base's VAE that it should change are missing (encoder.conv_out, ",
+        ),
+    ],
+    ids=["one missing", "few kept", "VAE"],
+)
+def test_a_part_of_a_lora_is_rejected(part, change, words, small, tmp_path):
+    shutil.copytree(small.lora, tmp_path / "lora")
+    changed(small.lora / f"{part}.safetensors", tmp_path / "lora" / f"{part}.safetensors", change)
+    message = refusal(open_lora, small.folder, tmp_path / "lora", embeddings=small.embeddings, dtype=torch.float32)
+    assert words in message and message.endswith("): download it again.")
 
 
 def test_other_loras_for_sd3_are_not_taken_for_tsd_sr(small, tmp_path):

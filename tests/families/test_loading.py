@@ -127,6 +127,15 @@ def test_wrappers_and_prefixes_are_dropped(tmp_path, unet_weights, wrapper, pref
     assert mismatches(file, on_meta(SwinUNet)) == []
 
 
+def test_the_model_for_faces_is_named_for_what_it_is(tmp_path, unet_weights):
+    """Its network is the same but for its width at the entrance and the exit, behind convolutions for the LR."""
+    stack = {f"feature_extractor.{place}.weight": torch.zeros(1) for place in (0, 3, 6)}
+    torch.save(unet_weights | stack, tmp_path / "TAD-faceir.pth")
+    assert "is TAD-SR's model for faces (TAD-faceir), which restores a face without" in refusal(
+        tmp_path / "TAD-faceir.pth"
+    )
+
+
 def test_buffers_may_be_absent(tmp_path, unet_weights):
     learned = {name for name, _ in on_meta(SwinUNet).named_parameters()}
     assert learned < unet_weights.keys()
@@ -226,7 +235,7 @@ KL_VAE = {
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        (ESRGAN, "an upscaler of another kind, such as ESRGAN: choose it in Load Upscale Model"),
+        (ESRGAN, "an upscaler of another kind (ESRGAN or Real-ESRGAN): choose it in Load Upscale Model"),
         (KL_VAE, "a VAE: choose it in Load VAE"),
         ({"a": (1,)}, "not a supported model: choose a TAD-SR, SinSR or ResShift x4 file"),
     ],
@@ -245,17 +254,30 @@ def test_checkpoints_of_other_families(tmp_path, shapes, words, suffix):
         resshift.load_autoencoder(read_weights(path), torch.float16)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
+MISTAKEN = {
+    b"<!DOCTYPE html><html>404: Not Found</html>\n" * 20: "a web page",
+    b"\r\n<HTML>": "a web page",
+    b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>': "a web page",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4265437280\n": "a Git LFS pointer",
+    b'{"error": "Access to model stabilityai/stable-diffusion-3-medium is restricted."}': "a text",
+    b"Entry not found": "a text",
+    b"7z\xbc\xaf\x27\x1c\0\4" + bytes(50): "an archive",
+    b"\x89PNG\r\n\x1a\n" + bytes(50): "a picture",
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors", ".SAFETENSORS"])
 def test_missing_empty_and_text_files(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"
     assert "does not exist" in refusal(path)
     path.touch()
     assert "is empty (0 bytes)" in refusal(path)
-    path.write_text("<!DOCTYPE html><html>404: Not Found</html>\n" * 20)
-    refusal(path)
+    for content, words in MISTAKEN.items():
+        path.write_bytes(content)
+        assert f"{path.name} is not a weights file but {words}" in refusal(path)
     path.unlink()
     path.mkdir()
-    assert "does not exist" in refusal(path)
+    assert "is a folder: choose a weights file" in refusal(path)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"a": 1}, torch.zeros(2), {"state_dict": {"a": "b"}}])
@@ -263,6 +285,13 @@ def test_torch_files_without_a_table_of_weights(tmp_path, content):
     path = tmp_path / "list.pth"
     torch.save(content, path)
     assert "does not hold a table of weights" in refusal(path)
+
+
+@pytest.mark.parametrize("shape", [(1, 333, 4096), (1, 2048)])
+def test_prompt_embeddings_given_as_a_model_say_where_they_belong(tmp_path, shape):
+    torch.save(torch.zeros(shape), tmp_path / "prompt_embeds.pt")
+    assert f"one tensor of shape {shape}" in refusal(tmp_path / "prompt_embeds.pt")
+    assert "for One-Step SR Prompt, or for --embeddings" in refusal(tmp_path / "prompt_embeds.pt")
 
 
 def test_a_hosts_own_torch_load_is_not_asked(published, monkeypatch):

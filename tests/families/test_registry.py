@@ -44,7 +44,14 @@ def test_exactly_one_family_matches_each_file(kind) -> None:
 
 
 with torch.device("meta"):
-    VQ = VQAutoencoder().state_dict()
+    VQ = {name: tuple(tensor.shape) for name, tensor in VQAutoencoder().state_dict().items()}
+FACES = ("feature_extractor.0.weight", "feature_extractor.2.op.weight")
+CODEBOOK = "quantize.embedding.weight"
+
+
+def of_shapes(shapes: dict[str, tuple[int, ...]]) -> Header:
+    return Header(Path("file.safetensors"), shapes)
+
 
 OTHERS = {
     "ESRGAN, old": (header("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"), "Load Upscale Model"),
@@ -62,7 +69,76 @@ OTHERS = {
     ),
     "U-Net": (header("conv_in.weight", "conv_out.weight", "down_blocks.0.resnets.0.conv1.weight"), "as --base"),
     "VAE": (header("encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight"), "Load VAE"),
-    "VQ": (header(*VQ), "this file as its autoencoder"),
+    "VQ": (of_shapes(VQ), "this file as its autoencoder"),
+    "VQ of faces": (of_shapes(VQ | {CODEBOOK: (4096, 8)}), "is the VQ-f8 autoencoder of models for faces: choose"),
+    "VQ-GAN": (of_shapes(VQ | {CODEBOOK: (16384, 256)}), "is a VAE"),
+    "TAD-faceir": (header(*resshift.NETWORK.names, *FACES), "is TAD-SR's model for faces (TAD-faceir), which restores"),
+    "GFPGAN": (header("conv_body_first.weight", "stylegan_decoder.style_mlp.1.weight"), "is a face restoration model"),
+    "CodeFormer": (
+        header("position_emb", CODEBOOK, "encoder.blocks.0.weight", "fuse_convs_dict.32.scale.0.weight"),
+        "is a face restoration model (GFPGAN, CodeFormer or RestoreFormer): choose",
+    ),
+    "RestoreFormer": (of_shapes(VQ | {CODEBOOK: (1024, 256)}), "is a face restoration model"),
+    "EDSR": (
+        header("sub_mean.weight", "head.0.weight", "body.0.body.0.weight", "tail.0.0.weight"),
+        "another kind (EDSR)",
+    ),
+    "EDSR, basicsr": (
+        header("conv_first.weight", "body.0.conv1.weight", "conv_after_body.weight"),
+        "kind (EDSR): choose",
+    ),
+    "HAT": (
+        header(
+            *("conv_first.weight", "layers.0.residual_group.overlap_attn.qkv.weight"),
+            "layers.0.residual_group.blocks.0.attn.qkv.weight",
+        ),
+        "another kind (HAT): choose it in Load Upscale Model",
+    ),
+    "SwinIR's attention": (
+        header("conv_first.weight", "layers.0.residual_group.blocks.0.attn.qkv.weight"),
+        "another kind (SwinIR): choose it in Load Upscale Model",
+    ),
+    "DAT": (header("conv_first.weight", "before_RG.1.weight"), "another kind (DAT): choose it in Load Upscale Model"),
+    "RRDBNet": (header("conv_first.weight", "body.0.rdb1.conv1.weight"), "(ESRGAN or Real-ESRGAN): choose"),
+    "SRVGG": (header("body.0.weight", "body.1.weight", "body.2.weight"), "(Real-ESRGAN's compact network): choose"),
+    "LoHa": (header("lora_unet_down_blocks_0_attentions_0_proj_in.hada_w1_a"), "is a LyCORIS file"),
+    "LoKr": (header("lora_unet_input_blocks_1_1_proj_in.lokr_w1"), "is a LyCORIS file"),
+    "LoKr of diffusers": (header("transformer.transformer_blocks.0.attn.to_q.lokr_w1"), "Load LoRA"),
+    "IP-Adapter": (header("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"), "is an IP-Adapter"),
+    "IP-Adapter, torch": (
+        header("image_proj/proj.weight", "ip_adapter/0.to_q_lora.down.weight", "ip_adapter/1.to_k_ip.weight"),
+        "is an IP-Adapter: choose it in a node for IP-Adapters",
+    ),
+    "CLIP vision": (header("vision_model.embeddings.class_embedding", "text_model.x"), "choose it in Load CLIP Vision"),
+    "OpenCLIP": (header("visual.conv1.weight", "transformer.resblocks.0.attn.in_proj_weight"), "Load CLIP Vision"),
+    "CLIP-G": (header("transformer.resblocks.0.attn.in_proj_weight"), "Load CLIP."),
+    "Qwen": (header("model.layers.0.self_attn.q_proj.weight"), "Load CLIP."),
+    "ControlNet of diffusers": (
+        header("controlnet_cond_embedding.conv_in.weight", "conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
+        "Load ControlNet Model",
+    ),
+    "Control-LoRA": (header("lora_controlnet", "input_blocks.1.0.in_layers.2.up"), "Load ControlNet Model"),
+    "T2I-Adapter": (header("body.0.block1.weight", "conv_in.weight"), "Load ControlNet Model"),
+    "SDXL": (
+        header(
+            *("model.diffusion_model.label_emb.0.0.weight", "first_stage_model.encoder.conv_in.weight"),
+            "conditioner.embedders.0.transformer.text_model.x",
+        ),
+        "is an SDXL checkpoint: choose it in Load Checkpoint, or its diffusers folder as --base",
+    ),
+    "SD3": (
+        header("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "text_encoders.clip_l.x"),
+        "is a Stable Diffusion 3 checkpoint: choose it in Load Checkpoint, or as --base",
+    ),
+    "Flux": (
+        header("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "vae.encoder.conv_in.weight"),
+        "is a Flux checkpoint: choose it in Load Checkpoint.",
+    ),
+    "Flux alone": (header("double_blocks.0.img_attn.qkv.weight"), "is a diffusion model without the rest"),
+    "VAE alone": (header("first_stage_model.encoder.conv_in.weight"), "is a VAE: choose it in Load VAE"),
+    "TAESD of diffusers": (header("encoder.layers.0.weight", "decoder.layers.1.weight"), "is a VAE"),
+    "embedding of SDXL": (header("clip_l", "clip_g"), "models/embeddings"),
+    "embedding of diffusers": (header("<cat-toy>"), "models/embeddings"),
     "ControlNet": (header("control_model.input_hint_block.0.weight"), "Load ControlNet Model"),
     "CLIP": (header("text_model.encoder.layers.0.mlp.fc1.weight"), "Load CLIP"),
     "T5": (header("encoder.block.0.layer.0.SelfAttention.q.weight"), "Load CLIP"),

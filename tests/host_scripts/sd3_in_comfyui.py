@@ -156,7 +156,17 @@ untiled = vae.memory_used_decode((1, 16, 256, 256), torch.float32)
 results["for 2048 px"] = host_vae._memory(vae, untiled, 2048, 2048), untiled
 results["for 64 px"] = host_vae._memory(vae, 1e6, 64, 64)
 
+
+def cut(adapters, module):
+    [adapter] = adapters
+    return (replace(adapter, update={name: low for name, low in adapter.update.items() if name != module}),)
+
+
+part = replace(weights, network=cut(weights.network, "proj_out"))
+vae_part = replace(weights, vae=cut(weights.vae, "encoder.mid_block.attentions.0.to_q"))
 results["refusals"] = {
+    "part of a LoRA": sentence(host_lora.apply_lora, base_model, part, 1.0),
+    "part of a VAE's": sentence(host_lora.apply_vae_lora, base_vae, vae_part, 1.0),
     "SD1.5": sentence(host_lora.apply_lora, small_sd15(), weights, 1.0),
     "VAE of 4 channels": sentence(host_sd.require_vae, taesd(4), 16, str(weights.base)),
     "TAESD": sentence(host_sd.require_vae, taesd(16), 16, str(weights.base)),

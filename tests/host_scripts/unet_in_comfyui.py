@@ -83,6 +83,8 @@ def results_of(case):
     [adapter] = weights.network
     elsewhere = {f"other.{module}": layer for module, layer in adapter.update.items()}
     other = replace(weights, network=(replace(adapter, update=elsewhere),))
+    half = dict(list(adapter.update.items())[::2])
+    part = replace(weights, network=(replace(adapter, update=half),))
     carriers = (base_model, model, model.clone())
     results = {
         "whole": upscale(sr_model, image, UpscaleOptions(1)),
@@ -93,6 +95,8 @@ def results_of(case):
         "VAE of SD3": sentence(host_sd.require_vae, vae, 16, str(weights.base)),
         "another prompt": sentence(host_lora.open_model, model, vae, [[torch.zeros(1, 7, 4096), {}]], "tsd-sr"),
         "another LoRA": sentence(host_lora.apply_lora, base_model, other, 1.0),
+        "half a LoRA": sentence(host_lora.apply_lora, base_model, part, 1.0),
+        "sizes": (len(adapter.update) - len(half), len(adapter.update)),
         "preview": tuple(sr_model.codec.preview(torch.zeros(1, 4, 8, 8)).shape),
     }
     comfy.model_management.unload_all_models()

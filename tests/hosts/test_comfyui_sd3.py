@@ -169,6 +169,8 @@ def test_mismatches_are_rejected_in_one_sentence(comfyui_results):
     assert comfyui_results["trained on SD3.5 warning"] == ()
     refusals = comfyui_results["refusals"] | {"unshifted": comfyui_results["unshifted"]}
     expected = {
+        "part of a LoRA": "1 of the 24 modules of the connected MODEL that it should change are missing (proj_out)",
+        "part of a VAE's": "1 of the 31 modules of the connected VAE that it should change are missing (encoder.mid_",
         "SD1.5": "but the connected MODEL is Stable Diffusion 1.5",
         "VAE of 4 channels": "(TAESD, 4 channels)",
         "TAESD": "(TAESD, 16 channels)",

@@ -93,4 +93,6 @@ def test_mismatches_are_rejected_in_one_sentence(results: dict) -> None:
     assert "connect it through Apply One-Step SR LoRA" in results["without it"]
     assert "(16 channels)" in results["VAE of SD3"] and ", 4 channels)" in results["VAE of SD3"]
     assert "has width 4096, but" in results["another prompt"] and "'from text'" in results["another prompt"]
+    missing, whole = results["sizes"]
+    assert f"{missing} of the {whole} modules of the connected MODEL that it should" in results["half a LoRA"]
     assert "lacks" in results["another LoRA"] and "Stable Diffusion with a U-Net" in results["another LoRA"]

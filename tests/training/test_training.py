@@ -73,9 +73,11 @@ def test_a_resumed_run_gives_the_same_result(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         loop.train(config(tmp_path / "parts"), objective(), crops())
     monkeypatch.setattr(loop, "training_step", step)
-    # The worst moment to stop: the old checkpoint is out of the way, the new one not yet in its place.
-    (tmp_path / "parts" / "checkpoint").rename(tmp_path / "parts" / "checkpoint.old")
+    # The worst moment to stop: the new checkpoint is half written.
+    half = tmp_path / "parts" / f".checkpoint.{2**22 + 1}.tmp.safetensors"  # of a process that does not run
+    half.write_bytes((tmp_path / "parts" / "checkpoint.safetensors").read_bytes()[:999])
     loop.train(config(tmp_path / "parts"), objective(), crops())
+    assert not half.exists()
 
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ def encode(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    spill: Path | None = None,
 ) -> Tensor:
     """Picture (B, 3, H, W) in [-1, 1] -> the posterior's mode (B, c, H/f, W/f), unscaled; VQ: before quantising.
 
@@ -45,12 +47,15 @@ def encode(
     device, dtype: where and in which precision to compute, which the modules must be prepared for; defaults to those
         of the first weight.
     progress: called with (done, total) after each band; an exception that it raises ends the run and frees its memory.
+    spill: the folder for the temporary file; by default the system's (see `spill_folder`).
     Returns a tensor with the image's dtype and device. Raises UserError for an unsupported autoencoder (see
     `supports`), a picture that does not fit it, or a budget that is too small.
     """
     latent_channels = _input_channels(decoder_layers(autoencoder))
     # The encoder returns twice as many channels: the mean (which is the mode), then the log variance.
-    return _run(autoencoder, encoder_layers(autoencoder), image, latent_channels, budget, device, dtype, progress)
+    return _run(
+        autoencoder, encoder_layers(autoencoder), image, latent_channels, budget, device, dtype, progress, spill
+    )
 
 
 def decode(
@@ -61,13 +66,14 @@ def decode(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    spill: Path | None = None,
 ) -> Tensor:
     """Latent (B, c, h, w), unscaled -> picture (B, 3, h f, w f), about [-1, 1], not clamped; VQ quantises first.
 
     All other arguments are the same as for `encode`.
     """
     layers = decoder_layers(autoencoder)
-    return _run(autoencoder, layers, latent, _output_channels(layers), budget, device, dtype, progress)
+    return _run(autoencoder, layers, latent, _output_channels(layers), budget, device, dtype, progress, spill)
 
 
 def workspace(autoencoder: nn.Module, height: int, width: int, dtype: torch.dtype | None = None) -> int:
@@ -91,6 +97,7 @@ def _run(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
     progress: Progress | None,
+    spill: Path | None,
 ) -> Tensor:
     """One picture at a time: each has its own statistics, and a batch needs no more memory than one picture."""
     weight = next(autoencoder.parameters())
@@ -100,7 +107,7 @@ def _run(
     result = canvas.new_empty(canvas.shape[0], result_channels, *plan[-1].output)
     advance = _counter(canvas.shape[0] * sum(stage.rows_of_work for stage in plan), progress)
     for picture, target in zip(canvas.split(1), result.split(1), strict=True):
-        with closing(make_store(plan, device, dtype, budget)) as store:
+        with closing(make_store(plan, device, dtype, budget, spill)) as store:
             BandedForward(plan, store, advance)(CanvasMap(picture, device, dtype), CanvasMap(target, device, dtype))
     return result
 

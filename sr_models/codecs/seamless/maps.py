@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...files.temporary import spill_folder
 
 
 class FeatureMap(Protocol):
@@ -78,17 +79,21 @@ class MemoryMap:
 
 
 class FileMap:
-    """In an unnamed temporary file, which disappears with the process however that ends.
+    """In an unnamed temporary file in `folder`, which disappears with the process however that ends.
 
     Bands are read and written explicitly, because pages of a memory-mapped file would count as resident memory.
     """
 
     resident = 0
 
-    def __init__(self, height: int, width: int, channels: int, dtype: torch.dtype):
+    def __init__(self, height: int, width: int, channels: int, dtype: torch.dtype, folder: Path):
         self.height, self.width, self.channels, self.dtype = height, width, channels, dtype
-        self.row_bytes = width * channels * dtype.itemsize
-        self.file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (Store.close closes it)
+        self.row_bytes, self.folder = width * channels * dtype.itemsize, folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file: IO[bytes] = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 (Store.close closes it)
+        except OSError as error:
+            raise self._not_written(error) from error
 
     def read(self, top: int, bottom: int) -> Tensor:
         pixels = torch.empty(1, bottom - top, self.width, self.channels, dtype=self.dtype)
@@ -99,10 +104,13 @@ class FileMap:
         try:
             self._transfer("write", top, band.permute(0, 2, 3, 1).contiguous())
         except OSError as error:
-            raise UserError(
-                f"A feature map of {megabytes(self.height * self.row_bytes)} MB cannot be written to "
-                f"{tempfile.gettempdir()} ({error.strerror}): free some space there or raise the memory budget."
-            ) from error
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> UserError:
+        return UserError(
+            f"A feature map of {megabytes(self.height * self.row_bytes)} MB cannot be written to {self.folder} "
+            f"({error.strerror}): free some space there, choose another folder (--spill) or raise the memory budget."
+        )
 
     def _transfer(self, method: str, top: int, pixels: Tensor) -> None:
         """Repeat until everything is transferred: one call moves at most 2 GB."""
@@ -134,9 +142,10 @@ class Heap:
 class Store:
     """Creates maps, and tracks how much of the budget is left for the work on a band."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, budget: int, reserve: int):
-        """budget: bytes on `device` for maps and work; reserve: the part of it kept free for work."""
-        self.device, self.dtype, self.budget, self.reserve = device, dtype, budget, reserve
+    def __init__(self, device: torch.device, dtype: torch.dtype, budget: int, reserve: int, spill: Path | None = None):
+        """budget: bytes on `device` for maps and work; reserve: the part of it kept free for work; spill: the folder
+        for maps in files, see `spill_folder`."""
+        self.device, self.dtype, self.budget, self.reserve, self.spill = device, dtype, budget, reserve, spill
         self.maps: list[MemoryMap | FileMap] = []
         self.heap = Heap(budget)
 
@@ -150,7 +159,7 @@ class Store:
         if here or self.device.type != "cpu":
             made = MemoryMap(height, width, channels, self.dtype, self.device, here)
         else:
-            made = FileMap(height, width, channels, self.dtype)
+            made = FileMap(height, width, channels, self.dtype, spill_folder(self.spill))
         self.maps.append(made)
         return made
 

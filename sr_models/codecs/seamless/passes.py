@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,7 @@ def comfortable_budget(plan: list[Stage], dtype: torch.dtype) -> int:
     return attended + max(stage.bytes_for(COMFORTABLE_ROWS, dtype) for stage in plan)
 
 
-def make_store(plan: list[Stage], device: torch.device, dtype: torch.dtype, budget: int) -> Store:
+def make_store(plan: list[Stage], device: torch.device, dtype: torch.dtype, budget: int, spill: Path | None) -> Store:
     """Raises UserError if the budget is too small for a band of two rows, even with all maps elsewhere."""
     needed = max(stage.bytes_for(2, dtype) for stage in plan)
     if needed > budget:
@@ -120,7 +121,7 @@ def make_store(plan: list[Stage], device: torch.device, dtype: torch.dtype, budg
             f"A memory budget of {budget // 2**20} MB is too small for the VAE at this picture's width: use at "
             f"least {megabytes(needed)} MB."
         )
-    return Store(device, dtype, budget, max(stage.bytes_for(COMFORTABLE_ROWS, dtype) for stage in plan))
+    return Store(device, dtype, budget, max(stage.bytes_for(COMFORTABLE_ROWS, dtype) for stage in plan), spill)
 
 
 class BandedForward:

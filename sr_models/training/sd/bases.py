@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from ...checkpoints.low_rank import named
 from ...core.process import Process, flow_matching
 from ...diffusers_host.sd3 import call_transformer
 from ...diffusers_host.sd3_files import open_networks
 from ...diffusers_host.unet import call_unet
 from ...diffusers_host.unet_files import is_unet, open_unet
+from ...families import lora_files
+from ...families.lora_files import ATTENTION, JOINT_ATTENTION, Layout
 
-ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
-VAE_MODULES = (
-    r"quant_conv|encoder\.(conv_in|conv_out|.*\.(conv1|conv2|conv_shortcut)|.*\.downsamplers\.0\.conv"
-    r"|.*\.(to_q|to_k|to_v|to_out\.0))"
-)
 SD3_SHIFT = 3.0
 
 
@@ -48,20 +46,16 @@ class TrainableBase:
     """The properties of a Stable Diffusion architecture.
 
     Attributes:
-        folder: the network's folder in a diffusers folder; also the name of the LoRA file.
-        prefix, vae_prefix: prefixes of names in LoRA files. TSD-SR publishes both with `transformer.`.
-        student, auxiliary: modules that get adapters, as suffixes of diffusers' names.
+        layout: the names in LoRA files, and the modules that get the student's adapters.
+        auxiliary: the modules that get the auxiliary's adapters, as in `Adapter.trained`.
         blocks: the network's main blocks, which contain most of its weights.
         call: network, z_t, timesteps (B,) and condition -> the network's output.
         taps: modules whose outputs the discriminator uses, each with its channels.
         feature: such an output, and the latent's size (h, w) -> a map (B, C, h', w').
     """
 
-    folder: str
-    prefix: str
-    vae_prefix: str
-    student: list[str]
-    auxiliary: list[str]
+    layout: Layout
+    auxiliary: str
     blocks: Callable[[Any], list[nn.Module]]
     call: Call
     taps: Callable[[Any], list[tuple[nn.Module, int]]]
@@ -97,28 +91,17 @@ def _call_unet(network: Any, z_t: Tensor, timesteps: Tensor, condition: Conditio
     return call_unet(network, z_t, timesteps, condition.prompt, condition.pooled)
 
 
-_CONTEXT = ["add_q_proj", "add_k_proj", "add_v_proj"]
 TRANSFORMER = TrainableBase(
-    folder="transformer",
-    prefix="transformer.",
-    vae_prefix="transformer.",
-    student=[*ATTENTION, *_CONTEXT, "proj", "linear", "proj_out"],
-    auxiliary=[*ATTENTION, *_CONTEXT],
+    layout=lora_files.TRANSFORMER,
+    auxiliary=named(*JOINT_ATTENTION),
     blocks=lambda network: [*network.transformer_blocks],
     call=_call_transformer,
     taps=_transformer_taps,
     feature=_transformer_feature,
 )
 UNET = TrainableBase(
-    folder="unet",
-    prefix="unet.",
-    vae_prefix="vae.",
-    student=[
-        *ATTENTION,
-        *("conv_in", "conv1", "conv2", "conv_shortcut", "conv", "conv_out"),
-        *("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-    ],
-    auxiliary=ATTENTION,
+    layout=lora_files.UNET,
+    auxiliary=named(*ATTENTION),
     blocks=lambda network: [*network.down_blocks, network.mid_block, *network.up_blocks],
     call=_call_unet,
     taps=_unet_taps,

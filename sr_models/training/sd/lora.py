@@ -21,11 +21,11 @@ from ...errors import UserError
 from ...files.whole import write_whole
 
 
-def add_adapter(network: nn.Module, name: str, rank: int, modules: list[str] | str) -> None:
+def add_adapter(network: nn.Module, name: str, rank: int, modules: str) -> None:
     """Add an adapter that has no effect yet: A is Gaussian, B is zero; alpha = rank, so its scale is 1.
 
-    `modules` as in peft: suffixes of names, or a regular expression for full names. The adapter is in float32,
-    independent of the base's precision. peft freezes adapters that were added before.
+    `modules` is a regular expression for full names. The adapter is in float32, independent of the base's precision.
+    peft freezes adapters that were added before.
     """
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=modules)
     with warnings.catch_warnings():  # peft warns about a second adapter
@@ -40,7 +40,7 @@ def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]
     return {key: weight for key, weight in network.named_parameters() if f".{name}." in key and ".lora_" in key}
 
 
-def load_adapter(network: nn.Module, name: str, update: Update, modules: list[str] | str, source: str) -> None:
+def load_adapter(network: nn.Module, name: str, update: Update, modules: str, source: str) -> None:
     """Add an adapter with the given update. Raises UserError if it does not fit; `source` names the file."""
     ranks = {layer.rank for layer in update.values()}
     if len(ranks) != 1:

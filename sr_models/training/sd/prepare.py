@@ -7,6 +7,7 @@ shard, depends on the settings alone, so an interrupted run can resume at its fi
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -29,16 +30,21 @@ from .shards import SETTINGS_FILE, list_shards, shard_path, write_prompts, write
 
 SCALE = 4
 ENCODED_AT_ONCE = 4
+LISTED_FOLDERS = 8  # whose names are kept at a time
 UNIT = 64  # 8 of the VAE, 2 of the transformer's patches, 4 of the scale
 
 
 @dataclass(frozen=True)
 class Partners:
-    """Folders of pictures with the same names as the HR ones: `lr`, a quarter of their size, to be used instead of
-    degraded counterparts, and `targets`, of the same size: results of a multi-step teacher."""
+    """Folders of pictures with the same names as the HR ones but for their endings: `lr`, a quarter of their size, to
+    be used instead of degraded counterparts, and `targets`, of the same size: results of a multi-step teacher."""
 
     lr: Path | None = None
     targets: Path | None = None
+
+    @property
+    def folders(self) -> list[Path]:
+        return [folder for folder in (self.lr, self.targets) if folder is not None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class CropShards(IterableDataset[dict[str, Any]]):
 
     def __init__(self, folder: Path, config: PrepareConfig, done: set[int]):
         self.folder, self.config, self.done = folder, config, done
+        self.listed: dict[Path, dict[str, Path]] = {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -108,7 +115,7 @@ class CropShards(IterableDataset[dict[str, Any]]):
         hr = Image.open(file).convert("RGB")
         others = {"lr": (partners.lr, SCALE), "target": (partners.targets, 1)}
         opened = {
-            name: (_open_counterpart(folder / file.relative_to(self.folder), hr, shrunk), shrunk)
+            name: (_open_counterpart(self._counterpart(file, folder), hr, shrunk), shrunk)
             for name, (folder, shrunk) in others.items()
             if folder is not None
         }
@@ -117,16 +124,30 @@ class CropShards(IterableDataset[dict[str, Any]]):
         cut = {"hr": window.cut(hr), **{name: window.cut(image, shrunk) for name, (image, shrunk) in opened.items()}}
         return cut if "lr" in cut else {**cut, "lr": config.degradation(cut["hr"], rng)}
 
+    def _counterpart(self, file: Path, folder: Path) -> Path:
+        """The picture in `folder` with the same name but for its ending. Raises FileNotFoundError if there is none."""
+        wanted = folder / file.relative_to(self.folder)
+        if wanted.parent not in self.listed:
+            if len(self.listed) == LISTED_FOLDERS:
+                self.listed.clear()
+            self.listed[wanted.parent] = {path.stem: path for path in _pictures_in(wanted.parent)}
+        found = self.listed[wanted.parent].get(wanted.stem)
+        if found is None:
+            raise FileNotFoundError(wanted)
+        return found
+
 
 def _open_counterpart(file: Path, hr: Image.Image, shrunk: int) -> Image.Image:
-    """Open the picture with that name and any extension."""
-    found = next((path for path in sorted(file.parent.glob(f"{file.stem}.*")) if path.suffix.lower() in SUFFIXES), None)
-    if found is None:
-        raise FileNotFoundError(file)
-    image = Image.open(found).convert("RGB")
+    image = Image.open(file).convert("RGB")
     if image.size != (hr.width // shrunk, hr.height // shrunk):
-        raise ValueError(f"{found} has another size than its HR picture")
+        raise ValueError(f"{file} has another size than its HR picture")
     return image
+
+
+def _pictures_in(folder: Path) -> Iterator[Path]:
+    """The pictures in a folder, without its subfolders."""
+    with os.scandir(folder) as entries:
+        yield from sorted(folder / entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES)
 
 
 def _grouped(stream: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
@@ -208,13 +229,33 @@ def _latents(pictures: Tensor, encoders: Encoders) -> Tensor:
 
 
 def check(folder: Path, config: PrepareConfig) -> None:
-    """Raises UserError for a folder without pictures, and for a crop that does not fit the model."""
+    """Raises UserError for a folder without pictures, for a crop that does not fit the model, and where the names of
+    pictures do not say which belong together."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Choose a folder that contains training pictures.")
     if next(stream_pictures(folder), None) is None:
         raise UserError(f"{folder} contains no pictures ({', '.join(sorted(SUFFIXES))}): choose a folder that does.")
     if config.crop < UNIT or config.crop % UNIT:
         raise UserError(f"Crop {config.crop} does not fit Stable Diffusion: choose a multiple of {UNIT}.")
+    for partner in config.partners.folders:
+        if not partner.is_dir():
+            raise UserError(
+                f"{partner} is not a folder. Choose a folder of pictures with the names of those in {folder}."
+            )
+        for each in (folder, partner):
+            _require_unique_names(each)
+
+
+def _require_unique_names(folder: Path) -> None:
+    for parent, _, _ in os.walk(folder):
+        seen: dict[str, Path] = {}
+        for path in _pictures_in(Path(parent)):
+            other = seen.setdefault(path.stem, path)
+            if other != path:
+                raise UserError(
+                    f"{other} and {path} have the same name but for their endings, by which pictures are paired: "
+                    "rename or remove one."
+                )
 
 
 def _keep_settings(output: Path, settings: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from ...checkpoints import low_rank
 from ...checkpoints.low_rank import Update
 from ...checkpoints.weights_file import read_weights
 from ...core.process import Process
-from ...families.lora_files import VAE_FILE
+from ...families.lora_files import VAE_TRAINED
 from ..checkpoint import fingerprint
-from .bases import VAE_MODULES, Base, Condition, TrainableBase
+from .bases import Base, Condition
 from .lora import active, adapter_parameters, add_adapter, checkpointed, load_adapter, save_adapter
 
 STUDENT, AUXILIARY, TEACHER = "student", "auxiliary", "teacher"
@@ -50,8 +50,8 @@ class SharedBase(nn.Module):
         if ranks.auxiliary:
             add_adapter(self.network, AUXILIARY, ranks.auxiliary, self.family.auxiliary)
         if teacher is not None:
-            update = read_update(teacher, self.family.prefix)
-            load_adapter(self.network, TEACHER, update, self.family.student, teacher.name)
+            update = read_update(teacher, self.family.layout.prefix)
+            load_adapter(self.network, TEACHER, update, self.family.layout.trained, teacher.name)
         self.teacher_adapters = () if teacher is None else (TEACHER,)
         self.requires_grad_(False)
         for weight in (*self.student_parameters(), *self.auxiliary_parameters()):
@@ -59,14 +59,15 @@ class SharedBase(nn.Module):
         self.frozen = fingerprint(weight for weight in self.parameters() if not weight.requires_grad)
 
     def _add_student(self, ranks: Ranks, start: Path | None) -> None:
-        family = self.family
+        layout = self.family.layout
         if start is None:
-            add_adapter(self.network, STUDENT, ranks.student, family.student)
-            add_adapter(self.vae, STUDENT, ranks.vae, VAE_MODULES)
+            add_adapter(self.network, STUDENT, ranks.student, layout.trained)
+            add_adapter(self.vae, STUDENT, ranks.vae, VAE_TRAINED)
             return
+        network_file, vae_file = layout.files
         for network, file, prefix, modules in (
-            (self.network, network_file(family), family.prefix, family.student),
-            (self.vae, VAE_FILE, family.vae_prefix, VAE_MODULES),
+            (self.network, network_file, layout.prefix, layout.trained),
+            (self.vae, vae_file, layout.vae_prefix, VAE_TRAINED),
         ):
             load_adapter(network, STUDENT, read_update(start / file, prefix), modules, file)
 
@@ -147,12 +148,10 @@ class SharedBase(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the student as two LoRA files; for Stable Diffusion 3, in the published format."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_adapter(folder / network_file(self.family), self.network, STUDENT, self.family.prefix)
-        save_adapter(folder / VAE_FILE, self.vae, STUDENT, self.family.vae_prefix)
-
-
-def network_file(family: TrainableBase) -> str:
-    return f"{family.folder}.safetensors"
+        layout = self.family.layout
+        network_file, vae_file = layout.files
+        save_adapter(folder / network_file, self.network, STUDENT, layout.prefix)
+        save_adapter(folder / vae_file, self.vae, STUDENT, layout.vae_prefix)
 
 
 def read_update(path: Path, prefix: str) -> Update:

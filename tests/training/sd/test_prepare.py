@@ -123,3 +123,51 @@ def test_partners_are_cut_at_the_same_place(small, tmp_path) -> None:
         with torch.no_grad():
             expected = 1.5305 * vae.encode(inverse[None]).latent_dist.mode()[0]
         assert torch.allclose(sample["z_t"].float(), expected, atol=2e-3 * float(expected.abs().max()))
+
+
+def pairs_of(tmp_path: Path, hr: list[str], lr: list[str]) -> dict[str, str]:
+    """The LR counterpart of each HR picture, by their colours."""
+    partners = prepare.Partners(tmp_path / "lr")
+    for folder, names, side in (("hr", hr, CROP), ("lr", lr, CROP // 4)):
+        for number, name in enumerate(names):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (side, side), (60 * number,) * 3).save(tmp_path / folder / name)
+    config = replace(CONFIG, crops=1, shard=1, partners=partners)
+    prepare.check(tmp_path / "hr", config)
+    found = {}
+    for path, item in zip(
+        prepare.stream_pictures(tmp_path / "hr"), prepare.CropShards(tmp_path / "hr", config, set()), strict=True
+    ):
+        name = str(path.relative_to(tmp_path / "hr"))
+        found[name] = lr[round(int(item["lr"][0][0, 0, 0]) / 60)] if item["lr"] else ""
+    return found
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr", "expected"),
+    [
+        (["0001.png"], ["0001.crop.png", "0001.png"], ["0001.png"]),
+        (["0001.png", "0001.crop.png"], ["0001.crop.png"], ["", "0001.crop.png"]),
+        (["a[1].png", "a1.png"], ["a[1].webp", "a1.png"], ["a[1].webp", "a1.png"]),
+        (["a*.png", "ab.png"], ["ab.png", "a*.png"], ["a*.png", "ab.png"]),
+        (["a.png", "deep/b.png"], ["a.PNG", "deep/b.JPG"], ["a.PNG", "deep/b.JPG"]),
+        (["a.png"], ["A.png"], [""]),
+        (["a.png"], ["deep/a.png"], [""]),
+    ],
+)
+def test_pictures_are_paired_by_their_exact_names(tmp_path: Path, hr, lr, expected) -> None:
+    (tmp_path / "lr" / "deep").mkdir(parents=True)
+    assert pairs_of(tmp_path, hr, lr) == dict(zip(hr, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr", "words"),
+    [
+        (["a.png"], ["a.png", "a.webp"], r"lr/a\.png and \S+lr/a\.webp have the same name but for their endings"),
+        (["deep/a.png", "deep/a.PNG"], ["a.png"], r"hr/deep/a\.PNG and \S+hr/deep/a\.png have the same name"),
+        (["a.png"], [], "lr is not a folder"),
+    ],
+)
+def test_names_that_do_not_say_what_belongs_together_are_refused(tmp_path: Path, hr, lr, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        pairs_of(tmp_path, hr, lr)

@@ -36,6 +36,7 @@ from onestep_sr.sr_models.training.sd.shared_base import AUXILIARY, STUDENT, Ran
 from onestep_sr.sr_models.training.sd.tsd_objective import Stage, TSDConfig, TSDObjective
 from PIL import Image
 from places import PHOTOS
+from safetensors import safe_open
 from safetensors.torch import load_file
 from small_training import (
     CONFIG,
@@ -247,8 +248,8 @@ def test_losses_are_finite_and_everything_is_logged(trained) -> None:
         assert sorted(values) == [1, 2, 3, 4] and all(np.isfinite(value) for value in values.values())
     assert set(scalars(trained, "validation/niqe")) == {2, 4}
     names = {path.name for path in trained.iterdir()}
-    assert names == {"checkpoint", "best", "log", "run.toml", "transformer.safetensors", "vae.safetensors"}
-    assert sum(path.stat().st_size for path in (trained / "checkpoint").iterdir()) < 20e6, "no frozen weights in there"
+    assert names == {"checkpoint.safetensors", "best", "log", "run.toml", "transformer.safetensors", "vae.safetensors"}
+    assert (trained / "checkpoint.safetensors").stat().st_size < 20e6, "no frozen weights in there"
 
 
 def test_a_resumed_run_gives_the_same_result(small, data, trained, tmp_path, monkeypatch) -> None:
@@ -264,7 +265,6 @@ def test_a_resumed_run_gives_the_same_result(small, data, trained, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         sd_runs.train_tsd(config, run(small, data), METHOD, None)
     monkeypatch.setattr(loop, "training_step", step)
-    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
     sd_runs.train_tsd(config, run(small, data), METHOD, None)
     for name in ("transformer.safetensors", "vae.safetensors"):
         whole, parts = load_file(trained / name), load_file(tmp_path / name)
@@ -374,7 +374,8 @@ def test_the_command_line_and_two_processes(small, data, tmp_path) -> None:
     assert again.returncode == 0, again.stderr
     first, second = (load_file(tmp_path / name / "transformer.safetensors") for name in ("one", "again"))
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert json.loads((tmp_path / "one" / "checkpoint" / "run.json").read_text())["step"] == 2
+    with safe_open(tmp_path / "one" / "checkpoint.safetensors", framework="pt") as checkpoint:
+        assert json.loads(checkpoint.metadata()["onestep_sr_run"])["step"] == 2
 
 
 SHARES = """

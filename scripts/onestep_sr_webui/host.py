@@ -30,7 +30,6 @@ except ImportError:
 
 MODEL_FOLDER = Path(models_path, "OneStepSR")  # depends on --data-dir and --models-dir
 AUTO = "auto"
-PREVIEW_SIDE = 512
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
@@ -177,5 +176,4 @@ def warn(text: str) -> None:
 
 
 def _picture(preview: Tensor) -> Image.Image:
-    step = max(1, max(preview.shape) // PREVIEW_SIDE)  # all pixels of a large picture would cost time for every tile
-    return Image.fromarray((preview[:, ::step, ::step].movedim(0, -1) * 255).round().byte().cpu().numpy())
+    return Image.fromarray((preview.movedim(0, -1) * 255).round().byte().cpu().numpy())

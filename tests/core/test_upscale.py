@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onestep_sr.sr_models.canvas.target import Side
 from onestep_sr.sr_models.codecs.autoencoder import AutoencoderCodec
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
-from onestep_sr.sr_models.core import rows
+from onestep_sr.sr_models.core import report, rows
 from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
 from onestep_sr.sr_models.core.options import UpscaleOptions
@@ -478,6 +478,18 @@ def test_a_preview_begins_with_the_picture_and_grows_over_all_bands(monkeypatch)
     assert (previews[0][:, :16, :16] == 1).all()
     assert torch.allclose(previews[0][:, 16:], image[0, :, 16:], atol=0.3)  # what codec and picture call a pixel
     assert (previews[0][:, 30:] <= 0.5 + 1e-6).all() and (previews[-1] == 1).all()
+
+
+@pytest.mark.parametrize("band", [1, 2**18])
+def test_the_preview_of_a_large_picture_has_fewer_pixels(band, monkeypatch):
+    """Every third latent pixel of a canvas of 96 x 48, whichever tiles they come from."""
+    monkeypatch.setattr(rows, "BAND", band)
+    monkeypatch.setattr(report, "PREVIEW_SIDE", 32)
+    image, previews = picture(90, 45), []
+    upscale(model(), image, progress=lambda done, total, preview: previews.append(preview.clone()))
+    assert {preview.shape for preview in previews} == {(3, 30, 15)}
+    whole = F.avg_pool2d(bicubic(padded(image), 4), 4)[0, :, :90:3, :45:3].clamp(0, 1)
+    assert torch.allclose(previews[-1], whole, atol=1e-5)
 
 
 def autoencoder_model(**changes) -> SRModel:

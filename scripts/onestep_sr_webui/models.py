@@ -11,6 +11,7 @@ from PIL import Image
 
 from ...sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ...sr_models.checkpoints.weights_file import Stamp, file_stamps
+from ...sr_models.core.forecast import workspace
 from ...sr_models.core.options import UpscaleOptions
 from ...sr_models.core.tile_policy import TilePolicy
 from ...sr_models.diffusers_host.lora import open_lora
@@ -28,7 +29,7 @@ TITLE = "One-Step SR"
 BUNDLED_NAME = f"{TITLE} x4"
 PARTS = (AUTOENCODER_NAME, PROMPT_FILE, POOLED_FILE)  # parts of a model, not listed as models
 NETWORK = "transformer"  # LoRAs for a U-Net need a diffusers folder, which the host's list of checkpoints has not
-WORKSPACE = 2**30  # bytes to free in addition to the weights
+WORKSPACE = 2**30  # bytes to free at least in addition to the weights
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,9 @@ def upscale(choice: Choice, image: Image.Image, options: UpscaleOptions) -> Imag
         return None
     with host.plain_torch():
         opened = _open(choice, host.compute_dtype(), host.budget(), file_stamps(_files(choice)))
+        beside = max(WORKSPACE, workspace(opened.model, (image.height, image.width), options))
         try:
-            with host.room_for(opened.size + WORKSPACE), opened.on_device(host.device()):
+            with host.room_for(opened.size + beside), opened.on_device(host.device()):
                 policy = _tile_policy(choice, host.task())
                 reports = host.tile_progress(), host.warn, policy, host.stage_progress()
                 return to_pillow(enlarge(opened.model, from_pillow(image), options, *reports))

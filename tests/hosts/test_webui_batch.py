@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -38,6 +39,9 @@ class Limited:
 
     def tiles_at_once(self, shape):
         return 1
+
+    def memory(self, shape):
+        return 0
 
     def __call__(self, latent, lr, timestep):
         if latent.shape[-1] > 16:
@@ -131,3 +135,30 @@ def test_a_model_is_opened_again_only_if_one_of_its_files_was_replaced(adapter, 
         for _ in range(2):
             models.upscale(choice, picture, UpscaleOptions(2))
         assert len(opened) == count, path
+
+
+def test_a_run_can_be_interrupted_while_an_autoencoder_works(adapter, monkeypatch):
+    models, modules = adapter
+
+    class Slow(PixelShuffleCodec):
+        def encode(self, image, stage=None):
+            modules.shared.state.interrupted = True
+            stage(1, 2)
+            raise AssertionError("not stopped")
+
+    slow = replace(formula_model(), denoiser=Limited(), codec=Slow(4))
+    monkeypatch.setattr(models, "_open", lambda *choice: models.OpenedModel(BUNDLED, slow))
+    choice = models.Choice(Path("model.safetensors"))
+    assert models.upscale(choice, Image.new("RGB", (16, 16)), UpscaleOptions(2)) is None
+    assert modules.shared.state.textinfo == "encoding or decoding, 50 %"
+
+
+def test_the_host_is_asked_for_the_memory_of_a_tile(adapter, monkeypatch):
+    models, _ = adapter
+    asked, limited = [], Limited()
+    limited.memory = lambda shape: 2**31 * shape[-1]
+    opened = models.OpenedModel(BUNDLED, replace(formula_model(), denoiser=limited))
+    monkeypatch.setattr(models, "_open", lambda *choice: opened)
+    monkeypatch.setattr(models.host, "room_for", lambda size: asked.append(size) or nullcontext())
+    models.upscale(models.Choice(Path("model.safetensors")), Image.new("RGB", (16, 16)), UpscaleOptions(2))
+    assert asked == [2**31 * 16]

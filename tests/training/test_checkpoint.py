@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.training.checkpoint import Best, Learned, remove_leftovers, resume, save_checkpoint
+from onestep_sr.sr_models.training.checkpoint import (
+    CHECKPOINT_FILE,
+    Best,
+    Learned,
+    remove_leftovers,
+    resume,
+    save_checkpoint,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -52,24 +59,35 @@ def test_without_a_checkpoint_training_starts_at_the_beginning(tmp_path: Path) -
     assert resume(tmp_path, learned(), SETTINGS) == (0, None)
 
 
+def written_at(folder: Path) -> int:
+    path = folder / CHECKPOINT_FILE
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the child that is killed is a fork")
 def test_no_kill_loses_a_checkpoint(tmp_path: Path) -> None:
     """A child saves one checkpoint after another until it is killed, 20 times; the next goes on where it was."""
     state, last, moments = learned(1, width=200), 0, random.Random(0)
     for _ in range(20):
+        before = written_at(tmp_path)
         child = os.fork()
         if not child:
-            for step in range(last + 1, 10**9):
-                save_checkpoint(tmp_path, state, SETTINGS, step, None)
-        time.sleep(moments.uniform(0.005, 0.06))
+            try:
+                for step in range(last + 1, 10**9):
+                    save_checkpoint(tmp_path, state, SETTINGS, step, None)
+            finally:
+                os._exit(1)
+        while written_at(tmp_path) == before:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "the child ended by itself"
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         step, _ = resume(tmp_path, learned(0, width=200), SETTINGS)
-        assert step >= last
+        assert step > last
         last = step
         remove_leftovers(tmp_path)
         assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint.safetensors"}
-    assert last > 20
 
 
 class Attack:

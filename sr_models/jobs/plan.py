@@ -59,9 +59,9 @@ def plan_jobs(inputs: Iterable[str], output: Path, suffix: str | None = None, no
         if output.exists() and not output.is_dir():
             raise UserError(f"{output} is a file and not a folder: choose another output.")
         targets = _targets(found, output, suffix)
-    sources = {_key(source.resolve()) for source, _ in found}
+    sources = {_key(_real(source)) for source, _ in found}
     for target in targets:
-        if _key(target.resolve()) in sources:
+        if _key(_real(target)) in sources:
             raise UserError(f"{target} would replace its own source or another input: choose another output.")
     return _with_comparisons([Job(source, target) for (source, _), target in zip(found, targets, strict=True)])
 
@@ -70,8 +70,13 @@ def _unique(found: Iterable[Found]) -> list[Found]:
     """Each source once, as it was named first, whichever way leads to its folder."""
     first: dict[Path, Found] = {}
     for pair in found:
-        first.setdefault(pair.source.parent.resolve() / pair.source.name, pair)
+        first.setdefault(_real(pair.source.parent) / pair.source.name, pair)
     return list(first.values())
+
+
+def _real(path: Path) -> Path:
+    """Where links lead; those that lead back to themselves stay, for which Path.resolve raises RuntimeError."""
+    return Path(os.path.realpath(path))
 
 
 def _key(path: Path) -> str:
@@ -170,7 +175,7 @@ def _matches(text: str, output: Path, notice: Notice) -> list[Found]:
 
 
 def _in_folder(folder: Path, output: Path, notice: Notice) -> list[Found]:
-    inside = _is_in(output, folder) and output.resolve() != folder.resolve()
+    inside = _is_in(output, folder) and _real(output) != _real(folder)
     paths = [path for path in _walk(folder) if not (inside and _is_in(path, output)) and not _is_result(path, folder)]
     kinds = {path: _kind(path) for path in paths}
     for kind, words in LEFT_OUT.items():
@@ -203,7 +208,8 @@ def _kind(path: Path) -> Kind:
 
 
 def _is_in(path: Path, folder: Path) -> bool:
-    return folder.resolve() in (path.resolve(), *path.resolve().parents)
+    path = _real(path)
+    return _real(folder) in (path, *path.parents)
 
 
 def _is_result(file: Path, folder: Path) -> bool:

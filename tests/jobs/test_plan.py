@@ -109,15 +109,16 @@ def test_everything_that_is_left_out_of_a_folder_is_named(tmp_path) -> None:
     folder = made(tmp_path / "x", "a.png")
     (folder / "loop").symlink_to(folder, target_is_directory=True)
     (folder / "gone.png").symlink_to(tmp_path / "none.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
     (folder / "linked.png").symlink_to(folder / "a.png")
     os.mkfifo(folder / "pipe.png")
     heard = []
-    jobs = plan_jobs([str(folder)], tmp_path / "out", notice=heard.append)
+    jobs = plan_jobs([str(folder)], folder / "out", notice=heard.append)
     assert [job.source.name for job in jobs] == ["a.png", "linked.png"]
     assert heard == [
         f"{folder}: 1 file is not a picture and is left out (pipe.png).",
         f"{folder}: 1 link to a folder is left out (loop).",
-        f"{folder}: 1 link whose file is missing is left out (gone.png).",
+        f"{folder}: 2 links whose files are missing are left out (circle.png, gone.png).",
     ]
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 class ResShiftSchedule:
     """A ResShift process with timesteps 0 to `steps - 1`.
 
-    `power` changes the geometric growth of sqrt(eta), `min_noise` is the noise at timestep 0, and `end` is the last
-    sqrt(eta). The defaults are the published ones for 15 steps.
+    `power` changes the geometric growth of sqrt(eta), `min_noise` is the noise at timestep 0, `end` is the last
+    sqrt(eta), and `largest_start` is a bound of the first one. The defaults are the published ones for 15 steps.
     """
 
     steps: int = 15
@@ -28,11 +28,12 @@ class ResShiftSchedule:
     power: float = 0.3
     min_noise: float = 0.04
     end: float = 0.99
+    largest_start: float = math.sqrt(0.001)
 
     @cached_property
     def sqrt_eta(self) -> tuple[float, ...]:
         """sqrt(eta_t) = s_0 r^u_t, u_t = (t / (T-1))^p (T-1) (section 3.2 of the paper)."""
-        start = min(self.min_noise / self.kappa, self.min_noise, math.sqrt(0.001))
+        start = min(self.min_noise / self.kappa, self.min_noise, self.largest_start)
         last = self.steps - 1
         growth = (self.end / start) ** (1 / last)
         return tuple(start * growth ** ((t / last) ** self.power * last) for t in range(self.steps))

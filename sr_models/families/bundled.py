@@ -50,6 +50,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "power": (1e-3, 10.0),
     "min_noise": (1e-3, 10.0),
     "end": (1e-3, 1.0),
+    "largest_start": (1e-4, 1.0),
 }
 BUNDLED = Path(__file__).parents[1] / "weights" / "onestep-sr-x4.safetensors"
 

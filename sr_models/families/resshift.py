@@ -32,7 +32,7 @@ VALUES_PER_PIXEL = 3600  # of one pass of the network, computed by benchmarks/ti
 AUTOENCODER_NAME = "autoencoder_vq_f4.pth"
 
 T15 = ResShiftSchedule()
-T4 = ResShiftSchedule(steps=4, min_noise=0.2)
+T4 = ResShiftSchedule(steps=4, min_noise=0.2, largest_start=1.0)  # the journal version has no bound
 
 PAPER = "arXiv 2307.12348"
 TILE = 512  # as published: up to 512 px of the picture in one window

@@ -101,6 +101,7 @@ class Upscale:
         from ..jobs.run import run_jobs
 
         opened = open_model(choice)
+        say(opened.family.licence_notice)
         for warning in opened.warnings:
             warn(f"Warning: {warning}")
         return run_jobs(opened.model, jobs, options, progress)

@@ -24,7 +24,7 @@ class Report:
 
     Attributes:
         shown: (height, width) of the canvas without padding, in latent pixels.
-        done, total: number of finished tiles, and of all tiles.
+        done, total: number of finished tiles, and of all tiles, counting each pass.
         overflowed: number of tiles that overflowed in the network's precision and were computed in float32.
     """
 
@@ -32,18 +32,23 @@ class Report:
         self.codec, self.shown, self.progress, self.notice = codec, shown, progress, notice
         self.done = self.total = self.overflowed = 0
 
-    def begin(self, band: Band, latent: Tensor) -> None:
-        """Start a band of the canvas; `latent` is its input."""
-        self.done, self.total = band.before, band.total
+    def begin(self, band: Band, latent: Tensor, passes: int = 1) -> None:
+        """Start a band of the canvas, whose tiles run `passes` times; `latent` is its input."""
+        self.done, self.total = band.before * passes, band.total * passes
         if self.progress is not None:
             self.preview = self.codec.preview(latent)
             self.seen = self.preview[0, :, : self.shown[0] - band.top, : self.shown[1]]
 
     def tile(self, tile: Tile, piece: Tensor) -> None:
         """Report a finished tile with its latent."""
-        self.done += 1
         if self.progress is not None:
             tile.cut(self.preview).copy_(self.codec.preview(piece))
+        self.count(tile, piece)
+
+    def count(self, tile: Tile, piece: Tensor) -> None:
+        """Report a finished tile without showing it."""
+        self.done += 1
+        if self.progress is not None:
             self.progress(self.done, self.total, self.seen)
 
     def end(self, dtype: torch.dtype) -> None:

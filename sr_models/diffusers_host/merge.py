@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -30,8 +31,16 @@ class MergedAdapter:
     def name(self) -> str:
         return self.adapter.name
 
+    def on_copy(self, network: nn.Module) -> MergedAdapter:
+        """The same LoRA in a copy of the network."""
+        other = copy.copy(self)
+        other.network = network
+        return other
+
     def set_strength(self, strength: float) -> None:
         """Set the weights to W + strength * alpha / r * B A, W being those without the LoRA."""
+        if strength == self.strength:
+            return
         weights = dict(self.network.named_parameters())
         for module, layer in self.adapter.update.items():
             weight = weights[f"{module}.weight"]

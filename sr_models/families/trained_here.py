@@ -30,4 +30,5 @@ FAMILY = LoraFamily(
     summary=lambda header: lora_files.summary(header, "Self-trained", UNET),
     read=partial(lora_files.read, layout=UNET),
     files=UNET.files,
+    save=lora_files.save,
 )

@@ -52,5 +52,6 @@ FAMILY = LoraFamily(
     summary=lambda header: lora_files.summary(header, "TSD-SR", TRANSFORMER),
     read=partial(lora_files.read, layout=TRANSFORMER),
     files=TRANSFORMER.files,
+    save=lora_files.save,
     near={SD35_MEDIUM.title: SD35_WARNING},
 )

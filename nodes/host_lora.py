@@ -15,11 +15,15 @@ from comfy.sd import VAE
 from ..sr_models.checkpoints import low_rank
 from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.checkpoints.low_rank import Adapter
+from ..sr_models.checkpoints.prompt_embeddings import PromptEmbeddings
 from ..sr_models.checkpoints.vae_names import original_vae_name
 from ..sr_models.checkpoints.weights_file import shortened
-from ..sr_models.core.model import Fixed, SRModel
+from ..sr_models.core.model import Fixed, Pass, SRModel
+from ..sr_models.core.process import Process
+from ..sr_models.core.recipe import Recipe
+from ..sr_models.core.step import Step
 from ..sr_models.errors import UserError
-from ..sr_models.families.family import OneStepLora, OpenedModel, on_base, start_level
+from ..sr_models.families.family import OneStepLora, OpenedModel, Strengths, on_base, start_level
 from . import host_sd3, host_unet
 from .host_sd import (
     CARRIED,
@@ -52,16 +56,56 @@ def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple
         raise UserError(f"{lora.sentence}, but {TARGET} is {title}: use {lora.base}.")
     warnings, patched = lora.require_base(base.base_of(model), TARGET), model.clone()
     _replace(patched, lora, base.parameter_names(model))
-    for adapter in lora.network:
-        targets = base.targets(model, adapter.update)
-        require_fit(
-            adapter.update, {m: shape for m, (_, shape) in targets.items()}, lora.sentence, TARGET, str(lora.base)
-        )
-        _patch(patched, adapter, {module: key for module, (key, _) in targets.items()}, strength)
+    _, scales = lora.passes(lora.family.recipe(lora.recipe).step)[0]
+    _add_adapters(patched, lora, {name: strength * scale for name, scale in scales.items()})
     if latent_format := base.latent_format():
         patched.add_object_patch(LATENT_FORMAT, latent_format)
-    patched.set_attachments(CARRIED, Carried(lora.family, lora.base, lora.recipe))
+    patched.set_attachments(CARRIED, Carried(lora, strength))
     return patched, warnings
+
+
+def _add_adapters(patcher: ModelPatcher, lora: OneStepLora, scales: Strengths) -> None:
+    """Add the network's adapters to a MODEL at these scales. Raises UserError if one does not fit."""
+    base = _base_module(patcher)
+    for adapter in lora.network:
+        targets = base.targets(patcher, adapter.update)
+        shapes = {module: shape for module, (_, shape) in targets.items()}
+        require_fit(adapter.update, shapes, lora.sentence, TARGET, str(lora.base))
+        if scales[adapter.name]:
+            _patch(patcher, adapter, {module: key for module, (key, _) in targets.items()}, scales[adapter.name])
+
+
+def passes_of(model: ModelPatcher, recipe: Recipe) -> list[tuple[Step, ModelPatcher]]:
+    """The passes of the recipe, whose step has the base's process, on the MODEL that carries the LoRA: each step with
+    a MODEL, of which the first is the given one. ComfyUI changes the weights between two passes."""
+    carried = require_carried(model)
+    (first, applied), *others = carried.lora.passes(recipe.step)
+    found: list[tuple[Step, ModelPatcher]] = [(first, model)]
+    for step, scales in others:
+        other = model.clone()
+        change = {name: carried.strength * (scale - applied[name]) for name, scale in scales.items()}
+        _add_adapters(other, carried.lora, change)
+        found.append((step, other))
+    return found
+
+
+def require_carried(model: ModelPatcher) -> Carried:
+    """The LoRA that the MODEL carries. Raises UserError if there is none."""
+    carried = carried_by(model)
+    if carried is None:
+        raise UserError("The connected MODEL has no one-step LoRA: connect it through Apply One-Step SR LoRA.")
+    return carried
+
+
+def prompt_of(model: ModelPatcher) -> tuple[str, PromptEmbeddings | None]:
+    """The prompt of the LoRA that the MODEL carries, as text, and encoded if the LoRA's files contain that."""
+    carried = require_carried(model)
+    return carried.family.recipe(carried.lora.recipe).prompt, carried.lora.embeddings
+
+
+def process_of(model: ModelPatcher) -> Process:
+    """The noise process of a MODEL that carries a LoRA."""
+    return _base_module(model).process_of(model)
 
 
 def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
@@ -72,15 +116,15 @@ def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
         keys = {module: f"{original_vae_name(module)}.weight" for module in adapter.update}
         shapes = {module: tuple(state[key].shape) for module, key in keys.items() if key in state}
         require_fit(adapter.update, shapes, lora.sentence, "the connected VAE", str(lora.base))
-        _patch(patched.patcher, adapter, keys, strength)
+        _patch(patched.patcher, adapter, keys, strength * adapter.strength)
     return patched
 
 
 def _patch(patcher: ModelPatcher, adapter: Adapter, keys: dict[str, Any], strength: float) -> None:
-    """Add a LoRA to a patcher; `keys` maps the LoRA's modules to ComfyUI's names of their weights."""
+    """Add a LoRA to a patcher at a strength; `keys` maps the LoRA's modules to ComfyUI's names of their weights."""
     update = adapter.update
     patches = comfy.lora.load_lora(low_rank.to_tensors(update), {module: keys[module] for module in update})
-    patched = patcher.add_patches(patches, strength * adapter.strength)
+    patched = patcher.add_patches(patches, strength)
     left_out = [module for module in update if keys[module] not in patched]
     if left_out:
         raise UserError(f"ComfyUI did not apply the LoRA to {shortened(left_out)}: update ComfyUI.")
@@ -103,14 +147,14 @@ def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe
     If the LoRA's method does not have the given recipe, the LoRA's own is used. Raises UserError for a MODEL without
     a LoRA, and for a VAE or CONDITIONING of another base.
     """
-    carried = carried_by(model)
-    if carried is None:
-        raise UserError("The connected MODEL has no one-step LoRA: connect it through Apply One-Step SR LoRA.")
-    base, latent_format = _base_module(model), model.get_model_object(LATENT_FORMAT)
-    require_vae(vae, latent_format.latent_channels, str(carried.base))
-    require_prompt(conditioning, base.prompt_width(model), str(carried.base))
-    chosen = carried.family.recipe(recipe if recipe in carried.family.recipes else carried.recipe)
-    process = base.process_of(model)
-    denoiser = GuidedDenoiser(model, process.level, start_level(chosen, process))
+    carried, latent_format = require_carried(model), model.get_model_object(LATENT_FORMAT)
+    require_vae(vae, latent_format.latent_channels, str(carried.lora.base))
+    require_prompt(conditioning, _base_module(model).prompt_width(model), str(carried.lora.base))
+    process = process_of(model)
+    chosen = on_base(
+        carried.family.recipe(recipe if recipe in carried.family.recipes else carried.lora.recipe), process
+    )
+    start = start_level(chosen, process)
+    passes = [Pass(step, GuidedDenoiser(each, process.level, start)) for step, each in passes_of(model, chosen)]
     codec = VAECodec(vae, latent_format)
-    return OpenedModel(carried.family, SRModel(on_base(chosen, process), denoiser, codec, Fixed(conditioning)))
+    return OpenedModel(carried.family, SRModel(chosen, passes[0].denoiser, codec, Fixed(conditioning), tuple(passes)))

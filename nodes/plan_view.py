@@ -10,7 +10,7 @@ from ..sr_models.core.options import UpscaleOptions
 from ..sr_models.core.recipe import Recipe
 from ..sr_models.errors import UserError
 from ..sr_models.families.loading import recipe_of
-from ..sr_models.families.registry import FAMILIES
+from ..sr_models.families.registry import FAMILIES, identify
 from . import host, host_sd, pace, stable_diffusion, upscaling
 
 ROUTE = "/onestep_sr/plan"
@@ -52,11 +52,21 @@ def answer(content: dict[str, Any]) -> dict[str, Any]:
 def _recipe(node: str, widgets: dict[str, Any]) -> tuple[Recipe, int]:
     """The recipe and the codec's factor of the node's SR_MODEL, from its widgets."""
     if node == stable_diffusion.MODEL_ID:
-        return FAMILIES.lora_recipes[widgets["recipe"]], host_sd.VAE_FACTOR
+        return _lora_recipe(widgets["recipe"], widgets.get("lora")), host_sd.VAE_FACTOR
     model, recipe = widgets["model"], widgets["recipe"]
     if model != upscaling.BUNDLED_NAME and model not in host.weights_files(host.MODEL_FOLDER):
         raise UserError(f"{model} is not in models/{host.MODEL_FOLDER}: choose another model.")
     return recipe_of(upscaling.model_path(model), None if recipe == upscaling.AUTO else recipe)
+
+
+def _lora_recipe(name: str, lora: str | None) -> Recipe:
+    """The recipe of One-Step SR Model; `lora` is the file in Apply One-Step SR LoRA before it, if the page found it."""
+    if lora is None or lora not in host.weights_files(stable_diffusion.LORA_FOLDER):
+        if name == upscaling.AUTO:
+            raise UserError("The estimate needs Apply One-Step SR LoRA before One-Step SR Model.")
+        return FAMILIES.lora_recipes[name]
+    recipes = identify(host.weights_path(lora, stable_diffusion.LORA_FOLDER)).recipes
+    return recipes.get(name) or next(iter(recipes.values()))
 
 
 def _line(recipe: Recipe, run: Forecast) -> str:

@@ -64,6 +64,7 @@ class LoadModel(io.ComfyNode):
                 ),
             ],
             outputs=[SRModelSocket.Output(display_name="SR_MODEL", tooltip="For Upscale Image (One-Step SR).")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -82,6 +83,7 @@ class LoadModel(io.ComfyNode):
             recipe=None if recipe == AUTO else recipe,
             dtype=host.compute_dtype(),
         )
+        host.show_on_node(cls.hidden.unique_id, loaded.family.licence_notice)
         return io.NodeOutput(host.adopt(loaded))
 
 

@@ -71,8 +71,8 @@ class ModelOptions:
     prompt: str | None = None
     "Encode this text instead of the prompt that the LoRA was published with."
     strength: Annotated[dict[str, float], Parameter(show_default=False)] = field(default_factory=dict)
-    """Strength of a part of the LoRA, 1 if not given: --strength.pixel (fidelity) and --strength.semantic (detail), 0 to
-    2, for PiSA-SR; --strength.unet or --strength.transformer, and --strength.vae, for others."""
+    """Strength of a part of the LoRA, 1 if not given: for PiSA-SR --strength.pixel (fidelity) and --strength.semantic
+    (detail), 0 to 2; for others --strength.unet or --strength.transformer, and --strength.vae."""
     offload: Switch = False
     "Keep parts of the model on the CPU while they are not in use."
 

@@ -6,6 +6,7 @@ Names are `network/<adapter>/` or `vae/<adapter>/` and peft's names with diffuse
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..checkpoints import low_rank
 from ..checkpoints.conditions import Metadata
 from ..checkpoints.header import Header
-from ..checkpoints.low_rank import Adapter
+from ..checkpoints.low_rank import Adapter, LowRank
 from ..checkpoints.weights_file import WeightsFile
 from ..errors import UserError
 from ..files.whole import write_whole
@@ -56,25 +57,24 @@ def read(family: LoraFamily, file: WeightsFile, base: BaseKind, recipe: str) -> 
     replaced = {part: low_rank.under(file.tensors, f"{REPLACED}{part}/") for part in ("network", "vae")}
     if not network and not replaced["network"]:
         raise UserError(f"{file.name} is incomplete (it lacks the LoRA of the network): convert it again.")
-    return OneStepLora(
-        family, file.name, base, recipe, network, vae, replaced["network"], replaced_vae=replaced["vae"]
-    )
+    return OneStepLora(family, file.name, base, recipe, network, vae, replaced["network"], replaced_vae=replaced["vae"])
 
 
 def _adapters(file: WeightsFile, part: str) -> tuple[Adapter, ...]:
     tensors = low_rank.under(file.tensors, f"{part}/")
-    names = dict.fromkeys(name.split("/")[0] for name in tensors)
-    return tuple(Adapter(name, low_rank.parse(low_rank.under(tensors, f"{name}/"), file.name)) for name in sorted(names))
+    names = sorted({name.split("/")[0] for name in tensors})
+    updates = {name: low_rank.parse(low_rank.under(tensors, f"{name}/"), file.name) for name in names}
+    return tuple(Adapter(name, update) for name, update in updates.items())
 
 
 def is_single(header: Header) -> bool:
     return FAMILY_KEY in header.metadata
 
 
-def _layers(lora: OneStepLora):
+def _layers(lora: OneStepLora) -> list[LowRank]:
     return [layer for adapter in (*lora.network, *lora.vae) for layer in adapter.update.values()]
 
 
-def _numbers(values) -> str:
+def _numbers(values: Iterable[float]) -> str:
     """Different numbers in order, for people: "4" or "4, 16"."""
     return ", ".join(f"{value:g}" for value in sorted(set(values)))

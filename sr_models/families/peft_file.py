@@ -60,4 +60,6 @@ def _modules(file: WeightsFile, key: str) -> list[str]:
 
 
 def _with_alpha(update: Update) -> Update:
-    return {module: replace(layer, alpha=ALPHA if layer.alpha is None else layer.alpha) for module, layer in update.items()}
+    return {
+        module: layer if layer.alpha is not None else replace(layer, alpha=ALPHA) for module, layer in update.items()
+    }

@@ -53,7 +53,9 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
         return adapter_file.read(family, file, BASE, RECIPE.name)
     others = sorted(name for name in file.tensors if not name.startswith(PREFIX))
     if others:
-        raise UserError(f"{file.name} contains weights that are not PiSA-SR's ({shortened(others)}): download it again.")
+        raise UserError(
+            f"{file.name} contains weights that are not PiSA-SR's ({shortened(others)}): download it again."
+        )
     found = peft_file.by_adapter(under(file.tensors, PREFIX), file.name)
     adapters = []
     for name, published in PUBLISHED_NAMES.items():

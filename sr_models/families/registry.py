@@ -80,7 +80,7 @@ class Registry:
         )
 
 
-FAMILIES = Registry(bundled.FAMILY, conv_sr.FAMILY, resshift.FAMILY, pisa_sr.FAMILY, tsd_sr.FAMILY, trained_here.FAMILY)
+FAMILIES = Registry(bundled.FAMILY, conv_sr.FAMILY, resshift.FAMILY, tsd_sr.FAMILY, trained_here.FAMILY, pisa_sr.FAMILY)
 
 
 def identify(path: Path) -> Family:

@@ -84,7 +84,10 @@ def open_model(choice: ModelChoice) -> OpenedModel:
             identify(path).recipe(recipe)  # also refused where the model has none to choose from
         return load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype).to(place)
     if choice.base is None or choice.lora is None:
-        raise UserError("A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's, 2.1-base for PiSA-SR's) and --lora: give both.")
+        raise UserError(
+            "A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's, 2.1-base for PiSA-SR's) and --lora: "
+            "give both."
+        )
     if not choice.base.exists():
         raise UserError(f"{choice.base} does not exist: check the name of the base.")
     return open_lora(

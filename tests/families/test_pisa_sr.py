@@ -64,7 +64,7 @@ def opened(case: dict, strengths: tuple[float, float] = PUBLISHED, **options):
 
 
 @torch.no_grad()
-def equation(  # noqa: PLR0913
+def equation(
     case: dict,
     image: Tensor,
     pixel: float = 1.0,
@@ -176,7 +176,7 @@ def test_strengths_change_without_reading_files_again(case, image, tmp_path) -> 
 def test_strengths_that_it_does_not_have_are_refused(case) -> None:
     with pytest.raises(UserError, match="PiSA-SR has no strength 'detail': choose one of pixel, semantic"):
         read_lora(case["lora"]).at({"detail": 1.0})
-    with pytest.raises(UserError, match="Strength semantic is 2.5: choose a value from 0 to 2"):
+    with pytest.raises(UserError, match=r"Strength semantic is 2\.5: choose a value from 0 to 2"):
         opened(case, (1.0, 2.5))
     with pytest.raises(UserError, match="Strength pixel is nan"):
         opened(case, (float("nan"), 1.0))
@@ -258,10 +258,10 @@ def test_another_base_is_refused_with_both_names(case, tmp_path) -> None:
         words = f"is a PiSA-SR LoRA for Stable Diffusion 2.1 with epsilon prediction, but the base is .*{title}"
         with pytest.raises(UserError, match=words):
             lora.require_base(kind, "the base")
-    with pytest.raises(UserError, match="with epsilon prediction, but the base is .* with v prediction: use"):
+    with pytest.raises(UserError, match=r"with epsilon prediction, but the base is .* with v prediction: use"):
         open_lora(small_unet.write(tmp_path / "v", "2.1"), case["lora"], dtype=torch.float32)
     sd3 = small_sd3.write(tmp_path / "sd3", small_unet.NARROW)
-    with pytest.raises(UserError, match="but the base is Stable Diffusion 3 medium: use Stable Diffusion 2.1"):
+    with pytest.raises(UserError, match=r"but the base is Stable Diffusion 3 medium: use Stable Diffusion 2\.1"):
         open_lora(sd3.folder, case["lora"], prompt="", dtype=torch.float32)
 
 

@@ -6,17 +6,19 @@ The code for each base is in `host_sd3` and `host_unet`, which define the same f
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.lora
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
+from torch import Tensor
 
 from ..sr_models.checkpoints import low_rank
 from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.checkpoints.low_rank import Adapter
 from ..sr_models.checkpoints.prompt_embeddings import PromptEmbeddings
-from ..sr_models.checkpoints.vae_names import original_vae_name
+from ..sr_models.checkpoints.vae_names import original_vae_name, original_vae_parameter
 from ..sr_models.checkpoints.weights_file import shortened
 from ..sr_models.core.model import Fixed, Pass, SRModel
 from ..sr_models.core.process import Process
@@ -55,7 +57,7 @@ def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple
         title = type(model.model.model_config).__name__
         raise UserError(f"{lora.sentence}, but {TARGET} is {title}: use {lora.base}.")
     warnings, patched = lora.require_base(base.base_of(model), TARGET), model.clone()
-    _replace(patched, lora, base.parameter_names(model))
+    _replace(patched, lora, lora.replaced, base.parameter_names(model), TARGET, whole=not lora.network)
     _, scales = lora.passes(lora.family.recipe(lora.recipe).step)[0]
     _add_adapters(patched, lora, {name: strength * scale for name, scale in scales.items()})
     if latent_format := base.latent_format():
@@ -112,6 +114,8 @@ def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
     """A copy of the VAE with the LoRA on its encoder. Raises UserError if the LoRA does not fit."""
     patched, state = copy.copy(vae), vae.first_stage_model.state_dict()
     patched.patcher = vae.patcher.clone()
+    names = {name: original_vae_parameter(name) for name in lora.replaced_vae}
+    _replace(patched.patcher, lora, lora.replaced_vae, names, "the connected VAE", whole=True)
     for adapter in lora.vae:
         keys = {module: f"{original_vae_name(module)}.weight" for module in adapter.update}
         shapes = {module: tuple(state[key].shape) for module, key in keys.items() if key in state}
@@ -130,15 +134,34 @@ def _patch(patcher: ModelPatcher, adapter: Adapter, keys: dict[str, Any], streng
         raise UserError(f"ComfyUI did not apply the LoRA to {shortened(left_out)}: update ComfyUI.")
 
 
-def _replace(patcher: ModelPatcher, lora: OneStepLora, names: dict[str, str]) -> None:
-    """Add whole replaced weights to a patcher; `names` maps diffusers' parameters to ComfyUI's names."""
+def _replace(
+    patcher: ModelPatcher,
+    lora: OneStepLora,
+    replaced: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    target: str,
+    *,
+    whole: bool,
+) -> None:
+    """Add whole replaced weights to a patcher; `names` maps diffusers' parameters to ComfyUI's names.
+
+    Raises UserError for weights that the target does not have, and if `whole`, for weights of the target that would be
+    kept.
+    """
     shapes = {name: tuple(weight.shape) for name, weight in patcher.model.named_parameters()}
-    for name, tensor in lora.replaced.items():
-        if shapes.get(names.get(name, "")) != tensor.shape:
+    kept = sorted(shapes.keys() - {names.get(name) for name in replaced})
+    if whole and replaced and kept:
+        raise UserError(
+            f"{lora.sentence}, but it lacks {len(kept)} weights of {target} ({shortened(kept)}): download it again."
+        )
+    for name, tensor in replaced.items():
+        shape = shapes.get(names.get(name, ""), ())
+        # The attention of ComfyUI's VAE has convolutions where diffusers has linear layers.
+        if shape not in (tensor.shape, (*tensor.shape, 1, 1)):
             raise UserError(
-                f"{lora.sentence}, but {TARGET} has no {name} of shape {tuple(tensor.shape)}: use {lora.base}."
+                f"{lora.sentence}, but {target} has no {name} of shape {tuple(tensor.shape)}: use {lora.base}."
             )
-        patcher.add_patches({names[name]: ("set", (tensor,))})
+        patcher.add_patches({names[name]: ("set", (tensor.reshape(shape),))})
 
 
 def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe: str) -> OpenedModel:

@@ -68,6 +68,22 @@ def pisa_sr(base: Path) -> dict[str, Any]:
     return content
 
 
+def osediff(base: Path) -> dict[str, Any]:
+    """The content of `osediff.pkl`."""
+    generator, unet = torch.Generator().manual_seed(5), UNet2DConditionModel.from_pretrained(base / "unet")
+    vae, content = AutoencoderKL.from_pretrained(base / "vae"), {"rank_unet": RANK, "rank_vae": RANK}
+    in_unet: dict[str, Tensor] = {}
+    for part, modules in unet_parts(unet).items():
+        content[f"unet_lora_{part}_modules"] = modules
+        in_unet |= halves(unet, modules, f"default_{part}", generator)
+    for end in ("weight", "bias"):
+        weight = unet.conv_in.get_parameter(end)
+        in_unet[f"conv_in.base_layer.{end}"] = weight.data + 0.03 * torch.randn(weight.shape, generator=generator)
+    encoder = [name for name in with_lora(vae) if "encoder" in name or name == "quant_conv"]
+    content |= {"vae_lora_encoder_modules": [*encoder, "quant_conv"], "state_dict_unet": in_unet}
+    return content | {"state_dict_vae": halves(vae, encoder, "default_encoder", generator)}
+
+
 def add_lora(network: nn.Module, tensors: dict[str, Tensor], ending: str, scale: float) -> None:
     """W + scale B A in the network's precision, for adapters whose names have this ending."""
     for name in (key for key in tensors if ".lora_A." in key and key.endswith(f"{ending}.weight")):
@@ -105,3 +121,34 @@ def on_the_command_line(image: Tensor, folder: Path, *options: object) -> Tensor
     finally:
         sys.argv = before
     return read_picture(folder / "out.png").pixels[None]
+
+
+def calm_output(base: Path) -> None:
+    """Make the U-Net's output small: at t = 999 it is divided by .068, and a trained one keeps the result in range."""
+    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+    unet.conv_out.weight.data *= 0.05
+    unet.save_pretrained(base / "unet")
+
+
+def osediff_networks(
+    base: Path, content: dict[str, Any], scale: float = SCALE, left_out: str = ""
+) -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """OSEDiff on a base in float64. `left_out`: "VAE", "conv_in replaced", or the beginning of LoRA names."""
+    unet, vae = opened(base)
+    in_unet, in_vae = dict(content["state_dict_unet"]), dict(content["state_dict_vae"])
+    if left_out != "conv_in replaced":
+        for end in ("weight", "bias"):
+            unet.conv_in.get_parameter(end).data = in_unet[f"conv_in.base_layer.{end}"].double()
+    for tensors in (in_unet, in_vae):
+        for name in [name for name in tensors if left_out and name.startswith(left_out)]:
+            del tensors[name]
+    add_lora(unet, in_unet, "", scale)
+    if left_out != "VAE":
+        add_lora(vae, in_vae, "", scale)
+    return unet, vae
+
+
+def merged(base: Path, content: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """OSEDiff's second layout: both networks, with the LoRA merged in float64."""
+    unet, vae = osediff_networks(base, content)
+    return {"vae": vae.float().state_dict(), "unet": unet.float().state_dict()}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.lora_fit import require_fit
 from ..checkpoints.low_rank import Adapter, merge
+from ..checkpoints.weights_file import shortened
 from ..errors import UserError
 
 
@@ -48,9 +49,13 @@ class MergedAdapter:
         self.strength = strength
 
 
-def replace_weights(network: nn.Module, tensors: Mapping[str, Tensor], lora: str) -> None:
-    """Replace parameters' values. Raises UserError for a name or shape that the network does not have."""
+def replace_weights(network: nn.Module, tensors: Mapping[str, Tensor], lora: str, *, whole: bool = False) -> None:
+    """Replace parameters' values. Raises UserError for a name or shape that the network does not have, and if `whole`
+    and there are tensors, for parameters that keep their value."""
     weights = dict(network.named_parameters())
+    kept = sorted(weights.keys() - tensors.keys()) if whole and tensors else []
+    if kept:
+        raise UserError(f"{lora}, but it lacks {len(kept)} weights of the base ({shortened(kept)}): download it again.")
     for name, tensor in tensors.items():
         if name not in weights or weights[name].shape != tensor.shape:
             raise UserError(f"{lora}, but the base has no {name} of shape {tuple(tensor.shape)}: use another base.")

@@ -67,6 +67,11 @@ def _adapters(file: WeightsFile, part: str) -> tuple[Adapter, ...]:
     return tuple(Adapter(name, update) for name, update in updates.items())
 
 
+def ranks(header: Header) -> str:
+    """The ranks of all LoRAs in a file with peft's names; empty if there are none."""
+    return _numbers(shape[0] for name, shape in header.shapes.items() if ".lora_A." in name)
+
+
 def is_single(header: Header) -> bool:
     return FAMILY_KEY in header.metadata
 

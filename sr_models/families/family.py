@@ -220,7 +220,8 @@ class OneStepLora:
     @property
     def sentence(self) -> str:
         """A description of this LoRA, with which error messages start."""
-        return f"{self.name} is a {self.family.title} LoRA for {self.base}"
+        article = "an" if self.family.title[0] in "AEIO" else "a"
+        return f"{self.name} is {article} {self.family.title} LoRA for {self.base}"
 
     def require_base(self, found: BaseKind, target: str) -> tuple[str, ...]:
         """Warnings for the user. Raises UserError if the LoRA was made for another base.

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.conditions import AnyOf, HasSuffix
-from ..checkpoints.header import Header, header_of
-from ..checkpoints.low_rank import DOWN, Adapter, under
+from ..checkpoints.header import header_of
+from ..checkpoints.low_rank import Adapter, under
 from ..checkpoints.weights_file import read_weights, shortened
 from ..core.recipe import Recipe
 from ..core.step import Residual
@@ -76,11 +76,6 @@ def passes(step: Residual, strengths: Strengths) -> Sequence[tuple[Residual, Str
     ]
 
 
-def _summary(header: Header) -> str:
-    ranks = {shape[0] for name, shape in header.shapes.items() if name.endswith(DOWN) or ".lora_A." in name}
-    return f"PiSA-SR: pixel and semantic U-Net LoRA, rank {', '.join(map(str, sorted(ranks)))}"
-
-
 FAMILY = LoraFamily(
     name="pisa-sr",
     title="PiSA-SR",
@@ -88,7 +83,7 @@ FAMILY = LoraFamily(
     citation=RECIPE.citation,
     condition=AnyOf(HasSuffix(".lora_A.default_encoder_pix.weight"), adapter_file.condition("pisa-sr")),
     recipes={RECIPE.name: RECIPE},
-    summary=_summary,
+    summary=lambda header: f"PiSA-SR: pixel and semantic U-Net LoRA, rank {adapter_file.ranks(header)}",
     read=read,
     strengths=(0.0, 2.0),
     passes=passes,

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoints.header import Header, read_header
 from ..core.recipe import Recipe
 from ..errors import UserError
-from . import bundled, conv_sr, pisa_sr, resshift, trained_here, tsd_sr
+from . import bundled, conv_sr, osediff, pisa_sr, resshift, trained_here, tsd_sr
 from .family import Family, LoraFamily, ModelFamily, OneStepLora
 from .other_kinds import OTHER_KINDS
 
@@ -80,7 +80,15 @@ class Registry:
         )
 
 
-FAMILIES = Registry(bundled.FAMILY, conv_sr.FAMILY, resshift.FAMILY, tsd_sr.FAMILY, trained_here.FAMILY, pisa_sr.FAMILY)
+FAMILIES = Registry(
+    bundled.FAMILY,
+    conv_sr.FAMILY,
+    resshift.FAMILY,
+    tsd_sr.FAMILY,
+    trained_here.FAMILY,
+    pisa_sr.FAMILY,
+    osediff.FAMILY,
+)
 
 
 def identify(path: Path) -> Family:

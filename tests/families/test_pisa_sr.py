@@ -51,8 +51,8 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def image() -> Tensor:
     """Smooth, as the colour match compares means and deviations."""
-    noise = torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-    return (resize(noise, (64, 96)).clamp(0, 1) * (2**16 - 1)).round() / (2**16 - 1)
+    noise = torch.rand(1, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    return (resize(noise, (32, 48)).clamp(0, 1) * (2**16 - 1)).round() / (2**16 - 1)
 
 
 def opened(case: dict, strengths: tuple[float, float] = PUBLISHED, **options):

@@ -1,4 +1,5 @@
-"""Families on Stable Diffusion 2.1 inside real ComfyUI, on a small U-Net, to floats: PiSA-SR.
+"""Families on Stable Diffusion 2.1 inside real ComfyUI, on a small U-Net, to floats: PiSA-SR and
+both layouts of OSEDiff.
 
 What ComfyUI gives is compared with diffusers, which the tests in `families/` compare with the equations.
 """
@@ -30,9 +31,11 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
         "two runs": {"pixel": 2.0, "semantic": 0.5},
         "pixel alone": {"pixel": 1.3, "semantic": 0.0},
     },
+    "osediff": {"published": {}, "half": {"unet": 0.5}},
+    "osediff, whole": {"published": {}},
 }
 RUNS = {"two runs": 2}
-SIGMA = {"pisa-sr": 0.041279 / 0.999148}  # ComfyUI's, of the family's timestep
+SIGMA = {"pisa-sr": 0.041279 / 0.999148, "osediff": 0.997667 / 0.068265}  # ComfyUI's, of the family's timestep
 
 pytestmark = pytest.mark.host
 
@@ -48,11 +51,16 @@ def folder(request: pytest.FixtureRequest) -> Path:
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     root = tmp_path_factory.mktemp("families")
     base = small_unet.write(root / "base", "2.1-base", FULL_WIDTHS)
-    torch.save(small_peft.pisa_sr(base), root / "pisa_sr.pkl")
+    small_peft.calm_output(base)
+    osediff = small_peft.osediff(base)
+    contents = {"pisa-sr": small_peft.pisa_sr(base), "osediff": osediff}
+    contents["osediff, whole"] = small_peft.merged(base, osediff)
     image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     shared = {"kind": "2.1-base", "folder": str(base), "config": small_unet.comfyui_config("2.1-base"), "image": image}
     shared["prompt"] = small_peft.encoded(base, "")
-    return {"pisa-sr": shared | {"lora": str(root / "pisa_sr.pkl"), "strengths": STRENGTHS["pisa-sr"]}}
+    for family, content in contents.items():
+        torch.save(content, root / f"{family}.pkl")
+    return {name: shared | {"lora": str(root / f"{name}.pkl"), "strengths": STRENGTHS[name]} for name in contents}
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +104,14 @@ def test_the_model_runs_at_the_published_timestep_and_no_more_often_than_needed(
     found, runs = results[family][name], RUNS.get(name, 1)
     assert found["runs"] == runs and found["seen"] == list(range(runs))
     assert found["tiles seen"] == list(range(len(found["tiles seen"]))) and len(found["tiles seen"]) % runs == 0
-    assert all(abs(sigma - SIGMA[family]) < 1e-4 * SIGMA[family] for sigma in found["sigmas"])
+    sigma = SIGMA[family.split(",")[0]]
+    assert all(abs(found_sigma - sigma) < 1e-4 * sigma for found_sigma in found["sigmas"])
 
 
 @pytest.mark.parametrize("family", STRENGTHS)
 def test_the_lora_decides_recipe_and_prompt(family, results) -> None:
     found = results[family]["published"]
-    assert (found["recipe"], found["prompt"], found["notices"]) == (family, ("", None), ())
+    assert (found["recipe"], found["prompt"], found["notices"]) == (family.split(",")[0], ("", None), ())
 
 
 @pytest.mark.parametrize("family", STRENGTHS)

@@ -32,24 +32,24 @@ class ApplyLoRA(io.ComfyNode):
         files = host.weights_files(LORA_FOLDER)
         return schema(
             node_id="OneStepSRApplyLoRA",
-            search_aliases=["tsd-sr", "tsdsr", "pisa-sr", "pisasr", "one step lora", "super resolution"],
+            search_aliases=["tsd-sr", "tsdsr", "pisa-sr", "osediff", "one step lora", "super resolution"],
             display_name="Apply One-Step SR LoRA",
             category=CATEGORY,
             description="Apply a one-step LoRA to a checkpoint: to its MODEL, and to the encoder of its VAE if the "
-            "LoRA has a part for it. TSD-SR needs Stable Diffusion 3 medium, PiSA-SR needs 2.1-base, and a LoRA that "
-            "you trained needs its own base. The connected MODEL and VAE are not changed.",
+            "LoRA has a part for it. TSD-SR needs Stable Diffusion 3 medium, PiSA-SR and OSEDiff need 2.1-base, and a "
+            "LoRA that you trained needs its own base. The connected MODEL and VAE are not changed.",
             inputs=[
                 io.Model.Input(
                     "model",
                     tooltip="From a checkpoint of the LoRA's base, such as Stable Diffusion 3 medium for TSD-SR or "
-                    "2.1-base for PiSA-SR.",
+                    "2.1-base for PiSA-SR and OSEDiff.",
                 ),
                 io.Vae.Input("vae", tooltip="From the same checkpoint."),
                 io.Combo.Input(
                     "lora",
                     options=files,
-                    tooltip="A file in models/loras: TSD-SR's transformer.safetensors, pisa_sr.pkl, your own "
-                    "transformer.safetensors or unet.safetensors, or a file from onestep-sr convert.",
+                    tooltip="A file in models/loras: TSD-SR's transformer.safetensors, pisa_sr.pkl, osediff.pkl, your "
+                    "own transformer.safetensors or unet.safetensors, or a file from onestep-sr convert.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -130,7 +130,7 @@ class ApplyLoRA(io.ComfyNode):
         read, ignored = _at(_read(*paths, cls.fingerprint_inputs(lora, vae_lora)), strength_pixel, strength_semantic)
         patched, warnings = host_lora.apply_lora(model, read, strength_model)
         host_sd.require_vae(vae, patched.get_model_object(host_sd.LATENT_FORMAT).latent_channels, str(read.base))
-        host.show_on_node(cls.hidden.unique_id, " ".join([read.family.licence_notice, *warnings, *ignored]))
+        host.show_on_node(cls.hidden.unique_id, " ".join([*host.licence_notices(read.family), *warnings, *ignored]))
         return io.NodeOutput(patched, host_lora.apply_vae_lora(vae, read, strength_vae))
 
 
@@ -158,7 +158,7 @@ class Prompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="OneStepSRPrompt",
-            search_aliases=["tsd-sr prompt", "prompt_embeds", "embeddings"],
+            search_aliases=["tsd-sr prompt", "pisa-sr prompt", "osediff prompt", "prompt_embeds", "embeddings"],
             display_name="One-Step SR Prompt",
             category=CATEGORY,
             description="Encode the prompt of a one-step LoRA with CLIP, or load TSD-SR's published embeddings, which "
@@ -176,8 +176,8 @@ class Prompt(io.ComfyNode):
                     "text",
                     default=TSD_SR.prompt,
                     multiline=True,
-                    tooltip="TSD-SR was trained with exactly this text and spelling; PiSA-SR with an empty text. Only "
-                    "used with 'from text'.",
+                    tooltip="TSD-SR was trained with exactly this text and spelling, PiSA-SR with an empty text, and "
+                    "OSEDiff with tags of the image. Only used with 'from text'.",
                 ),
                 io.Clip.Input(
                     "clip", optional=True, tooltip="From the same checkpoint, for 'from text' and 'from LoRA'."
@@ -238,7 +238,7 @@ class Sampler(io.ComfyNode):
                     max=TSD_SR.largest_tile,
                     step=2,
                     tooltip="Tile side in latent pixels, each of which is 8 px of the image. 0: tile and overlap that "
-                    "the LoRA was published with, such as 64 for TSD-SR and 96 for PiSA-SR.",
+                    "the LoRA was published with, such as 64 for TSD-SR, and 96 for PiSA-SR and OSEDiff.",
                 ),
                 advanced(
                     io.Int.Input(
@@ -278,7 +278,7 @@ class Model(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id=MODEL_ID,
-            search_aliases=["tsd-sr", "pisa-sr", "sr model", "super resolution"],
+            search_aliases=["tsd-sr", "pisa-sr", "osediff", "sr model", "super resolution"],
             display_name="One-Step SR Model",
             category=CATEGORY,
             description="Combine a MODEL and a VAE that have a one-step LoRA, and the prompt, into one model for "

@@ -83,7 +83,7 @@ class LoadModel(io.ComfyNode):
             recipe=None if recipe == AUTO else recipe,
             dtype=host.compute_dtype(),
         )
-        host.show_on_node(cls.hidden.unique_id, loaded.family.licence_notice)
+        host.show_on_node(cls.hidden.unique_id, " ".join(host.licence_notices(loaded.family)))
         return io.NodeOutput(host.adopt(loaded))
 
 

@@ -120,6 +120,8 @@ def _tile_policy(choice: Choice, task: str) -> TilePolicy:
 def _open(choice: Choice, dtype: torch.dtype, budget: int | None, modification_time: float) -> OpenedModel:
     """Open a model. The last one is kept for the next picture of a batch, and read again if its file was replaced."""
     _open.cache_clear()  # before loading, because two models may not fit into memory
+    family = identify(choice.file)
+    host.warn(family.licence_notice if family.is_non_commercial else "")
     if choice.checkpoint is None:
         return load(choice.file, dtype=dtype, budget=budget)
     lora = read_lora(choice.file)

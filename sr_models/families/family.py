@@ -51,9 +51,13 @@ class Family:
     summary: Callable[[Header], str]
 
     @property
+    def is_non_commercial(self) -> bool:
+        return "non-commercial" in self.licence
+
+    @property
     def licence_notice(self) -> str:
-        """A sentence about the licence of the weights, to show when they are loaded."""
-        if "non-commercial" in self.licence:
+        """A sentence about the licence of the weights, to show when they are first loaded."""
+        if self.is_non_commercial:
             return f"{self.title} may not be used commercially. Its licence: {self.licence}."
         return f"Licence of {self.title}: {self.licence}."
 

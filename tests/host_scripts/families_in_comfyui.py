@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 package, cases, result = sys.argv[1:]
 sys.argv = [sys.argv[0], "--cpu"]
@@ -24,6 +25,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from onestep_sr.nodes import host_lora, host_sampler, host_sd  # noqa: E402
+from onestep_sr.nodes import stable_diffusion as nodes  # noqa: E402
 from onestep_sr.sr_models.canvas.color import match  # noqa: E402
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
@@ -60,6 +62,34 @@ def sentence(function, *arguments):
     return "no error"
 
 
+class Asked:
+    """A CLIP that remembers the text."""
+
+    def tokenize(self, text):
+        self.text = text
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return "encoded"
+
+
+def through_nodes(case, base_model, base_vae, conditioning):
+    """Apply, Prompt, Model and Sampler as a graph runs them, with two pairs of strengths."""
+    nodes.ApplyLoRA.hidden, reads, read_file = SimpleNamespace(unique_id="1"), [], nodes.read_lora
+    nodes.read_lora = lambda *paths: reads.append(paths) or read_file(*paths)
+    inputs = {"model": base_model, "vae": base_vae, "lora": case["lora"], "vae_lora": "auto"}
+    inputs |= {"strength_model": 1.0, "strength_vae": 1.0}
+    found, clip = {}, Asked()
+    for name, pixel, semantic in (("published", 1.0, 1.0), ("two runs", 2.0, 0.5)):
+        model, vae = nodes.ApplyLoRA.execute(**inputs, strength_pixel=pixel, strength_semantic=semantic).args
+        sr_model = nodes.Model.execute(model, vae, conditioning, "auto").args[0].model
+        sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0))
+        found[name] = upscale(sr_model, case["image"], UpscaleOptions(1))
+    nodes.Prompt.execute("from LoRA", "not this one", clip, model)
+    nodes.read_lora = read_file
+    sampler = nodes.Sampler.execute(0, 8, 1).args[0]
+    return found | {"reads": len(reads), "text": clip.text, "sampler": (sampler.tile, sampler.overlap)}
+
+
 def results_of(case):
     image, conditioning = case["image"], [[case["prompt"], {"pooled_output": torch.zeros(1, 0)}]]
     base_model, base_vae = opened(case), comfy.sd.VAE(sd=read(Path(case["folder"]) / "vae"))
@@ -80,6 +110,8 @@ def results_of(case):
         results[name] = {"whole": whole, "parts": parts, "runs": runs, "sigmas": counted[:runs], "notices": notices}
         results[name] |= {"tiled": tiled, "tiled parts": tiled_parts, "seen": seen, "tiles seen": tiles_seen}
         results[name] |= {"prompt": host_lora.prompt_of(model), "recipe": sr_model.recipe.name}
+    if "two runs" in case["strengths"]:
+        results["nodes"] = through_nodes(case, base_model, base_vae, conditioning)
     other = opened(case | {"kind": "2.1"})
     results["refused"] = sentence(host_lora.apply_lora, other, lora, 1.0)
     comfy.model_management.unload_all_models()

@@ -114,6 +114,13 @@ def test_the_lora_decides_recipe_and_prompt(family, results) -> None:
     assert (found["recipe"], found["prompt"], found["notices"]) == (family.split(",")[0], ("", None), ())
 
 
+def test_the_nodes_give_the_same_and_read_the_file_once(results, expected) -> None:
+    found = results["pisa-sr"]["nodes"]
+    for name in ("published", "two runs"):
+        assert (found[name] - expected["pisa-sr", name]["whole"]).abs().max() < TOLERANCE
+    assert (found["reads"], found["text"], found["sampler"]) == (1, "", (None, None))
+
+
 @pytest.mark.parametrize("family", STRENGTHS)
 def test_the_given_model_and_vae_are_not_changed(family, results) -> None:
     assert results[family]["as it was"] and results[family]["VAE as it was"]

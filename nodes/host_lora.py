@@ -18,7 +18,7 @@ from ..sr_models.checkpoints import low_rank
 from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.checkpoints.low_rank import Adapter
 from ..sr_models.checkpoints.prompt_embeddings import PromptEmbeddings
-from ..sr_models.checkpoints.vae_names import original_vae_name, original_vae_parameter
+from ..sr_models.checkpoints.vae_names import diffusers_vae_name, diffusers_vae_parameter
 from ..sr_models.checkpoints.weights_file import shortened
 from ..sr_models.core.model import Fixed, Pass, SRModel
 from ..sr_models.core.process import Process
@@ -114,11 +114,11 @@ def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
     """A copy of the VAE with the LoRA on its encoder. Raises UserError if the LoRA does not fit."""
     patched, state = copy.copy(vae), vae.first_stage_model.state_dict()
     patched.patcher = vae.patcher.clone()
-    names = {name: original_vae_parameter(name) for name in lora.replaced_vae}
+    names = {diffusers_vae_parameter(key): key for key in state}
     _replace(patched.patcher, lora, lora.replaced_vae, names, "the connected VAE", whole=True)
+    keys = {diffusers_vae_name(key.removesuffix(".weight")): key for key in state if key.endswith(".weight")}
+    shapes = {module: tuple(state[key].shape) for module, key in keys.items()}
     for adapter in lora.vae:
-        keys = {module: f"{original_vae_name(module)}.weight" for module in adapter.update}
-        shapes = {module: tuple(state[key].shape) for module, key in keys.items() if key in state}
         require_fit(adapter.update, shapes, lora.sentence, "the connected VAE", str(lora.base))
         _patch(patched.patcher, adapter, keys, strength * adapter.strength)
     return patched
@@ -180,4 +180,5 @@ def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe
     start = start_level(chosen, process)
     passes = [Pass(step, GuidedDenoiser(each, process.level, start)) for step, each in passes_of(model, chosen)]
     codec = VAECodec(vae, latent_format)
-    return OpenedModel(carried.family, SRModel(chosen, passes[0].denoiser, codec, Fixed(conditioning), tuple(passes)))
+    model = SRModel(chosen, passes[0].denoiser, codec, Fixed(conditioning), passes=tuple(passes))
+    return OpenedModel(carried.family, model)

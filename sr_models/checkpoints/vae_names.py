@@ -5,44 +5,44 @@ from __future__ import annotations
 LEVELS = 4  # of encoder and decoder; the original decoder numbers them from the finest one
 
 
-def original_vae_name(module: str) -> str:
-    """The original name, which ComfyUI also uses, of a diffusers module of the VAE."""
+def diffusers_vae_name(module: str) -> str:
+    """diffusers' name of a module of the VAE, from the original name, which ComfyUI also uses."""
     half, *inside = module.split(".")
     return ".".join([half, *_inside(inside)]) if half in ("encoder", "decoder") else module
 
 
-def original_vae_parameter(name: str) -> str:
-    """The original name of a diffusers parameter of the VAE."""
+def diffusers_vae_parameter(name: str) -> str:
+    """diffusers' name of a parameter of the VAE, from the original name."""
     module, _, end = name.rpartition(".")
-    return f"{original_vae_name(module)}.{end}"
+    return f"{diffusers_vae_name(module)}.{end}"
 
 
 def _inside(parts: list[str]) -> list[str]:
     match parts:
-        case ["down_blocks", level, *rest]:
-            return ["down", level, *_in_level(rest)]
-        case ["up_blocks", level, *rest] if level.isdecimal():
-            return ["up", str(LEVELS - 1 - int(level)), *_in_level(rest)]
-        case ["mid_block", "resnets", block, *rest] if block.isdecimal():
-            return ["mid", f"block_{int(block) + 1}", *_resnet(rest)]
-        case ["mid_block", "attentions", "0", *rest]:
-            names = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm"}
-            return ["mid", "attn_1", names.get(".".join(rest), ".".join(rest))]
-        case ["conv_norm_out"]:
-            return ["norm_out"]
+        case ["down", level, *rest]:
+            return ["down_blocks", level, *_in_level(rest)]
+        case ["up", level, *rest] if level.isdecimal():
+            return ["up_blocks", str(LEVELS - 1 - int(level)), *_in_level(rest)]
+        case ["mid", ("block_1" | "block_2") as block, *rest]:
+            return ["mid_block", "resnets", str(int(block[-1]) - 1), *_resnet(rest)]
+        case ["mid", "attn_1", part]:
+            names = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm"}
+            return ["mid_block", "attentions", "0", names.get(part, part)]
+        case ["norm_out"]:
+            return ["conv_norm_out"]
     return parts
 
 
 def _in_level(parts: list[str]) -> list[str]:
     match parts:
-        case ["resnets", block, *rest]:
-            return ["block", block, *_resnet(rest)]
-        case ["downsamplers", "0", *rest]:
-            return ["downsample", *rest]
-        case ["upsamplers", "0", *rest]:
-            return ["upsample", *rest]
+        case ["block", block, *rest]:
+            return ["resnets", block, *_resnet(rest)]
+        case ["downsample", *rest]:
+            return ["downsamplers", "0", *rest]
+        case ["upsample", *rest]:
+            return ["upsamplers", "0", *rest]
     return parts
 
 
 def _resnet(rest: list[str]) -> list[str]:
-    return ["nin_shortcut" if part == "conv_shortcut" else part for part in rest]
+    return ["conv_shortcut" if part == "nin_shortcut" else part for part in rest]

@@ -11,7 +11,7 @@ from ..checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
 from ..core.model import Conditioner, SRModel
 from ..core.recipe import Recipe
 from ..errors import UserError
-from ..families.family import Encode, OneStepLora, OpenedModel, Strengths, on_base
+from ..families.family import Encode, OneStepLora, OpenedModel, on_base
 from ..families.registry import read_lora
 from . import sd3, unet
 from .codec import LatentCodec
@@ -28,12 +28,11 @@ VAE_TARGET = "the base's VAE"
 
 def open_lora(
     base: Path,
-    lora: Path,
+    lora: Path | OneStepLora,
     *,
     embeddings: Path | None = None,
     prompt: str | None = None,
     recipe: str | None = None,
-    strengths: Strengths | None = None,
     dtype: torch.dtype = torch.float16,
     device: torch.device | None = None,
     offload: bool = False,
@@ -44,13 +43,12 @@ def open_lora(
     Args:
         base: a diffusers folder (`transformer/` or `unet/`, `vae/`, ...), or a single-file checkpoint of Stable
             Diffusion 3.
-        lora: one of the LoRA's files or its folder, as in `read_lora`.
+        lora: one of the LoRA's files or its folder, as in `read_lora`, or the result of `read_lora`, for example at
+            other strengths. Strengths can also be changed later, by the opened model's `adapters`.
         embeddings: the encoded prompt, as in `read_embeddings`; None uses the embeddings stored with the LoRA. If there
             are none, or if a prompt is given, the base's text encoders encode the prompt and are then released.
         prompt: None uses the recipe's prompt.
         recipe: one of the family's recipes; None uses the LoRA's.
-        strengths: of the LoRA's adapters, by name; those that are not named have 1. They can be changed later, without
-            reading files, by the opened model's `adapters`.
         dtype: precision of the weights and the computation.
         device: the device to compute on; None means the CPU.
         offload: keep the network and the VAE on the CPU while they are not in use.
@@ -60,7 +58,8 @@ def open_lora(
         UserError: if diffusers is missing or incompatible, or if files are missing, broken, or do not belong together.
     """
     require_diffusers()
-    weights, placement = read_lora(lora).at(strengths or {}), Placement(device or torch.device("cpu"), offload)
+    weights = read_lora(lora) if isinstance(lora, Path) else lora
+    placement = Placement(device or torch.device("cpu"), offload)
     chosen = weights.family.recipe(recipe or weights.recipe)
     if is_unet(base) != (weights.base.network == "unet"):  # before text encoders, which may be missing
         weights.require_base((unet if is_unet(base) else sd3).open_base(base, dtype).kind, "the base")

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..families.bundled import BUNDLED
 from ..families.family import OpenedModel
 from ..families.loading import load
-from ..families.registry import identify
+from ..families.registry import identify, read_lora
 
 BUNDLED_NAME = "bundled"
 CHUNK, PARTS = 2**20, 1024  # bytes that are hashed at once; a file of up to a gigabyte is hashed whole
@@ -92,11 +92,10 @@ def open_model(choice: ModelChoice) -> OpenedModel:
         raise UserError(f"{choice.base} does not exist: check the name of the base.")
     return open_lora(
         choice.base,
-        choice.lora,
+        read_lora(choice.lora).at(choice.strengths),
         embeddings=choice.embeddings,
         prompt=choice.prompt,
         recipe=recipe,
-        strengths=choice.strengths,
         dtype=dtype,
         device=place,
         offload=choice.offload,

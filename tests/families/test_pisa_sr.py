@@ -57,7 +57,7 @@ def image() -> Tensor:
 
 def opened(case: dict, strengths: tuple[float, float] = PUBLISHED, **options):
     named = dict(zip(("pixel", "semantic"), strengths, strict=True))
-    return open_lora(case["base"], case["lora"], strengths=named, dtype=torch.float32, **options)
+    return open_lora(case["base"], read_lora(case["lora"]).at(named), dtype=torch.float32, **options)
 
 
 # The equation

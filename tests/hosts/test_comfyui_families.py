@@ -20,6 +20,7 @@ from limits import HANGING_SECONDS
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
+from onestep_sr.sr_models.families.registry import read_lora
 from places import HOST_SCRIPTS, ROOT
 from small_sd3 import FULL_WIDTHS
 
@@ -69,7 +70,8 @@ def expected(cases: dict[str, dict[str, Any]]) -> dict[tuple[str, str], dict[str
     found = {}
     for family, case in cases.items():
         for name, strengths in case["strengths"].items():
-            model = open_lora(Path(case["folder"]), Path(case["lora"]), strengths=strengths, dtype=torch.float32).model
+            lora = read_lora(Path(case["lora"])).at(strengths)
+            model = open_lora(Path(case["folder"]), lora, dtype=torch.float32).model
             model = replace(model, recipe=replace(model.recipe, shortest=0))
             asked = {"whole": UpscaleOptions(1), "tiled": UpscaleOptions(1, tile=64, overlap=16)}
             found[family, name] = {way: upscale(model, case["image"], options) for way, options in asked.items()}

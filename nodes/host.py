@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from ..sr_models.checkpoints.weights_file import SUFFIXES
 from ..sr_models.core.devices import default_dtype
 from ..sr_models.core.model import SRModel
-from ..sr_models.families.family import OpenedModel
+from ..sr_models.families.family import Family, OpenedModel
 
 MODEL_FOLDER = "onestep_sr"
 PREVIEW_SIDE = 512
@@ -114,6 +116,17 @@ def show_on_node(node_id: str, text: str) -> None:
     """Show a text on a node of the graph without stopping the run; does nothing for an empty text."""
     if text:
         PromptServer.instance.send_progress_text(text, node_id)
+
+
+def licence_notices(family: Family) -> list[str]:
+    """What to show on a node that has loaded a family's weights. Its licence is printed when they are first loaded."""
+    _print_once(family.licence_notice)
+    return [family.licence_notice] if family.is_non_commercial else []
+
+
+@cache
+def _print_once(text: str) -> None:
+    logging.info("One-Step SR: %s", text)
 
 
 def device_name() -> str:

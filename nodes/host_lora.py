@@ -6,20 +6,26 @@ The code for each base is in `host_sd3` and `host_unet`, which define the same f
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.lora
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
+from torch import Tensor
 
 from ..sr_models.checkpoints import low_rank
 from ..sr_models.checkpoints.lora_fit import require_fit
 from ..sr_models.checkpoints.low_rank import Adapter
-from ..sr_models.checkpoints.vae_names import diffusers_vae_name
+from ..sr_models.checkpoints.prompt_embeddings import PromptEmbeddings
+from ..sr_models.checkpoints.vae_names import diffusers_vae_name, diffusers_vae_parameter
 from ..sr_models.checkpoints.weights_file import shortened
-from ..sr_models.core.model import Fixed, SRModel
+from ..sr_models.core.model import Fixed, Pass, SRModel
+from ..sr_models.core.process import Process
+from ..sr_models.core.recipe import Recipe
+from ..sr_models.core.step import Step
 from ..sr_models.errors import UserError
-from ..sr_models.families.family import OneStepLora, OpenedModel, on_base, start_level
+from ..sr_models.families.family import OneStepLora, OpenedModel, Strengths, on_base, start_level
 from . import host_sd3, host_unet
 from .host_sd import (
     CARRIED,
@@ -51,48 +57,111 @@ def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple
         title = type(model.model.model_config).__name__
         raise UserError(f"{lora.sentence}, but {TARGET} is {title}: use {lora.base}.")
     warnings, patched = lora.require_base(base.base_of(model), TARGET), model.clone()
-    _replace(patched, lora, base.parameter_names(model))
-    for adapter in lora.network:
-        targets = base.targets(model, adapter.update)
-        require_fit(adapter, {m: shape for m, (_, shape) in targets.items()}, lora.sentence, TARGET, str(lora.base))
-        _patch(patched, adapter, {module: key for module, (key, _) in targets.items()}, strength)
+    _replace(patched, lora, lora.replaced, base.parameter_names(model), TARGET, whole=not lora.network)
+    _, scales = lora.passes(lora.family.recipe(lora.recipe).step)[0]
+    _add_adapters(patched, lora, {name: strength * scale for name, scale in scales.items()})
     if latent_format := base.latent_format():
         patched.add_object_patch(LATENT_FORMAT, latent_format)
-    patched.set_attachments(CARRIED, Carried(lora.family, lora.base, lora.recipe))
+    patched.set_attachments(CARRIED, Carried(lora, strength))
     return patched, warnings
+
+
+def _add_adapters(patcher: ModelPatcher, lora: OneStepLora, scales: Strengths) -> None:
+    """Add the network's adapters to a MODEL at these scales. Raises UserError if one does not fit."""
+    base = _base_module(patcher)
+    for adapter in lora.network:
+        targets = base.targets(patcher, adapter.update)
+        shapes = {module: shape for module, (_, shape) in targets.items()}
+        require_fit(adapter, shapes, lora.sentence, TARGET, str(lora.base))
+        if scales[adapter.name]:
+            _patch(patcher, adapter, {module: key for module, (key, _) in targets.items()}, scales[adapter.name])
+
+
+def passes_of(model: ModelPatcher, recipe: Recipe) -> list[tuple[Step, ModelPatcher]]:
+    """The passes of the recipe, whose step has the base's process, on the MODEL that carries the LoRA: each step with
+    a MODEL, of which the first is the given one. ComfyUI changes the weights between two passes."""
+    carried = require_carried(model)
+    (first, applied), *others = carried.lora.passes(recipe.step)
+    found: list[tuple[Step, ModelPatcher]] = [(first, model)]
+    for step, scales in others:
+        other = model.clone()
+        change = {name: carried.strength * (scale - applied[name]) for name, scale in scales.items()}
+        _add_adapters(other, carried.lora, change)
+        found.append((step, other))
+    return found
+
+
+def require_carried(model: ModelPatcher) -> Carried:
+    """The LoRA that the MODEL carries. Raises UserError if there is none."""
+    carried = carried_by(model)
+    if carried is None:
+        raise UserError("The connected MODEL has no one-step LoRA: connect it through Apply One-Step SR LoRA.")
+    return carried
+
+
+def prompt_of(model: ModelPatcher) -> tuple[str, PromptEmbeddings | None]:
+    """The prompt of the LoRA that the MODEL carries, as text, and encoded if the LoRA's files contain that."""
+    carried = require_carried(model)
+    return carried.family.recipe(carried.lora.recipe).prompt, carried.lora.embeddings
+
+
+def process_of(model: ModelPatcher) -> Process:
+    """The noise process of a MODEL that carries a LoRA."""
+    return _base_module(model).process_of(model)
 
 
 def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
     """A copy of the VAE with the LoRA on its encoder. Raises UserError if the LoRA does not fit."""
     patched, state = copy.copy(vae), vae.first_stage_model.state_dict()
     patched.patcher = vae.patcher.clone()
+    names = {diffusers_vae_parameter(key): key for key in state}
+    _replace(patched.patcher, lora, lora.replaced_vae, names, "the connected VAE", whole=True)
     keys = {diffusers_vae_name(key.removesuffix(".weight")): key for key in state if key.endswith(".weight")}
     shapes = {module: tuple(state[key].shape) for module, key in keys.items()}
     for adapter in lora.vae:
         require_fit(adapter, shapes, lora.sentence, "the connected VAE", str(lora.base))
-        _patch(patched.patcher, adapter, keys, strength)
+        _patch(patched.patcher, adapter, keys, strength * adapter.strength)
     return patched
 
 
 def _patch(patcher: ModelPatcher, adapter: Adapter, keys: dict[str, Any], strength: float) -> None:
-    """Add a LoRA to a patcher; `keys` maps the LoRA's modules to ComfyUI's names of their weights."""
+    """Add a LoRA to a patcher at a strength; `keys` maps the LoRA's modules to ComfyUI's names of their weights."""
     update = adapter.update
     patches = comfy.lora.load_lora(low_rank.to_tensors(update), {module: keys[module] for module in update})
-    patched = patcher.add_patches(patches, strength * adapter.strength)
+    patched = patcher.add_patches(patches, strength)
     left_out = [module for module in update if keys[module] not in patched]
     if left_out:
         raise UserError(f"ComfyUI did not apply the LoRA to {shortened(left_out)}: update ComfyUI.")
 
 
-def _replace(patcher: ModelPatcher, lora: OneStepLora, names: dict[str, str]) -> None:
-    """Add whole replaced weights to a patcher; `names` maps diffusers' parameters to ComfyUI's names."""
+def _replace(
+    patcher: ModelPatcher,
+    lora: OneStepLora,
+    replaced: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    target: str,
+    *,
+    whole: bool,
+) -> None:
+    """Add whole replaced weights to a patcher; `names` maps diffusers' parameters to ComfyUI's names.
+
+    Raises UserError for weights that the target does not have, and if `whole`, for weights of the target that would be
+    kept.
+    """
     shapes = {name: tuple(weight.shape) for name, weight in patcher.model.named_parameters()}
-    for name, tensor in lora.replaced.items():
-        if shapes.get(names.get(name, "")) != tensor.shape:
+    kept = sorted(shapes.keys() - {names.get(name) for name in replaced})
+    if whole and replaced and kept:
+        raise UserError(
+            f"{lora.sentence}, but it lacks {len(kept)} weights of {target} ({shortened(kept)}): download it again."
+        )
+    for name, tensor in replaced.items():
+        shape = shapes.get(names.get(name, ""), ())
+        # The attention of ComfyUI's VAE has convolutions where diffusers has linear layers.
+        if shape not in (tensor.shape, (*tensor.shape, 1, 1)):
             raise UserError(
-                f"{lora.sentence}, but {TARGET} has no {name} of shape {tuple(tensor.shape)}: use {lora.base}."
+                f"{lora.sentence}, but {target} has no {name} of shape {tuple(tensor.shape)}: use {lora.base}."
             )
-        patcher.add_patches({names[name]: ("set", (tensor,))})
+        patcher.add_patches({names[name]: ("set", (tensor.reshape(shape),))})
 
 
 def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe: str) -> OpenedModel:
@@ -101,14 +170,15 @@ def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe
     If the LoRA's method does not have the given recipe, the LoRA's own is used. Raises UserError for a MODEL without
     a LoRA, and for a VAE or CONDITIONING of another base.
     """
-    carried = carried_by(model)
-    if carried is None:
-        raise UserError("The connected MODEL has no one-step LoRA: connect it through Apply One-Step SR LoRA.")
-    base, latent_format = _base_module(model), model.get_model_object(LATENT_FORMAT)
-    require_vae(vae, latent_format.latent_channels, str(carried.base))
-    require_prompt(conditioning, base.prompt_width(model), str(carried.base))
-    chosen = carried.family.recipe(recipe if recipe in carried.family.recipes else carried.recipe)
-    process = base.process_of(model)
-    denoiser = GuidedDenoiser(model, process.level, start_level(chosen, process))
+    carried, latent_format = require_carried(model), model.get_model_object(LATENT_FORMAT)
+    require_vae(vae, latent_format.latent_channels, str(carried.lora.base))
+    require_prompt(conditioning, _base_module(model).prompt_width(model), str(carried.lora.base))
+    process = process_of(model)
+    chosen = on_base(
+        carried.family.recipe(recipe if recipe in carried.family.recipes else carried.lora.recipe), process
+    )
+    start = start_level(chosen, process)
+    passes = [Pass(step, GuidedDenoiser(each, process.level, start)) for step, each in passes_of(model, chosen)]
     codec = VAECodec(vae, latent_format)
-    return OpenedModel(carried.family, SRModel(on_base(chosen, process), denoiser, codec, Fixed(conditioning)))
+    model = SRModel(chosen, passes[0].denoiser, codec, Fixed(conditioning), passes=tuple(passes))
+    return OpenedModel(carried.family, model)

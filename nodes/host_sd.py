@@ -17,8 +17,7 @@ from ..sr_models.core.model import Result, Stage
 from ..sr_models.core.process import Level
 from ..sr_models.core.step import Network
 from ..sr_models.errors import UserError
-from ..sr_models.families.bases import BaseKind
-from ..sr_models.families.family import LoraFamily
+from ..sr_models.families.family import LoraFamily, OneStepLora
 from . import host_vae
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
@@ -31,11 +30,14 @@ CARRIED = "onestep_sr_lora"  # the key of this pack's attachment on a MODEL
 
 @dataclass(frozen=True)
 class Carried:
-    """The one-step LoRA that was applied to a MODEL."""
+    """The one-step LoRA that was applied to a MODEL, at `strength` times the strengths of its adapters."""
 
-    family: LoraFamily
-    base: BaseKind
-    recipe: str
+    lora: OneStepLora
+    strength: float
+
+    @property
+    def family(self) -> LoraFamily:
+        return self.lora.family
 
 
 def carried_by(model: ModelPatcher) -> Carried | None:
@@ -83,7 +85,7 @@ class GuidedDenoiser:
             raise ValueError("This denoiser needs a CONDITIONING: pass the result of the model's conditioner.")
         guider = CFGGuider(self.model)
         guider.inner_set_conds({"positive": condition})
-        sampler, nothing = _WorkSampler(work, self.level_at), torch.zeros(shape)
+        sampler, nothing = WorkSampler(work, self.level_at), torch.zeros(shape)
         sigmas = torch.tensor([self.start.sigma / unit_of(self.start), 0.0])
         guider.sample(nothing, nothing, sampler, sigmas, disable_pbar=True, seed=0)
         return sampler.result
@@ -110,7 +112,9 @@ class GuidedDenoiser:
         return GuidedDenoiser(exact, self.level_at, self.start)
 
 
-class _WorkSampler(Sampler):
+class WorkSampler(Sampler):
+    """Runs work(network) inside a ComfyUI sampling; `result` is what it returned."""
+
     result: Any
 
     def __init__(self, work: Callable[[Network], Any], level_at: LevelAt):

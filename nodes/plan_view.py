@@ -13,7 +13,7 @@ from ..sr_models.core.options import UpscaleOptions
 from ..sr_models.core.recipe import Recipe
 from ..sr_models.errors import UserError
 from ..sr_models.families.loading import recipe_of
-from ..sr_models.families.registry import FAMILIES
+from ..sr_models.families.registry import FAMILIES, identify
 from . import host, host_sd, pace, stable_diffusion, upscaling
 
 ROUTE = "/onestep_sr/plan"
@@ -88,9 +88,7 @@ def _recipe(node: str, widgets: dict[str, Any]) -> tuple[Recipe, int]:
     """The recipe and the codec's factor of the node's SR_MODEL, from its widgets."""
     recipe = _text(widgets, "recipe")
     if node == stable_diffusion.MODEL_ID:
-        if recipe not in FAMILIES.lora_recipes:
-            raise ValueError("recipe must be one of the node's choices")
-        return FAMILIES.lora_recipes[recipe], host_sd.VAE_FACTOR
+        return _lora_recipe(recipe, widgets.get("lora")), host_sd.VAE_FACTOR
     model = _text(widgets, "model")
     if model != upscaling.BUNDLED_NAME and model not in host.weights_files(host.MODEL_FOLDER):
         raise UserError(f"{model} is not in models/{host.MODEL_FOLDER}: choose another model.")
@@ -102,6 +100,18 @@ def _recipe(node: str, widgets: dict[str, Any]) -> tuple[Recipe, int]:
 def _recipe_of_file(stamp: Stamp, recipe: str | None) -> tuple[Recipe, int]:
     """`recipe_of`, which reads each file once: the header of a large torch file takes tens of milliseconds."""
     return recipe_of(Path(stamp[0]), recipe)
+
+
+def _lora_recipe(name: str, lora: Any) -> Recipe:
+    """The recipe of One-Step SR Model; `lora` is the file in Apply One-Step SR LoRA before it, if the page found it."""
+    if name != upscaling.AUTO and name not in FAMILIES.lora_recipes:
+        raise ValueError("recipe must be one of the node's choices")
+    if lora not in host.weights_files(stable_diffusion.LORA_FOLDER):
+        if name == upscaling.AUTO:
+            raise UserError("The estimate needs Apply One-Step SR LoRA before One-Step SR Model.")
+        return FAMILIES.lora_recipes[name]
+    recipes = identify(host.weights_path(lora, stable_diffusion.LORA_FOLDER)).recipes
+    return recipes.get(name) or next(iter(recipes.values()))
 
 
 def _line(recipe: Recipe, run: Forecast) -> str:

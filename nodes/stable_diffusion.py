@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -10,9 +11,10 @@ from comfy_api.latest import io
 from ..sr_models.checkpoints import prompt_embeddings
 from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
 from ..sr_models.errors import UserError
+from ..sr_models.families.family import OneStepLora
 from ..sr_models.families.registry import FAMILIES, read_lora
 from ..sr_models.families.tsd_sr import TSD_SR
-from . import host, host_lora, host_sd, host_sd3
+from . import host, host_lora, host_sampler, host_sd
 from .schema import advanced, schema
 from .upscaling import AUTO, SRModelSocket
 
@@ -20,7 +22,9 @@ CATEGORY = "image/upscaling/One-Step SR/Stable Diffusion"
 LORA_FOLDER = "loras"
 EMBEDDING_FOLDERS = (host.MODEL_FOLDER, "embeddings", LORA_FOLDER)
 FROM_TEXT = "from text"
+FROM_LORA = "from LoRA"
 MODEL_ID = "OneStepSRModel"
+PIXEL_STRENGTH, SEMANTIC_STRENGTH = "strength_pixel", "strength_semantic"
 
 
 class ApplyLoRA(io.ComfyNode):
@@ -29,22 +33,24 @@ class ApplyLoRA(io.ComfyNode):
         files = host.weights_files(LORA_FOLDER)
         return schema(
             node_id="OneStepSRApplyLoRA",
-            search_aliases=["tsd-sr", "tsdsr", "one step lora", "super resolution"],
+            search_aliases=["tsd-sr", "tsdsr", "pisa-sr", "osediff", "one step lora", "super resolution"],
             display_name="Apply One-Step SR LoRA",
             category=CATEGORY,
-            description="Apply TSD-SR's LoRA to a Stable Diffusion 3 medium checkpoint: to its MODEL and to the "
-            "encoder of its VAE. A LoRA that you trained is applied to the base that it was trained on, which can "
-            "also be 1.5, 2.1 or SDXL. The connected MODEL and VAE are not changed.",
+            description="Apply a one-step LoRA to a checkpoint: to its MODEL, and to the encoder of its VAE if the "
+            "LoRA has a part for it. TSD-SR needs Stable Diffusion 3 medium, PiSA-SR and OSEDiff need 2.1-base, and a "
+            "LoRA that you trained needs its own base. The connected MODEL and VAE are not changed.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="From a Stable Diffusion 3 medium checkpoint, or from your LoRA's base."
+                    "model",
+                    tooltip="From a checkpoint of the LoRA's base, such as Stable Diffusion 3 medium for TSD-SR or "
+                    "2.1-base for PiSA-SR and OSEDiff.",
                 ),
                 io.Vae.Input("vae", tooltip="From the same checkpoint."),
                 io.Combo.Input(
                     "lora",
                     options=files,
-                    tooltip="A file in models/loras: TSD-SR's transformer.safetensors, your own "
-                    "transformer.safetensors or unet.safetensors, or a file from onestep-sr convert.",
+                    tooltip="A file in models/loras: TSD-SR's transformer.safetensors, pisa_sr.pkl, osediff.pkl, your "
+                    "own transformer.safetensors or unet.safetensors, or a file from onestep-sr convert.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -72,10 +78,29 @@ class ApplyLoRA(io.ComfyNode):
                         tooltip="1 is the published strength.",
                     ),
                 ),
+                io.Float.Input(
+                    PIXEL_STRENGTH,
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="For PiSA-SR: fidelity. Higher values remove more noise and blur.",
+                ),
+                io.Float.Input(
+                    SEMANTIC_STRENGTH,
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="For PiSA-SR: detail. Higher values invent more detail. If it differs from "
+                    "strength_pixel, the model runs twice.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
-                    display_name="MODEL", tooltip="The MODEL with the LoRA and the latent format of TSD-SR."
+                    display_name="MODEL", tooltip="The MODEL with the LoRA, and with its latent format if it has one."
                 ),
                 io.Vae.Output(display_name="VAE", tooltip="The VAE with the LoRA on its encoder."),
             ],
@@ -91,12 +116,38 @@ class ApplyLoRA(io.ComfyNode):
         return file_stamps([*paths, *beside])
 
     @classmethod
-    def execute(cls, model, vae, lora: str, vae_lora: str, strength_model: float, strength_vae: float) -> io.NodeOutput:
-        read = read_lora(_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
+    def execute(
+        cls,
+        model,
+        vae,
+        lora: str,
+        vae_lora: str,
+        strength_model: float,
+        strength_vae: float,
+        strength_pixel: float = 1.0,
+        strength_semantic: float = 1.0,
+    ) -> io.NodeOutput:
+        paths = (_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
+        read, ignored = _at(_read(*paths, cls.fingerprint_inputs(lora, vae_lora)), strength_pixel, strength_semantic)
         patched, warnings = host_lora.apply_lora(model, read, strength_model)
         host_sd.require_vae(vae, patched.get_model_object(host_sd.LATENT_FORMAT).latent_channels, str(read.base))
-        host.show_on_node(cls.hidden.unique_id, " ".join(warnings))
+        host.show_on_node(cls.hidden.unique_id, " ".join([*host.licence_notices(read.family), *warnings, *ignored]))
         return io.NodeOutput(patched, host_lora.apply_vae_lora(vae, read, strength_vae))
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, partner: Path | None, modification_times: tuple[float, ...]) -> OneStepLora:
+    """The LoRA. The last one is kept, so that a change of its strengths reads no file."""
+    return read_lora(path, partner)
+
+
+def _at(lora: OneStepLora, pixel: float, semantic: float) -> tuple[OneStepLora, tuple[str, ...]]:
+    """The LoRA at the strengths that it has, and a sentence about those that it does not have."""
+    chosen = {"pixel": pixel, "semantic": semantic}
+    known = {name: strength for name, strength in chosen.items() if name in lora.strengths}
+    if known or set(chosen.values()) == {1.0}:
+        return lora.at(known), ()
+    return lora, (f"{lora.family.title} does not use {PIXEL_STRENGTH} and {SEMANTIC_STRENGTH}.",)
 
 
 def _lora_path(name: str) -> Path:
@@ -108,26 +159,31 @@ class Prompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="OneStepSRPrompt",
-            search_aliases=["tsd-sr prompt", "prompt_embeds", "embeddings"],
+            search_aliases=["tsd-sr prompt", "pisa-sr prompt", "osediff prompt", "prompt_embeds", "embeddings"],
             display_name="One-Step SR Prompt",
             category=CATEGORY,
-            description="Encode TSD-SR's prompt with CLIP, or load its published embeddings, which need no text "
-            "encoder.",
+            description="Encode the prompt of a one-step LoRA with CLIP, or load TSD-SR's published embeddings, which "
+            "need no text encoder.",
             inputs=[
                 io.Combo.Input(
                     "embeddings",
-                    options=[FROM_TEXT, *host.weights_files(*EMBEDDING_FOLDERS)],
+                    options=[FROM_TEXT, FROM_LORA, *host.weights_files(*EMBEDDING_FOLDERS)],
                     default=FROM_TEXT,
-                    tooltip="prompt_embeds.pt with pool_embeds.pt next to it in models/onestep_sr, or a file from "
-                    "onestep-sr convert. 'from text' encodes the text below with CLIP.",
+                    tooltip="'from text' encodes the text below with CLIP. 'from LoRA' uses the prompt of the LoRA of "
+                    "the connected MODEL. Or prompt_embeds.pt with pool_embeds.pt next to it in models/onestep_sr, or "
+                    "a file from onestep-sr convert.",
                 ),
                 io.String.Input(
                     "text",
                     default=TSD_SR.prompt,
                     multiline=True,
-                    tooltip="TSD-SR was trained with exactly this text and spelling. Not used with embeddings.",
+                    tooltip="TSD-SR was trained with exactly this text and spelling, PiSA-SR with an empty text, and "
+                    "OSEDiff with tags of the image. Only used with 'from text'.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="From the same checkpoint, for 'from text'."),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="From the same checkpoint, for 'from text' and 'from LoRA'."
+                ),
+                io.Model.Input("model", optional=True, tooltip="From Apply One-Step SR LoRA, for 'from LoRA'."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="CONDITIONING", tooltip="For One-Step SR Model or BasicGuider.")
@@ -137,16 +193,23 @@ class Prompt(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, embeddings: str | None = None, **others) -> tuple[Stamp, ...]:
         """Makes the host read files again that were replaced on disk."""
-        if embeddings in (None, FROM_TEXT):
+        if embeddings in (None, FROM_TEXT, FROM_LORA):
             return ()
         path = _embeddings_path(embeddings)
         beside = [path.with_name(name) for name in (prompt_embeddings.PROMPT_FILE, prompt_embeddings.POOLED_FILE)]
         return file_stamps([path, *beside])
 
     @classmethod
-    def execute(cls, embeddings: str, text: str, clip=None) -> io.NodeOutput:
-        if embeddings != FROM_TEXT:
+    def execute(cls, embeddings: str, text: str, clip=None, model=None) -> io.NodeOutput:
+        if embeddings == FROM_LORA:
+            if model is None:
+                raise UserError("One-Step SR Prompt needs the MODEL with the LoRA: connect it to model.")
+            text, read = host_lora.prompt_of(model)
+        elif embeddings != FROM_TEXT:
             read = prompt_embeddings.read_embeddings(_embeddings_path(embeddings))
+        else:
+            read = None
+        if read is not None:
             return io.NodeOutput([[read.prompt, {"pooled_output": read.pooled}]])
         if clip is None:
             raise UserError("One-Step SR Prompt needs CLIP to encode the text: connect CLIP, or choose embeddings.")
@@ -165,16 +228,18 @@ class Sampler(io.ComfyNode):
             search_aliases=["tsd-sr sampler", "one step", "tiled sampler"],
             display_name="One-Step SR Sampler",
             category=CATEGORY,
-            description="TSD-SR's sampler for SamplerCustomAdvanced on Stable Diffusion 3. It runs the model once per "
-            "tile, starting from the latent of the enlarged image, without noise. Use it with BasicGuider.",
+            description="The step of the LoRA that the MODEL carries, for SamplerCustomAdvanced. It starts from the "
+            "latent of the enlarged image and runs the model once per tile, or twice for PiSA-SR with two different "
+            "strengths. Use it with BasicGuider.",
             inputs=[
                 io.Int.Input(
                     "tile",
-                    default=TSD_SR.tile,
-                    min=16,
+                    default=0,
+                    min=0,
                     max=TSD_SR.largest_tile,
                     step=2,
-                    tooltip="Tile side in latent pixels, each of which is 8 px of the image. TSD-SR was trained on 64.",
+                    tooltip="Tile side in latent pixels, each of which is 8 px of the image. 0: tile and overlap that "
+                    "the LoRA was published with, such as 64 for TSD-SR, and 96 for PiSA-SR and OSEDiff.",
                 ),
                 advanced(
                     io.Int.Input(
@@ -184,7 +249,7 @@ class Sampler(io.ComfyNode):
                         max=TSD_SR.largest_tile // 2,
                         step=1,
                         tooltip="Overlap of neighbouring tiles in latent pixels, where they are blended. At most half "
-                        "a tile.",
+                        "a tile. Not used if tile is 0.",
                     ),
                 ),
                 io.Int.Input(
@@ -197,13 +262,16 @@ class Sampler(io.ComfyNode):
             ],
             outputs=[
                 io.Sampler.Output(display_name="SAMPLER", tooltip="For SamplerCustomAdvanced."),
-                io.Sigmas.Output(display_name="SIGMAS", tooltip="From 1 to 0 in one step."),
+                io.Sigmas.Output(
+                    display_name="SIGMAS", tooltip="From 1 to 0 in one step; the LoRA decides the real level of noise."
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, tile: int, overlap: int, batch: int) -> io.NodeOutput:
-        return io.NodeOutput(host_sd3.OneStepSampler(tile, overlap, batch), torch.tensor([1.0, 0.0]))
+        chosen = (tile, overlap) if tile else (None, None)
+        return io.NodeOutput(host_sampler.OneStepSampler(*chosen, batch), torch.tensor([1.0, 0.0]))
 
 
 class Model(io.ComfyNode):
@@ -211,21 +279,21 @@ class Model(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id=MODEL_ID,
-            search_aliases=["tsd-sr", "sr model", "super resolution"],
+            search_aliases=["tsd-sr", "pisa-sr", "osediff", "sr model", "super resolution"],
             display_name="One-Step SR Model",
             category=CATEGORY,
-            description="Combine a MODEL and a VAE that have TSD-SR's LoRA, and the prompt, into one model for Upscale "
-            "Image (One-Step SR).",
+            description="Combine a MODEL and a VAE that have a one-step LoRA, and the prompt, into one model for "
+            "Upscale Image (One-Step SR).",
             inputs=[
                 io.Model.Input("model", tooltip="From Apply One-Step SR LoRA."),
                 io.Vae.Input("vae", tooltip="From Apply One-Step SR LoRA."),
                 io.Conditioning.Input("conditioning", tooltip="From One-Step SR Prompt."),
                 io.Combo.Input(
                     "recipe",
-                    options=list(FAMILIES.lora_recipes),
-                    default=TSD_SR.name,
-                    tooltip="tsd-sr: match colours by wavelet. tsd-sr-mse: match them by AdaIN, for the published LoRA "
-                    "with that name.",
+                    options=[AUTO, *FAMILIES.lora_recipes],
+                    default=AUTO,
+                    tooltip="auto: the recipe of the LoRA that the MODEL carries. tsd-sr: match colours by wavelet. "
+                    "tsd-sr-mse: match them by AdaIN, for the published LoRA with that name.",
                 ),
             ],
             outputs=[SRModelSocket.Output(display_name="SR_MODEL", tooltip="For Upscale Image (One-Step SR).")],

@@ -66,6 +66,7 @@ class LoadModel(io.ComfyNode):
                 ),
             ],
             outputs=[SRModelSocket.Output(display_name="SR_MODEL", tooltip="For Upscale Image (One-Step SR).")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -85,6 +86,7 @@ class LoadModel(io.ComfyNode):
             dtype=host.compute_dtype(),
             spill=host.temporary_folder(),
         )
+        host.show_on_node(cls.hidden.unique_id, " ".join(host.licence_notices(loaded.family)))
         return io.NodeOutput(host.adopt(loaded))
 
 

@@ -129,6 +129,8 @@ def _tile_policy(choice: Choice, task: str) -> TilePolicy:
 def _open(choice: Choice, dtype: torch.dtype, budget: int | None, stamps: tuple[Stamp, ...]) -> OpenedModel:
     """Open a model. The last one is kept for the next picture of a batch, and read again if a file was replaced."""
     _open.cache_clear()  # before loading, because two models may not fit into memory
+    family = identify(choice.file)
+    host.warn(family.licence_notice if family.is_non_commercial else "")
     if choice.checkpoint is None:
         return load(choice.file, dtype=dtype, budget=budget)
     opened = open_lora(

@@ -63,10 +63,14 @@ class HasSuffix(_Simple):
 
 
 class Metadata(_Simple):
-    """The file has this entry in its metadata, with any value."""
+    """The file has this entry in its metadata, with any value or with this one."""
 
-    def __init__(self, key: str):
-        super().__init__(lambda header: key in header.metadata, f"lacks the metadata {key!r}")
+    def __init__(self, key: str, value: str | None = None):
+        wanted = repr(key) if value is None else f"{key!r} = {value!r}"
+        super().__init__(
+            lambda header: key in header.metadata and value in (None, header.metadata[key]),
+            f"lacks the metadata {wanted}",
+        )
 
 
 class Kind(_Simple):

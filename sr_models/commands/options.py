@@ -110,22 +110,26 @@ class ModelOptions:
     model: str = "bundled"
     "`bundled`, or the file of a TAD-SR, SinSR, ResShift x4 or own model."
     recipe: str = "auto"
-    "tad-sr, sinsr, resshift, resshift-s4, or these two with -ddim; with --base, tsd-sr or tsd-sr-mse; auto: by name."
+    """tad-sr, sinsr, resshift, resshift-s4, or these two with -ddim; with --base, a recipe of the LoRA's method; auto:
+    from the file."""
     opening: OpeningOptions = field(default_factory=OpeningOptions)
     base: Path | None = None
-    """For TSD-SR: Stable Diffusion 3 medium, as a diffusers folder or a checkpoint file. For your own LoRA on 1.5, 2.1
-    or SDXL: its diffusers folder."""
+    """For TSD-SR: Stable Diffusion 3 medium, as a diffusers folder or a checkpoint file. For PiSA-SR: Stable Diffusion
+    2.1-base, and for your own LoRA on 1.5, 2.1 or SDXL that one, as a diffusers folder."""
     lora: Path | None = None
-    "The folder of TSD-SR's or your own LoRA (two files), or a file from `convert`."
+    "pisa_sr.pkl, the folder of TSD-SR's or your own LoRA (two files), or a file from `convert`."
     embeddings: Path | None = None
     "TSD-SR's prompt embeddings: the folder with prompt_embeds.pt and pool_embeds.pt."
     prompt: str | None = None
-    "Encode this text instead of TSD-SR's published prompt."
+    "Encode this text instead of the prompt that the LoRA was published with."
+    strength: Annotated[dict[str, float], Parameter(show_default=False)] = field(default_factory=dict)
+    """Strength of a part of the LoRA, 1 if not given: for PiSA-SR --strength.pixel (fidelity) and --strength.semantic
+    (detail), 0 to 2; for others --strength.unet or --strength.transformer, and --strength.vae."""
     offload: Switch = False
-    "Keep parts of TSD-SR on the CPU while they are not in use."
+    "Keep parts of the model on the CPU while they are not in use."
 
     def choice(self) -> ModelChoice:
         from ..jobs.model_choice import ModelChoice
 
         settings = asdict(self)
-        return ModelChoice(**settings.pop("opening"), **settings)
+        return ModelChoice(**settings.pop("opening"), strengths=settings.pop("strength"), **settings)

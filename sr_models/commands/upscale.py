@@ -107,6 +107,7 @@ class Upscale:
         opened = open_model(choice)
         # Bad values are refused here once, not for every file.
         latent_tile(opened.model.recipe, opened.model.codec.factor, options.upscale.tile, options.upscale.overlap)
+        say(opened.family.licence_notice)
         for warning in opened.warnings:
             warn(f"Warning: {warning}")
         return run_jobs(opened.model, jobs, options, progress)

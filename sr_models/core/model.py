@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .recipe import Recipe
-from .step import Network
+from .step import Network, Step
 
 Result = TypeVar("Result")
 Stage = Callable[[int, int], object]
@@ -119,14 +119,26 @@ class DetailRange:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """A step and its denoiser. The results of all passes of a model are added."""
+
+    step: Step
+    denoiser: Denoiser
+
+
+@dataclass(frozen=True)
 class SRModel:
-    """All parts of a super-resolution model; see `upscale`. A model without `detail` has one set of weights."""
+    """All parts of a super-resolution model; see `upscale`. A model without `detail` has one set of weights.
+
+    `passes` is empty for a model with a single pass, which is the recipe's step with `denoiser`.
+    """
 
     recipe: Recipe
     denoiser: Denoiser
     codec: Codec
     conditioner: Conditioner = Fixed()
     detail: DetailRange | None = None
+    passes: Iterable[Pass] = ()
 
     def at_detail(self, position: float | None) -> SRModel:
         """The model at a position from 0 (faithful) to 1 (detailed), or at its default; itself if it has no range.
@@ -139,3 +151,7 @@ class SRModel:
             return self
         chosen = self.detail.default if position is None else position
         return replace(self, denoiser=self.detail.at(chosen), detail=None)
+
+    def all_passes(self) -> tuple[Pass, ...]:
+        """What runs on each tile, in order; at least one."""
+        return tuple(self.passes) or (Pass(self.recipe.step, self.denoiser),)

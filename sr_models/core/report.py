@@ -28,7 +28,7 @@ class Report:
     Attributes:
         way: the picture's sizes.
         picture: the network's input, with which the preview begins.
-        done, total: number of finished tiles, and of all tiles.
+        done, total: number of finished tiles, and of all tiles, counting each pass.
         overflowed: number of tiles that overflowed in the network's precision and were computed in float32.
     """
 
@@ -39,9 +39,9 @@ class Report:
         self.preview: Tensor | None = None
         self.top = self.reached = 0  # rows of the canvas: the band's first, and those that earlier bands have shown
 
-    def begin(self, band: Band, latent: Tensor) -> None:
-        """Start a band of the canvas; `latent` is its input."""
-        self.done, self.total, self.top = band.before, band.total, band.top
+    def begin(self, band: Band, latent: Tensor, passes: int = 1) -> None:
+        """Start a band of the canvas, whose tiles run `passes` times; `latent` is its input."""
+        self.done, self.total, self.top = band.before * passes, band.total * passes, band.top
         if self.progress is None:
             return
         if self.preview is None:
@@ -55,9 +55,14 @@ class Report:
 
     def tile(self, tile: Tile, piece: Tensor) -> None:
         """Report a finished tile with its latent."""
-        self.done += 1
         if self.progress is not None and self.preview is not None:
             self._show(self.preview, piece, self.top + tile.top, tile.left)
+        self.count(tile, piece)
+
+    def count(self, tile: Tile, piece: Tensor) -> None:
+        """Report a finished tile without showing it."""
+        self.done += 1
+        if self.progress is not None and self.preview is not None:
             height, width = self._coarse(self.way.shown)
             self.progress(self.done, self.total, self.preview[0, :, :height, :width])
 

@@ -8,7 +8,7 @@ Colours and alpha come after (`finish`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,11 +19,12 @@ from ..canvas.color import require_known
 from ..canvas.noise import canvas_noise
 from ..canvas.resample_rows import RowResizer, WholeResizer
 from ..canvas.resize import pad_to_multiple, resize
+from ..canvas.tiling import Tile
 from ..errors import UserError
 from .bands import Band, Bands
 from .geometry import Size, geometry
 from .memory import is_out_of_memory, release_cached
-from .model import Condition, Denoiser, SRModel, Stage
+from .model import Condition, Denoiser, Pass, SRModel, Stage
 from .options import UpscaleOptions
 from .report import Notice, Progress, Report, ignored
 from .tile_policy import TilePolicy
@@ -97,24 +98,23 @@ def result_rows(run: Run, image: Tensor, *, index: int = 0, banded: bool = False
 def _step_band(run: Run, source: Source, band: Band, condition: Condition, report: Report) -> Tensor | None:
     """The band's tiles, stepped and weighted: (1, c, n, w). None where memory ran out on a single tile, of which the
     run's policy then knows. Raises UserError where values are not finite in float32 either."""
-    canvas, window = source.canvas(band.top, band.bottom), band.tiles[0].size
-    report.begin(band, canvas.latent)
-    result, step, policy = torch.zeros_like(canvas.latent), run.model.recipe.step, run.policy
-    work = partial(step_tiles, step=step, canvas=canvas, result=result, policy=policy, done=report.tile)
-    missing, shape = band.tiles, (1, canvas.latent.shape[1], *window)
+    canvas, window, passes = source.canvas(band.top, band.bottom), band.tiles[0].size, run.model.all_passes()
+    report.begin(band, canvas.latent, len(passes))
+    result, policy = torch.zeros_like(canvas.latent), run.policy
+    work, shape = partial(step_tiles, canvas=canvas, result=result, policy=policy), (1, canvas.latent.shape[1], *window)
     try:
-        for denoiser in _attempts(run.model.denoiser):
+        for one, denoiser, tiles in _attempts(passes, band.tiles):
             fitting = denoiser.tiles_at_once(shape)
             if fitting == 0:
                 raise MemoryError("A tile is larger than the free memory.")
-            batch = policy.at_once(min(len(missing), run.options.batch or fitting), window)
+            batch = policy.at_once(min(len(tiles), run.options.batch or fitting), window)
             keep_going = denoiser.dtype != torch.float32  # in float32 there is no rescue for what is not finite
-            tiles, attempt = missing, partial(work, tiles=missing, batch=batch, keep_going=keep_going)
-            missing = denoiser.run(attempt, (batch, *shape[1:]), condition)
-            if not missing:
-                report.overflowed += len(tiles) if denoiser is not run.model.denoiser else 0
-                return result
-        raise UserError("The network gave values that are not finite: run it in float32.")
+            done = report.tile if one is passes[0] else report.count  # only these look like a picture
+            attempt = partial(work, step=one.step, tiles=list(tiles), batch=batch, keep_going=keep_going, done=done)
+            failed = denoiser.run(attempt, (batch, *shape[1:]), condition)
+            report.overflowed += 0 if failed or denoiser is one.denoiser else len(tiles)
+            tiles[:] = failed
+        return result
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -123,11 +123,16 @@ def _step_band(run: Run, source: Source, band: Band, condition: Condition, repor
     return None
 
 
-def _attempts(denoiser: Denoiser) -> Iterator[Denoiser]:
-    """The denoiser, and after it the same in float32, for tiles that overflow."""
-    yield denoiser
-    if denoiser.dtype != torch.float32:
-        yield denoiser.in_float32()
+def _attempts(passes: Sequence[Pass], tiles: Sequence[Tile]) -> Iterator[tuple[Pass, Denoiser, list[Tile]]]:
+    """Each pass, its denoiser, and the tiles to run, of which the caller leaves those that failed: for them the same
+    denoiser follows in float32. Raises UserError where values are not finite in float32 either."""
+    for one in passes:
+        left = list(tiles)
+        yield one, one.denoiser, left
+        if left and one.denoiser.dtype != torch.float32:
+            yield one, one.denoiser.in_float32(), left
+        if left:
+            raise UserError("The network gave values that are not finite: run it in float32.")
 
 
 class Source:

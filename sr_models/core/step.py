@@ -66,6 +66,34 @@ class OneStep:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """A part of a step whose networks predict how the latent differs from the result's: kept z - weight e.
+
+    The results of several such passes, each with a network of its own, add up to z_0 = z - sum(weight e) if their
+    `kept` add up to 1. The prediction counts as it is, whatever process the base was trained with (PiSA-SR,
+    arXiv 2412.03017, equation 8).
+
+    Attributes:
+        timestep: the network's timestep.
+    """
+
+    timestep: float
+    weight: float = 1.0
+    kept: float = 1.0
+    evaluations: int = 1
+    noises: int = 0
+
+    def on(self, process: Process) -> Residual:
+        """The step itself. Raises ValueError for a timestep that the process does not have."""
+        process.level(self.timestep)
+        return self
+
+    def __call__(self, network: Network, latent: Tensor, noise: Tensor, lr: Tensor) -> Tensor:
+        timestep = torch.full((len(latent),), self.timestep, device=latent.device)
+        return self.kept * latent - self.weight * network(latent, lr, timestep)
+
+
+@dataclass(frozen=True)
 class Direct:
     """x_0 as the network gives it, for networks from picture to picture: no noise, and no timestep that matters."""
 

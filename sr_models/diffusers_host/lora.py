@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from ..checkpoints.low_rank import Adapter
 from ..checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
 from ..core.model import Conditioner, SRModel
 from ..core.recipe import Recipe
@@ -21,6 +19,7 @@ from .denoiser import PromptedDenoiser
 from .merge import MergedAdapter, replace_weights
 from .offload import Placement
 from .packages import require_diffusers
+from .passes import LoraPasses, PassStrength
 from .unet_files import is_unet
 
 TARGETS = {"transformer": "the base's transformer", "unet": "the base's U-Net"}
@@ -29,7 +28,7 @@ VAE_TARGET = "the base's VAE"
 
 def open_lora(
     base: Path,
-    lora: Path,
+    lora: Path | OneStepLora,
     *,
     embeddings: Path | None = None,
     prompt: str | None = None,
@@ -45,7 +44,8 @@ def open_lora(
     Args:
         base: a diffusers folder (`transformer/` or `unet/`, `vae/`, ...), or a single-file checkpoint of Stable
             Diffusion 3.
-        lora: one of the LoRA's files or its folder, as in `read_lora`.
+        lora: one of the LoRA's files or its folder, as in `read_lora`, or the result of `read_lora`, for example at
+            other strengths. Strengths can also be changed later, by the opened model's `adapters`.
         embeddings: the encoded prompt, as in `read_embeddings`; None uses the embeddings stored with the LoRA. If there
             are none, or if a prompt is given, the base's text encoders encode the prompt and are then released.
         prompt: None uses the recipe's prompt.
@@ -59,28 +59,25 @@ def open_lora(
         UserError: if diffusers is missing or incompatible, or if files are missing, broken, or do not belong together.
     """
     require_diffusers()
-    weights, placement = read_lora(lora), Placement(device or torch.device("cpu"), offload)
+    weights = read_lora(lora) if isinstance(lora, Path) else lora
+    placement = Placement(device or torch.device("cpu"), offload)
     chosen = weights.family.recipe(recipe or weights.recipe)
+    if is_unet(base) != (weights.base.network == "unet"):  # before text encoders, which may be missing
+        weights.require_base((unet if is_unet(base) else sd3).open_base(base, dtype).kind, "the base")
     known = _known_embeddings(base, weights, embeddings, prompt)
     conditioner = _conditioner(base, weights, chosen, prompt, known, placement.device, dtype)
     opened = (unet if is_unet(base) else sd3).open_base(base, dtype)
     warnings = weights.require_base(opened.kind, "the base")
-    replace_weights(opened.network, weights.replaced, weights.sentence)
-    adapters = (
-        *_merged(opened.network, weights, weights.network, TARGETS[opened.kind.network]),
-        *_merged(opened.vae, weights, weights.vae, VAE_TARGET),
-    )
-    denoiser = PromptedDenoiser(opened.network, opened.call, placement)
+    replace_weights(opened.network, weights.replaced, weights.sentence, whole=not weights.network)
+    replace_weights(opened.vae, weights.replaced_vae, weights.sentence, whole=True)
+    chosen = on_base(chosen, opened.process)
+    denoiser = partial(PromptedDenoiser, call=opened.call, placement=placement)
+    passes = LoraPasses(opened.network, weights, chosen.step, TARGETS[opened.kind.network], denoiser)
+    in_vae = [MergedAdapter(opened.vae, each, weights.sentence, VAE_TARGET, str(weights.base)) for each in weights.vae]
+    adapters = (*(PassStrength(passes, adapter.name) for adapter in weights.network), *in_vae)
     codec = LatentCodec(opened.vae, placement, float(opened.vae.config.scaling_factor), budget, spill)
-    model = SRModel(on_base(chosen, opened.process), denoiser, codec, conditioner)
+    model = SRModel(chosen, denoiser(opened.network), codec, conditioner, passes=passes)
     return OpenedModel(weights.family, model, (opened.network, opened.vae), offload, warnings, adapters)
-
-
-def _merged(
-    network: nn.Module, lora: OneStepLora, adapters: tuple[Adapter, ...], target: str
-) -> Iterator[MergedAdapter]:
-    for adapter in adapters:
-        yield MergedAdapter(network, adapter, lora.sentence, target, str(lora.base))
 
 
 def _known_embeddings(

@@ -1,4 +1,4 @@
-"""Combine two LoRA files and the encoded prompt into one file."""
+"""Combine the files of a LoRA, and the encoded prompt, into one safetensors file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from ..checkpoints.header import read_header
 from ..checkpoints.prompt_embeddings import read_embeddings
 from ..errors import UserError
-from . import lora_files
 from .registry import FAMILIES, read_lora
 
 
@@ -22,12 +21,13 @@ def convert(lora: Path, output: Path, embeddings: Path | None = None) -> str:
     if not output.parent.is_dir():
         raise UserError(f"{output.parent} is not a folder: create it first.")
     read = read_lora(lora)
-    if read.recipe not in (lora_files.DEFAULT, lora_files.MSE):
+    save = read.family.save
+    if save is None:
         raise UserError(f"{read.sentence}, which cannot be converted to one file: use its own files.")
     if embeddings is not None and read.base.network == "unet":
         raise UserError(f"{read.base} encodes the prompt with its own CLIP: remove --embeddings.")
     if embeddings is not None:
         read = replace(read, embeddings=read_embeddings(embeddings))
-    lora_files.save(output, read)
+    save(output, read)
     header = read_header(output)
     return FAMILIES.identify(header).summary(header)

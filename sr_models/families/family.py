@@ -7,11 +7,11 @@ folder and one line in `registry.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,17 @@ class Family:
     condition: FileCondition
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     summary: Callable[[Header], str]
+
+    @property
+    def is_non_commercial(self) -> bool:
+        return "non-commercial" in self.licence
+
+    @property
+    def licence_notice(self) -> str:
+        """A sentence about the licence of the weights, to show when they are first loaded."""
+        if self.is_non_commercial:
+            return f"{self.title} may not be used commercially. Its licence: {self.licence}."
+        return f"Licence of {self.title}: {self.licence}."
 
     def recipe(self, name: str) -> Recipe:
         """The recipe with this name. Raises UserError if this method does not have it."""
@@ -111,6 +122,14 @@ class BaseStep(Step, Protocol):
     def on(self, process: Process) -> Step: ...
 
 
+Strengths = Mapping[str, float]  # of a LoRA's adapters, by name
+
+
+def one_pass(step: BaseStep, strengths: Strengths) -> tuple[tuple[BaseStep, Strengths], ...]:
+    """The usual passes: one, with the network's adapters at the strengths that the user chose."""
+    return ((step, strengths),)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoraFamily(Family):
     """A LoRA method. Its recipes have a `BaseStep`, and the prompt that is used if the user gives none.
@@ -121,6 +140,10 @@ class LoraFamily(Family):
         files: the file names of a LoRA that is a folder. The first one identifies the method.
         near: titles of other bases that the LoRA also runs on, each with the warning to show.
         prompt_is_fixed: whether a prompt from the user is an error.
+        strengths: the lowest and highest strength of an adapter.
+        passes: step and the chosen strengths of the network's adapters -> the passes of the network, at least one: the
+            step of each, and the scales at which the adapters are added to the weights.
+        save: writes a LoRA to a single file; None if there is no such format.
         conditioner: creates the conditioner from the encoder and the prompt; by default, one prompt for all pictures.
             In ComfyUI, the user connects the condition instead.
     """
@@ -130,6 +153,9 @@ class LoraFamily(Family):
     files: tuple[str, ...] = ()
     near: Mapping[str, str] = field(default_factory=dict)
     prompt_is_fixed: bool = False
+    strengths: tuple[float, float] = (-2.0, 2.0)
+    passes: Callable[[Any, Strengths], Sequence[tuple[BaseStep, Strengths]]] = one_pass
+    save: Callable[[Path, OneStepLora], None] | None = None
     conditioner: Callable[[Encode, str], Conditioner] = fixed_prompt
 
     def prompt(self, recipe: Recipe, chosen: str | None) -> str:
@@ -158,7 +184,7 @@ class OneStepLora:
         base: the base that it was made for.
         recipe: the name of the family's recipe to use if the user chooses none.
         network, vae: LoRAs by diffusers' module names.
-        replaced: weights that replace the network's own, by diffusers' parameter names.
+        replaced, replaced_vae: weights that replace the network's and the VAE's own, by diffusers' parameter names.
         embeddings: the recipe's encoded prompt, if the files contain it.
     """
 
@@ -170,11 +196,39 @@ class OneStepLora:
     vae: tuple[Adapter, ...] = ()
     replaced: Mapping[str, Tensor] = field(default_factory=dict)
     embeddings: PromptEmbeddings | None = None
+    replaced_vae: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """The strengths of all adapters by name."""
+        return {adapter.name: adapter.strength for adapter in (*self.network, *self.vae)}
+
+    def at(self, strengths: Strengths) -> OneStepLora:
+        """The same LoRA at other strengths; adapters that are not named keep theirs.
+
+        Raises UserError for adapters that it does not have, and for strengths out of the family's bounds.
+        """
+        known, (least, most) = self.strengths, self.family.strengths
+        for name, strength in strengths.items():
+            if name not in known:
+                raise UserError(f"{self.family.title} has no strength {name!r}: choose one of {', '.join(known)}.")
+            if not least <= strength <= most:
+                raise UserError(f"Strength {name} is {strength:g}: choose a value from {least:g} to {most:g}.")
+        network, vae = (
+            tuple(replace(adapter, strength=strengths.get(adapter.name, adapter.strength)) for adapter in adapters)
+            for adapters in (self.network, self.vae)
+        )
+        return replace(self, network=network, vae=vae)
+
+    def passes(self, step: Step) -> Sequence[tuple[BaseStep, Strengths]]:
+        """The passes of the network at this LoRA's strengths; see `LoraFamily.passes`."""
+        return self.family.passes(step, {adapter.name: adapter.strength for adapter in self.network})
 
     @property
     def sentence(self) -> str:
         """A description of this LoRA, with which error messages start."""
-        return f"{self.name} is a {self.family.title} LoRA for {self.base}"
+        article = "an" if self.family.title[0] in "AEIO" else "a"
+        return f"{self.name} is {article} {self.family.title} LoRA for {self.base}"
 
     def require_base(self, found: BaseKind, target: str) -> tuple[str, ...]:
         """Warnings for the user. Raises UserError if the LoRA was made for another base.

@@ -24,7 +24,12 @@ PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
     ),
 }
 # Their authors share them on pages that only a browser can use.
-BY_HAND = {"tsd-sr": "Microtreei/TSD-SR", "tad-sr": "LearningHx/TAD-SR"}
+BY_HAND = {
+    "tsd-sr": "Microtreei/TSD-SR",
+    "tad-sr": "LearningHx/TAD-SR",
+    "pisa-sr": "csslc/PiSA-SR",
+    "osediff": "cswry/OSEDiff",
+}
 
 
 def files_of(name: str) -> tuple[PublishedFile, ...]:

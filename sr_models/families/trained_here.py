@@ -31,4 +31,5 @@ FAMILY = LoraFamily(
     network=UNET.network,
     read=partial(lora_files.read, layout=UNET),
     files=UNET.files,
+    save=lora_files.save,
 )

@@ -53,5 +53,6 @@ FAMILY = LoraFamily(
     network=TRANSFORMER.network,
     read=partial(lora_files.read, layout=TRANSFORMER),
     files=TRANSFORMER.files,
+    save=lora_files.save,
     near={SD35_MEDIUM.title: SD35_WARNING},
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from ..errors import UserError
 from ..families.bundled import BUNDLED
 from ..families.family import OpenedModel
 from ..families.loading import load
-from ..families.registry import identify
+from ..families.registry import identify, read_lora
 
 BUNDLED_NAME = "bundled"
 CHUNK, PARTS = 2**20, 1024  # bytes that are hashed at once; a file of up to a gigabyte is hashed whole
@@ -40,13 +41,14 @@ class ModelChoice:
     prompt: str | None = None
     offload: bool = False
     spill: Path | None = None
+    strengths: Mapping[str, float] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Of everything that decides which model it is, by the content of its files. Empty for a file that is missing,
         which opening the model will report."""
         chosen = BUNDLED if self.model == BUNDLED_NAME and self.lora is None else Path(self.model)
         paths = (chosen, self.autoencoder, self.base, self.lora, self.embeddings)
-        digest = hashlib.sha256(repr((self.recipe, self.prompt)).encode())
+        digest = hashlib.sha256(repr((self.recipe, self.prompt, *sorted(self.strengths.items()))).encode())
         for path in paths:
             digest.update(b"-" if path is None else _content(path))
         return digest.hexdigest()
@@ -68,6 +70,7 @@ def _content(path: Path) -> bytes:
 
 def _refuse_lora_options(choice: ModelChoice) -> None:
     options = {"--embeddings": choice.embeddings, "--prompt": choice.prompt, "--offload": choice.offload or None}
+    options["--strength"] = choice.strengths or None
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UserError(f"Only one-step LoRAs take {' and '.join(given)}: give --base and --lora, or leave it out.")
@@ -85,12 +88,15 @@ def open_model(choice: ModelChoice) -> OpenedModel:
             identify(path).recipe(recipe)  # also refused where the model has none to choose from
         return load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype, spill=choice.spill).to(place)
     if choice.base is None or choice.lora is None:
-        raise UserError("A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's) and --lora: give both.")
+        raise UserError(
+            "A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's, 2.1-base for PiSA-SR's) and --lora: "
+            "give both."
+        )
     if not choice.base.exists():
         raise UserError(f"{choice.base} does not exist: check the name of the base.")
     return open_lora(
         choice.base,
-        choice.lora,
+        read_lora(choice.lora).at(choice.strengths),
         embeddings=choice.embeddings,
         prompt=choice.prompt,
         recipe=recipe,

@@ -21,7 +21,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from comfy import model_management  # noqa: E402
-from onestep_sr.nodes import host, host_lora, host_sd, host_sd3, host_vae  # noqa: E402
+from onestep_sr.nodes import host, host_lora, host_sampler, host_sd, host_vae  # noqa: E402
 from onestep_sr.sr_models.checkpoints import prompt_embeddings  # noqa: E402
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.step import OneStep  # noqa: E402
@@ -45,7 +45,7 @@ def stock_parts(model, vae, conditioning, image, tile=64, overlap=8, batch=1, ma
     guider.inner_set_conds({"positive": conditioning})
     latent = vae.encode(image.movedim(1, -1))
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
-    sampler = host_sd3.OneStepSampler(tile, overlap, batch)
+    sampler = host_sampler.OneStepSampler(tile, overlap, batch)
     sampled = guider.sample(noise, latent, sampler, torch.tensor([1.0, 0.0]), denoise_mask=mask, seed=1)
     return vae.decode(sampled).movedim(-1, 1)
 
@@ -171,7 +171,7 @@ results["refusals"] = {
     "VAE of 4 channels": sentence(host_sd.require_vae, taesd(4), 16, str(weights.base)),
     "TAESD": sentence(host_sd.require_vae, taesd(16), 16, str(weights.base)),
     "seamless TAESD": sentence(host_vae.decode, taesd(4), torch.zeros(1, 4, 8, 8)),
-    "sigmas": sentence(host_sd3._checked_start, torch.zeros(1, 16, 8, 8), torch.tensor([0.5, 0.0])),
-    "latent": sentence(host_sd3._checked_start, torch.zeros(1, 4, 8, 8), torch.tensor([1.0, 0.0])),
+    "sigmas": sentence(host_sampler.checked_start, torch.zeros(1, 16, 8, 8), torch.tensor([0.5, 0.0]), 16),
+    "latent": sentence(host_sampler.checked_start, torch.zeros(1, 4, 8, 8), torch.tensor([1.0, 0.0]), 16),
 }
 torch.save(results, result)

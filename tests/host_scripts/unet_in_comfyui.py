@@ -12,7 +12,6 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 package, cases, result, *family_files = sys.argv[1:]
 sys.argv = [sys.argv[0], "--cpu"]
@@ -25,7 +24,6 @@ comfy.options.enable_args_parsing()
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
-from comfy import model_base, supported_models  # noqa: E402
 from onestep_sr.nodes import (  # noqa: E402
     host_lora,
     host_sd,
@@ -33,34 +31,7 @@ from onestep_sr.nodes import (  # noqa: E402
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
 from onestep_sr.sr_models.families.registry import FAMILIES, read_lora  # noqa: E402
-
-
-class SmallSD2(supported_models.SD20):
-    unet_extra_config: ClassVar = {}  # the real one's heads are wider than this U-Net
-
-
-class SmallSDXL(supported_models.SDXL):
-    unet_extra_config: ClassVar = {}
-
-
-def read(folder):
-    return comfy.utils.load_torch_file(str(folder / "diffusion_pytorch_model.safetensors"))
-
-
-def opened(case):
-    """The U-Net as the host builds it for a checkpoint of this kind."""
-    config = dict(case["config"])
-    if case["kind"] == "SDXL":
-        model = model_base.SDXL(SmallSDXL(config))
-    else:
-        is_v = case["kind"] == "2.1"
-        model_type = model_base.ModelType.V_PREDICTION if is_v else model_base.ModelType.EPS
-        kind = supported_models.SD15 if case["kind"] == "1.5" else SmallSD2
-        model = model_base.BaseModel(kind(config), model_type=model_type)
-    names, weights = comfy.utils.unet_to_diffusers(config), read(Path(case["folder"]) / "unet")
-    found = model.diffusion_model.load_state_dict({names[name]: tensor for name, tensor in weights.items()})
-    assert not found.missing_keys
-    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+from small_checkpoints import opened, read  # noqa: E402
 
 
 def sentence(function, *arguments):

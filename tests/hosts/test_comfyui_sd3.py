@@ -177,7 +177,7 @@ def test_mismatches_are_rejected_in_one_sentence(comfyui_results):
         "seamless TAESD": "use ComfyUI's VAE Decode (Tiled) for it",
         "sigmas": "start at 0.5",
         "latent": "got (1, 4, 8, 8)",
-        "unshifted": "has no one-step LoRA for Stable Diffusion 3: connect it through Apply One-Step SR LoRA",
+        "unshifted": "has no one-step LoRA: connect it through Apply One-Step SR LoRA",
     }
     assert refusals.keys() == expected.keys()
     for name, words in expected.items():

@@ -5,6 +5,7 @@ import { app } from "../../../scripts/app.js"
 
 const NODE = "OneStepSRUpscaleImage"
 const MODELS = ["OneStepSRLoadModel", "OneStepSRModel"]
+const APPLY = "OneStepSRApplyLoRA"
 const UPDATE_SECONDS = 0.5
 
 function source(node, name) {
@@ -24,12 +25,20 @@ function imageSize(node) {
   return picture?.naturalWidth ? [picture.naturalWidth, picture.naturalHeight] : (node.onestepLastSize ?? null)
 }
 
+// The file of the LoRA that the model's MODEL comes from; null if there is none.
+function loraOf(model) {
+  let origin = source(model, "model")
+  while (origin && origin.type !== APPLY) origin = source(origin, "model")
+  return origin ? values(origin).lora : null
+}
+
 function question(node) {
   const model = source(node, "sr_model")
   const size = imageSize(node)
   if (!MODELS.includes(model?.type) || !size) return null
   const { upscale_by, tile, overlap } = values(node)
-  return { node: model.type, model: values(model), width: size[0], height: size[1], upscale_by, tile, overlap }
+  const chosen = { ...values(model), lora: loraOf(model) }
+  return { node: model.type, model: chosen, width: size[0], height: size[1], upscale_by, tile, overlap }
 }
 
 async function update(node) {

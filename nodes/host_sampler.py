@@ -1,0 +1,117 @@
+"""A LoRA's step as a sampler for ComfyUI's own sampling nodes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from functools import partial
+
+import torch
+from comfy import model_management
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import CFGGuider, Sampler
+from torch import Tensor
+
+from ..sr_models.canvas.resize import pad_to_multiple
+from ..sr_models.canvas.tiling import Tile, plan
+from ..sr_models.core.recipe import Recipe
+from ..sr_models.core.tiled_step import Canvas, step_tiles
+from ..sr_models.errors import UserError
+from ..sr_models.families.family import on_base
+from .host_lora import passes_of, process_of, require_carried
+from .host_sd import LATENT_FORMAT, WorkSampler, as_network
+
+
+class OneStepSampler(Sampler):
+    """The step of the LoRA that the MODEL carries. It starts from the latent image, to which it adds the given noise
+    only if the LoRA's method does.
+
+    `tile` and `overlap` are in latent pixels; None uses the method's own. `batch` is how many tiles the model processes
+    at once.
+    """
+
+    def __init__(self, tile: int | None, overlap: int | None, batch: int):
+        self.tile, self.overlap, self.batch = tile, overlap, batch
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ) -> Tensor:
+        model = model_wrap.model_patcher
+        recipe, process = _recipe_of(model), process_of(model)
+        latent_image = checked_start(latent_image, sigmas, model.get_model_object(LATENT_FORMAT).latent_channels)
+        height, width = latent_image.shape[-2:]
+        latent = pad_to_multiple(latent_image, recipe.multiple)
+        tile = self.tile or recipe.tile
+        tiles = plan(latent.shape[-2], latent.shape[-1], tile, recipe.overlap if self.overlap is None else self.overlap)
+        passes = passes_of(model, recipe)
+        growing, result, total = latent.clone(), torch.zeros_like(latent), len(tiles) * len(passes)
+        count = itertools.count()
+
+        def show(tile: Tile, piece: Tensor, looks_like_a_picture: bool) -> None:
+            if looks_like_a_picture:
+                tile.cut(growing).copy_(piece)
+            done = next(count)
+            if callback is not None and done + 1 < total:
+                callback(done, growing[..., :height, :width], latent_image, total)
+            model_management.throw_exception_if_processing_interrupted()
+
+        # This network does not use the LR picture.
+        canvas = Canvas(latent, _padded_noise(noise, recipe), lr=latent)
+        work = partial(step_tiles, canvas=canvas, tiles=list(tiles), result=result, batch=self.batch)
+        for number, (step, other) in enumerate(passes):
+            run = partial(work, step=step, done=partial(show, looks_like_a_picture=number == 0))
+            if number == 0:
+                failed = run(as_network(model_wrap, noise.device, extra_args, process.level))
+            else:
+                failed = _with_other_weights(model_wrap, other, WorkSampler(run, process.level), sigmas, latent)
+            if failed:
+                raise UserError(
+                    "The model returned values that are not finite: load the checkpoint in another precision."
+                )
+        result = result[..., :height, :width]
+        if denoise_mask is not None:
+            result = latent_image + (result - latent_image) * denoise_mask
+        if callback is not None:
+            callback(total - 1, result, latent_image, total)
+        return result
+
+
+def _recipe_of(model: ModelPatcher) -> Recipe:
+    """The recipe of the MODEL's LoRA. Raises UserError for a MODEL without a LoRA."""
+    carried = require_carried(model)
+    return on_base(carried.family.recipe(carried.lora.recipe), process_of(model))
+
+
+def _with_other_weights(
+    guider: CFGGuider, model: ModelPatcher, sampler: WorkSampler, sigmas: Tensor, latent: Tensor
+) -> list[Tile]:
+    """Run the sampler's work with the same guider and prompts on another MODEL; returns the work's result."""
+    other, nothing = copy.copy(guider), torch.zeros_like(latent)
+    other.model_patcher, other.model_options = model, model.model_options
+    other.sample(nothing, nothing, sampler, sigmas, disable_pbar=True, seed=0)
+    return sampler.result
+
+
+def _padded_noise(noise: Tensor, recipe: Recipe) -> Tensor | None:
+    """The noise of the canvas; None for methods that need none. Raises UserError if it is missing."""
+    if not recipe.step.noises:
+        return None
+    if not noise.any():
+        raise UserError(f"{recipe.title} starts from noise: connect RandomNoise in place of DisableNoise.")
+    return pad_to_multiple(noise, recipe.multiple)
+
+
+def checked_start(latent: Tensor | None, sigmas: Tensor, channels: int) -> Tensor:
+    """The latent. Raises UserError unless it and the sigmas are what the sampler starts from."""
+    if latent is None or latent.ndim != 4 or latent.shape[1] != channels:
+        raise UserError(
+            f"One-Step SR Sampler needs the latent of an image with {channels} channels, but got "
+            f"{None if latent is None else tuple(latent.shape)}: connect VAE Encode with the VAE of Apply One-Step "
+            "SR LoRA."
+        )
+    if abs(float(sigmas[0]) - 1) > 1e-3:
+        raise UserError(
+            f"One-Step SR Sampler starts at sigma 1, but the connected SIGMAS start at {sigmas[0]:.3g}: connect its "
+            "own SIGMAS output."
+        )
+    return latent

@@ -1,0 +1,85 @@
+"""A single safetensors file for any family's LoRA: what `onestep-sr convert` writes.
+
+Names are `network/<adapter>/` or `vae/<adapter>/` and peft's names with diffusers' modules, and `replaced/network/` or
+`replaced/vae/` and the name of a parameter that takes the place of the base's. The metadata names the family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..checkpoints import low_rank
+from ..checkpoints.conditions import Metadata
+from ..checkpoints.header import Header
+from ..checkpoints.low_rank import Adapter, LowRank
+from ..checkpoints.weights_file import WeightsFile
+from ..errors import UserError
+from ..files.whole import write_whole
+from .bases import BaseKind
+from .family import LoraFamily, OneStepLora
+
+FAMILY_KEY = "onestep_sr_family"
+REPLACED = "replaced/"
+
+
+def condition(family: str) -> Metadata:
+    """Recognises a family's single file."""
+    return Metadata(FAMILY_KEY, family)
+
+
+def save(path: Path, lora: OneStepLora) -> None:
+    """Write a LoRA. On an error, no partial file is left."""
+    tensors: dict[str, Tensor] = {}
+    for part, adapters in (("network", lora.network), ("vae", lora.vae)):
+        for adapter in adapters:
+            tensors |= low_rank.to_tensors(adapter.update, f"{part}/{adapter.name}/")
+    for part, replaced in (("network", lora.replaced), ("vae", lora.replaced_vae)):
+        tensors |= {f"{REPLACED}{part}/{name}": tensor for name, tensor in replaced.items()}
+    metadata = {
+        FAMILY_KEY: lora.family.name,
+        "base": str(lora.base),
+        "rank": _numbers(layer.rank for layer in _layers(lora)),
+        "alpha": _numbers(layer.rank if layer.alpha is None else layer.alpha for layer in _layers(lora)),
+        "licence": lora.family.licence,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_whole(path, partial(save_file, tensors, metadata={key: value for key, value in metadata.items() if value}))
+
+
+def read(family: LoraFamily, file: WeightsFile, base: BaseKind, recipe: str) -> OneStepLora:
+    """The inverse of `save`. Raises UserError for a file that is incomplete."""
+    network, vae = (_adapters(file, part) for part in ("network", "vae"))
+    replaced = {part: low_rank.under(file.tensors, f"{REPLACED}{part}/") for part in ("network", "vae")}
+    if not network and not replaced["network"]:
+        raise UserError(f"{file.name} is incomplete (it lacks the LoRA of the network): convert it again.")
+    return OneStepLora(family, file.name, base, recipe, network, vae, replaced["network"], replaced_vae=replaced["vae"])
+
+
+def _adapters(file: WeightsFile, part: str) -> tuple[Adapter, ...]:
+    tensors = low_rank.under(file.tensors, f"{part}/")
+    names = sorted({name.split("/")[0] for name in tensors})
+    updates = {name: low_rank.parse(low_rank.under(tensors, f"{name}/"), file.name) for name in names}
+    return tuple(Adapter(name, update) for name, update in updates.items())
+
+
+def ranks(header: Header) -> str:
+    """The ranks of all LoRAs in a file with peft's names; empty if there are none."""
+    return _numbers(shape[0] for name, shape in header.shapes.items() if ".lora_A." in name)
+
+
+def is_single(header: Header) -> bool:
+    return FAMILY_KEY in header.metadata
+
+
+def _layers(lora: OneStepLora) -> list[LowRank]:
+    return [layer for adapter in (*lora.network, *lora.vae) for layer in adapter.update.values()]
+
+
+def _numbers(values: Iterable[float]) -> str:
+    """Different numbers in order, for people: "4" or "4, 16"."""
+    return ", ".join(f"{value:g}" for value in sorted(set(values)))

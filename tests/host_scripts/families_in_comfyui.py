@@ -1,0 +1,125 @@
+"""Runs inside ComfyUI's own interpreter, from its folder: families on Stable Diffusion 2.1 through the pack's host
+layer, to floats.
+
+python families_in_comfyui.py FOLDER_OF_ONESTEP_SR CASES.pt RESULTS.pt
+
+A case by name: as in unet_in_comfyui.py, and `strengths` (of the LoRA's adapters) for each result.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+package, cases, result = sys.argv[1:]
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path[:0] = [".", package]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
+from onestep_sr.nodes import host_lora, host_sampler, host_sd  # noqa: E402
+from onestep_sr.nodes import stable_diffusion as nodes  # noqa: E402
+from onestep_sr.sr_models.canvas.color import match  # noqa: E402
+from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
+from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
+from onestep_sr.sr_models.families.registry import read_lora  # noqa: E402
+from small_checkpoints import opened, read  # noqa: E402
+
+
+def stock_parts(model, vae, conditioning, image, tile=None, overlap=None):
+    """VAE Encode -> SamplerCustomAdvanced with BasicGuider -> VAE Decode, and the method's colours."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": conditioning})
+    latent, seen = vae.encode(image.movedim(1, -1)), []
+    sampler = host_sampler.OneStepSampler(tile, overlap, 1)
+    sigmas, nothing = torch.tensor([1.0, 0.0]), torch.zeros_like(latent)
+    sampled = guider.sample(nothing, latent, sampler, sigmas, callback=lambda *given: seen.append(given[0]), seed=1)
+    recipe = host_sd.carried_by(model).lora
+    recipe = recipe.family.recipe(recipe.recipe)
+    return match(vae.decode(sampled).movedim(-1, 1).clamp(0, 1), image, recipe.color).clamp(0, 1), seen
+
+
+def counting(model, counted):
+    def run(apply_model, arguments):
+        counted.append(float(arguments["timestep"][0]))
+        return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    model.set_model_unet_function_wrapper(run)
+
+
+def sentence(function, *arguments):
+    try:
+        function(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+class Asked:
+    """A CLIP that remembers the text."""
+
+    def tokenize(self, text):
+        self.text = text
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return "encoded"
+
+
+def through_nodes(case, base_model, base_vae, conditioning):
+    """Apply, Prompt, Model and Sampler as a graph runs them, with two pairs of strengths."""
+    nodes.ApplyLoRA.hidden, reads, read_file = SimpleNamespace(unique_id="1"), [], nodes.read_lora
+    nodes.read_lora = lambda *paths: reads.append(paths) or read_file(*paths)
+    inputs = {"model": base_model, "vae": base_vae, "lora": case["lora"], "vae_lora": "auto"}
+    inputs |= {"strength_model": 1.0, "strength_vae": 1.0}
+    found, clip = {}, Asked()
+    for name, pixel, semantic in (("published", 1.0, 1.0), ("two runs", 2.0, 0.5)):
+        model, vae = nodes.ApplyLoRA.execute(**inputs, strength_pixel=pixel, strength_semantic=semantic).args
+        sr_model = nodes.Model.execute(model, vae, conditioning, "auto").args[0].model
+        sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0))
+        found[name] = upscale(sr_model, case["image"], UpscaleOptions(1))
+    nodes.Prompt.execute("from LoRA", "not this one", clip, model)
+    nodes.read_lora = read_file
+    sampler = nodes.Sampler.execute(0, 8, 1).args[0]
+    return found | {"reads": len(reads), "text": clip.text, "sampler": (sampler.tile, sampler.overlap)}
+
+
+def results_of(case):
+    image, conditioning = case["image"], [[case["prompt"], {"pooled_output": torch.zeros(1, 0)}]]
+    base_model, base_vae = opened(case), comfy.sd.VAE(sd=read(Path(case["folder"]) / "vae"))
+    before = {name: tensor.clone() for name, tensor in base_model.model.state_dict().items()}
+    vae_before = {name: tensor.clone() for name, tensor in base_vae.first_stage_model.state_dict().items()}
+    lora, results = read_lora(Path(case["lora"])), {}
+    for name, strengths in case["strengths"].items():
+        model, notices = host_lora.apply_lora(base_model, lora.at(strengths), 1.0)
+        vae, counted = host_lora.apply_vae_lora(base_vae, lora, 1.0), []
+        counting(model, counted)
+        sr_model = host_lora.open_model(model, vae, conditioning, "auto").model
+        sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0))
+        whole = upscale(sr_model, image, UpscaleOptions(1))
+        runs = len(counted)
+        parts, seen = stock_parts(model, vae, conditioning, image)
+        tiled = upscale(sr_model, image, UpscaleOptions(1, tile=64, overlap=16))
+        tiled_parts, tiles_seen = stock_parts(model, vae, conditioning, image, tile=8, overlap=2)
+        results[name] = {"whole": whole, "parts": parts, "runs": runs, "sigmas": counted[:runs], "notices": notices}
+        results[name] |= {"tiled": tiled, "tiled parts": tiled_parts, "seen": seen, "tiles seen": tiles_seen}
+        results[name] |= {"prompt": host_lora.prompt_of(model), "recipe": sr_model.recipe.name}
+    if "two runs" in case["strengths"]:
+        results["nodes"] = through_nodes(case, base_model, base_vae, conditioning)
+    other = opened(case | {"kind": "2.1"})
+    results["refused"] = sentence(host_lora.apply_lora, other, lora, 1.0)
+    comfy.model_management.unload_all_models()
+    results["as it was"] = all(torch.equal(t, before[name]) for name, t in base_model.model.state_dict().items())
+    state = base_vae.first_stage_model.state_dict()
+    results["VAE as it was"] = all(torch.equal(t, vae_before[name]) for name, t in state.items())
+    return results
+
+
+torch.set_grad_enabled(False)  # as the host runs its nodes
+torch.save({kind: results_of(case) for kind, case in torch.load(cases).items()}, result)

@@ -1,0 +1,134 @@
+"""Families on Stable Diffusion 2.1 inside real ComfyUI, on a small U-Net, to floats: PiSA-SR and
+both layouts of OSEDiff.
+
+What ComfyUI gives is compared with diffusers, which the tests in `families/` compare with the equations.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_peft
+import small_unet
+import torch
+from comfyui_host import HOW_TO_GET_ONE, installed_hosts, interpreter
+from limits import HANGING_SECONDS
+from onestep_sr.sr_models.core.options import UpscaleOptions
+from onestep_sr.sr_models.core.upscale import upscale
+from onestep_sr.sr_models.diffusers_host.lora import open_lora
+from onestep_sr.sr_models.families.registry import read_lora
+from places import HOST_SCRIPTS, ROOT
+from small_sd3 import FULL_WIDTHS
+
+HOSTS = installed_hosts()
+TOLERANCE = 1e-4
+STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
+    "pisa-sr": {
+        "published": {},
+        "two runs": {"pixel": 2.0, "semantic": 0.5},
+        "pixel alone": {"pixel": 1.3, "semantic": 0.0},
+    },
+    "osediff": {"published": {}, "half": {"unet": 0.5}},
+    "osediff, whole": {"published": {}},
+}
+RUNS = {"two runs": 2}
+SIGMA = {"pisa-sr": 0.041279 / 0.999148, "osediff": 0.997667 / 0.068265}  # ComfyUI's, of the family's timestep
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module", params=HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
+def folder(request: pytest.FixtureRequest) -> Path:
+    if request.param is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("families")
+    base = small_unet.write(root / "base", "2.1-base", FULL_WIDTHS)
+    small_peft.calm_output(base)
+    osediff = small_peft.osediff(base)
+    contents = {"pisa-sr": small_peft.pisa_sr(base), "osediff": osediff}
+    contents["osediff, whole"] = small_peft.merged(base, osediff)
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    shared = {"kind": "2.1-base", "folder": str(base), "config": small_unet.comfyui_config("2.1-base"), "image": image}
+    shared["prompt"] = small_peft.encoded(base, "")
+    for family, content in contents.items():
+        torch.save(content, root / f"{family}.pkl")
+    return {name: shared | {"lora": str(root / f"{name}.pkl"), "strengths": STRENGTHS[name]} for name in contents}
+
+
+@pytest.fixture(scope="module")
+def expected(cases: dict[str, dict[str, Any]]) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
+    """With diffusers, by family and strengths."""
+    found = {}
+    for family, case in cases.items():
+        for name, strengths in case["strengths"].items():
+            lora = read_lora(Path(case["lora"])).at(strengths)
+            model = open_lora(Path(case["folder"]), lora, dtype=torch.float32).model
+            model = replace(model, recipe=replace(model.recipe, shortest=0))
+            asked = {"whole": UpscaleOptions(1), "tiled": UpscaleOptions(1, tile=64, overlap=16)}
+            found[family, name] = {way: upscale(model, case["image"], options) for way, options in asked.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path, cases: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict:
+    base = tmp_path_factory.mktemp("floats")
+    (base / "onestep_sr").symlink_to(ROOT, target_is_directory=True)
+    torch.save(cases, base / "cases.pt")
+    command = [interpreter(folder), HOST_SCRIPTS / "families_in_comfyui.py", base, base / "cases.pt", base / "out.pt"]
+    run = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, timeout=HANGING_SECONDS)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return torch.load(base / "out.pt")
+
+
+CASES = [(family, name) for family, all_strengths in STRENGTHS.items() for name in all_strengths]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_comfyui_gives_what_diffusers_gives(family, name, results, expected) -> None:
+    """As one model, and built from stock nodes with the sampler; whole and in tiles."""
+    found, truth = results[family][name], expected[family, name]
+    for way, wanted in (("whole", "whole"), ("parts", "whole"), ("tiled", "tiled"), ("tiled parts", "tiled")):
+        assert (found[way] - truth[wanted]).abs().max() < TOLERANCE, way
+    assert found["whole"].std() > 0.05, "not a flat picture"
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_the_model_runs_at_the_published_timestep_and_no_more_often_than_needed(family, name, results) -> None:
+    found, runs = results[family][name], RUNS.get(name, 1)
+    assert found["runs"] == runs and found["seen"] == list(range(runs))
+    assert found["tiles seen"] == list(range(len(found["tiles seen"]))) and len(found["tiles seen"]) % runs == 0
+    sigma = SIGMA[family.split(",")[0]]
+    assert all(abs(found_sigma - sigma) < 1e-4 * sigma for found_sigma in found["sigmas"])
+
+
+@pytest.mark.parametrize("family", STRENGTHS)
+def test_the_lora_decides_recipe_and_prompt(family, results) -> None:
+    found = results[family]["published"]
+    assert (found["recipe"], found["prompt"], found["notices"]) == (family.split(",")[0], ("", None), ())
+
+
+def test_the_nodes_give_the_same_and_read_the_file_once(results, expected) -> None:
+    found = results["pisa-sr"]["nodes"]
+    for name in ("published", "two runs"):
+        assert (found[name] - expected["pisa-sr", name]["whole"]).abs().max() < TOLERANCE
+    assert (found["reads"], found["text"], found["sampler"]) == (1, "", (None, None))
+
+
+@pytest.mark.parametrize("family", STRENGTHS)
+def test_the_given_model_and_vae_are_not_changed(family, results) -> None:
+    assert results[family]["as it was"] and results[family]["VAE as it was"]
+
+
+@pytest.mark.parametrize("family", STRENGTHS)
+def test_a_base_with_v_prediction_is_refused(family, results) -> None:
+    words = "for Stable Diffusion 2.1 with epsilon prediction, but the connected MODEL is a Stable Diffusion"
+    assert words in results[family]["refused"] and "with v prediction" in results[family]["refused"]

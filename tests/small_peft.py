@@ -1,0 +1,154 @@
+"""Files of one-step LoRAs in the layout in which their authors publish them, random, for a small base.
+
+The lists of modules follow the rule that the published scripts use: which part of the U-Net a name belongs to, and
+which kinds of layers have a LoRA.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from onestep_sr.sr_models.commands import cli
+from onestep_sr.sr_models.files.picture import Picture
+from onestep_sr.sr_models.files.read import read_picture
+from onestep_sr.sr_models.files.write import write_picture
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+RANK = 4
+SCALE = 8 / RANK  # peft's alpha is 8 where a file states none
+LAYERS = ("to_k", "to_q", "to_v", "to_out.0", "conv", "proj_in", "proj_out", "ff.net.2", "ff.net.0.proj")
+
+
+def with_lora(network: nn.Module) -> list[str]:
+    """The modules of a network that have a LoRA."""
+    names = [name.removesuffix(".weight") for name, _ in network.named_parameters() if name.endswith(".weight")]
+    return [name for name in names if "norm" not in name and any(layer in name for layer in LAYERS)]
+
+
+def unet_parts(unet: nn.Module) -> dict[str, list[str]]:
+    """The U-Net's modules by the part that their LoRA belongs to."""
+    parts: dict[str, list[str]] = {"encoder": [], "decoder": [], "others": []}
+    for name in with_lora(unet):
+        if "down_blocks" in name or "conv_in" in name:
+            parts["encoder"].append(name)
+        elif "up_blocks" in name or "conv_out" in name:
+            parts["decoder"].append(name)
+        else:
+            parts["others"].append(name)
+    return parts
+
+
+def halves(
+    network: nn.Module, modules: Iterable[str], adapter: str, generator: torch.Generator, size: float = 0.1
+) -> dict[str, Tensor]:
+    """Random matrices of a LoRA in peft's names."""
+    tensors = {}
+    for module in modules:
+        weight = network.get_parameter(f"{module}.weight")
+        down = torch.randn(RANK, *weight.shape[1:], generator=generator) / weight[0].numel() ** 0.5
+        up = size * torch.randn(weight.shape[0], RANK, *(1,) * (weight.ndim - 2), generator=generator)
+        tensors[f"{module}.lora_A.{adapter}.weight"], tensors[f"{module}.lora_B.{adapter}.weight"] = down, up
+    return tensors
+
+
+def pisa_sr(base: Path) -> dict[str, Any]:
+    """The content of `pisa_sr.pkl`."""
+    generator, unet = torch.Generator().manual_seed(4), UNet2DConditionModel.from_pretrained(base / "unet")
+    content: dict[str, Any] = {"lora_rank_unet_pix": RANK, "lora_rank_unet_sem": RANK, "state_dict_unet": {}}
+    for kind in ("pix", "sem"):
+        for part, modules in unet_parts(unet).items():
+            content[f"unet_lora_{part}_modules_{kind}"] = modules
+            content["state_dict_unet"] |= halves(unet, modules, f"default_{part}_{kind}", generator)
+    return content
+
+
+def osediff(base: Path) -> dict[str, Any]:
+    """The content of `osediff.pkl`."""
+    generator, unet = torch.Generator().manual_seed(5), UNet2DConditionModel.from_pretrained(base / "unet")
+    vae, content = AutoencoderKL.from_pretrained(base / "vae"), {"rank_unet": RANK, "rank_vae": RANK}
+    in_unet: dict[str, Tensor] = {}
+    for part, modules in unet_parts(unet).items():
+        content[f"unet_lora_{part}_modules"] = modules
+        in_unet |= halves(unet, modules, f"default_{part}", generator)
+    for end in ("weight", "bias"):
+        weight = unet.conv_in.get_parameter(end)
+        in_unet[f"conv_in.base_layer.{end}"] = weight.data + 0.03 * torch.randn(weight.shape, generator=generator)
+    encoder = [name for name in with_lora(vae) if "encoder" in name or name == "quant_conv"]
+    content |= {"vae_lora_encoder_modules": [*encoder, "quant_conv"], "state_dict_unet": in_unet}
+    return content | {"state_dict_vae": halves(vae, encoder, "default_encoder", generator)}
+
+
+def add_lora(network: nn.Module, tensors: dict[str, Tensor], ending: str, scale: float) -> None:
+    """W + scale B A in the network's precision, for adapters whose names have this ending."""
+    for name in (key for key in tensors if ".lora_A." in key and key.endswith(f"{ending}.weight")):
+        down, up = tensors[name], tensors[name.replace("lora_A", "lora_B")]
+        weight = network.get_parameter(f"{name.split('.lora_A.')[0]}.weight")
+        change = torch.einsum("or,ri->oi", up.flatten(1).to(weight), down.flatten(1).to(weight))
+        weight.data += scale * change.view(weight.shape)
+
+
+def opened(base: Path) -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """A folder's U-Net and VAE in float64."""
+    unet, vae = (
+        kind.from_pretrained(base / part).double()
+        for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+    )
+    return unet.requires_grad_(False), vae.requires_grad_(False)
+
+
+@torch.no_grad()
+def encoded(base: Path, prompt: str) -> Tensor:
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    tokens = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    return CLIPTextModel.from_pretrained(base / "text_encoder")(tokens).last_hidden_state
+
+
+def on_the_command_line(image: Tensor, folder: Path, *options: object) -> Tensor:
+    """The result of `onestep-sr upscale` at scale 1, in this process and with 16 bits per channel."""
+    write_picture(folder / "in.png", Picture(image[0], bits=16))
+    command = ["onestep-sr", "upscale", folder / "in.png", "-o", folder / "out.png", "--overwrite", "--scale", 1]
+    before, sys.argv = sys.argv, [str(part) for part in (*command, "--dtype", "fp32", "--device", "cpu", *options)]
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code, end.code
+    finally:
+        sys.argv = before
+    return read_picture(folder / "out.png").pixels[None]
+
+
+def calm_output(base: Path) -> None:
+    """Make the U-Net's output small: at t = 999 it is divided by .068, and a trained one keeps the result in range."""
+    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+    unet.conv_out.weight.data *= 0.05
+    unet.save_pretrained(base / "unet")
+
+
+def osediff_networks(
+    base: Path, content: dict[str, Any], scale: float = SCALE, left_out: str = ""
+) -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """OSEDiff on a base in float64. `left_out`: "VAE", "conv_in replaced", or the beginning of LoRA names."""
+    unet, vae = opened(base)
+    in_unet, in_vae = dict(content["state_dict_unet"]), dict(content["state_dict_vae"])
+    if left_out != "conv_in replaced":
+        for end in ("weight", "bias"):
+            unet.conv_in.get_parameter(end).data = in_unet[f"conv_in.base_layer.{end}"].double()
+    for tensors in (in_unet, in_vae):
+        for name in [name for name in tensors if left_out and name.startswith(left_out)]:
+            del tensors[name]
+    add_lora(unet, in_unet, "", scale)
+    if left_out != "VAE":
+        add_lora(vae, in_vae, "", scale)
+    return unet, vae
+
+
+def merged(base: Path, content: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """OSEDiff's second layout: both networks, with the LoRA merged in float64."""
+    unet, vae = osediff_networks(base, content)
+    return {"vae": vae.float().state_dict(), "unet": unet.float().state_dict()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -20,6 +20,8 @@ from ..sr_models.errors import UserError
 from ..sr_models.families.family import on_base
 from .host_lora import passes_of, process_of, require_carried
 from .host_sd import LATENT_FORMAT, WorkSampler, as_network
+
+Callback = Callable[[int, Tensor, Tensor, int], object]
 
 
 class OneStepSampler(Sampler):
@@ -39,27 +41,17 @@ class OneStepSampler(Sampler):
         model = model_wrap.model_patcher
         recipe, process = _recipe_of(model), process_of(model)
         latent_image = checked_start(latent_image, sigmas, model.get_model_object(LATENT_FORMAT).latent_channels)
-        height, width = latent_image.shape[-2:]
-        latent = pad_to_multiple(latent_image, recipe.multiple)
-        tile = self.tile or recipe.tile
-        tiles = plan(latent.shape[-2], latent.shape[-1], tile, recipe.overlap if self.overlap is None else self.overlap)
-        passes = passes_of(model, recipe)
-        growing, result, total = latent.clone(), torch.zeros_like(latent), len(tiles) * len(passes)
-        count = itertools.count()
-
-        def show(tile: Tile, piece: Tensor, looks_like_a_picture: bool) -> None:
-            if looks_like_a_picture:
-                tile.cut(growing).copy_(piece)
-            done = next(count)
-            if callback is not None and done + 1 < total:
-                callback(done, growing[..., :height, :width], latent_image, total)
-            model_management.throw_exception_if_processing_interrupted()
-
+        latent, passes = pad_to_multiple(latent_image, recipe.multiple), passes_of(model, recipe)
+        overlap = recipe.overlap if self.overlap is None else self.overlap
+        tiles = list(plan(latent.shape[-2], latent.shape[-1], self.tile or recipe.tile, overlap))
+        shown = _Shown(callback, latent_image, latent, len(tiles) * len(passes))
+        result = torch.zeros_like(latent)
         # This network does not use the LR picture.
         canvas = Canvas(latent, _padded_noise(noise, recipe), lr=latent)
-        work = partial(step_tiles, canvas=canvas, tiles=list(tiles), result=result, batch=self.batch)
+        work = partial(step_tiles, canvas=canvas, tiles=tiles, result=result, batch=self.batch)
         for number, (step, other) in enumerate(passes):
-            run = partial(work, step=step, done=partial(show, looks_like_a_picture=number == 0))
+            # Only the first pass's tiles look like a picture.
+            run = partial(work, step=step, done=shown.count if number else shown.tile)
             if number == 0:
                 failed = run(as_network(model_wrap, noise.device, extra_args, process.level))
             else:
@@ -68,12 +60,37 @@ class OneStepSampler(Sampler):
                 raise UserError(
                     "The model returned values that are not finite: load the checkpoint in another precision."
                 )
-        result = result[..., :height, :width]
+        result = result[..., : latent_image.shape[-2], : latent_image.shape[-1]]
         if denoise_mask is not None:
             result = latent_image + (result - latent_image) * denoise_mask
-        if callback is not None:
-            callback(total - 1, result, latent_image, total)
+        shown.end(result)
         return result
+
+
+class _Shown:
+    """Reports tiles to ComfyUI's callback, with the latent as it grows. `latent` is the padded start."""
+
+    def __init__(self, callback: Callback | None, start: Tensor, latent: Tensor, total: int):
+        self.callback, self.start, self.growing, self.total, self.done = callback, start, latent.clone(), total, 0
+
+    def tile(self, tile: Tile, piece: Tensor) -> None:
+        tile.cut(self.growing).copy_(piece)
+        self.count(tile, piece)
+
+    def count(self, tile: Tile, piece: Tensor) -> None:
+        """A tile that is not shown. The last one is left to `end`."""
+        self.done += 1
+        if self.done < self.total:
+            self._report(self.growing[..., : self.start.shape[-2], : self.start.shape[-1]])
+        model_management.throw_exception_if_processing_interrupted()
+
+    def end(self, result: Tensor) -> None:
+        self.done = self.total
+        self._report(result)
+
+    def _report(self, latent: Tensor) -> None:
+        if self.callback is not None:
+            self.callback(self.done - 1, latent, self.start, self.total)
 
 
 def _recipe_of(model: ModelPatcher) -> Recipe:

@@ -83,7 +83,8 @@ class LoadModel(io.ComfyNode):
             recipe=None if recipe == AUTO else recipe,
             dtype=host.compute_dtype(),
         )
-        host.show_on_node(cls.hidden.unique_id, " ".join(host.licence_notices(loaded.family)))
+        for notice in host.licence_notices(loaded.family):
+            host.show_on_node(cls.hidden.unique_id, notice)
         return io.NodeOutput(host.adopt(loaded))
 
 

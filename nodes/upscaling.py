@@ -86,7 +86,8 @@ class LoadModel(io.ComfyNode):
             dtype=host.compute_dtype(),
             spill=host.temporary_folder(),
         )
-        host.show_on_node(cls.hidden.unique_id, " ".join(host.licence_notices(loaded.family)))
+        for notice in host.licence_notices(loaded.family):
+            host.show_on_node(cls.hidden.unique_id, notice)
         return io.NodeOutput(host.adopt(loaded))
 
 

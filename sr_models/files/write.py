@@ -104,6 +104,13 @@ def metadata_left_out(metadata: Metadata, suffix: str) -> str:
     return left_out(metadata, held_by_jpeg(metadata)) if suffix in JPEG else ""
 
 
+def profile_left_out(picture: Picture, suffix: str) -> str:
+    """A sentence about a colour profile that a file of this ending has no room for; empty where it is kept."""
+    if suffix != ".gif" or picture.icc_profile is None:
+        return ""
+    return "GIF files have no colour profile: the values are stored as they are, and colours may look different."
+
+
 def _encode(path: Path, suffix: str, picture: Picture, quality: int) -> None:
     metadata = fitted(picture.metadata, *picture.pixels.shape[-2:])
     if suffix in TIFF:

@@ -25,7 +25,7 @@ from ..files.animation import Film
 from ..files.picture import Picture, PictureSequence
 from ..files.read import read_pictures
 from ..files.whole import remove_temporaries
-from ..files.write import metadata_left_out, require_room, write_picture, write_pictures
+from ..files.write import metadata_left_out, profile_left_out, require_room, write_picture, write_pictures
 from . import records
 from .job import FileOptions, Job, Outcome
 from .large import as_batch, is_too_large, run_large_job
@@ -128,7 +128,7 @@ def run_job(
 def _tell(picture: Picture, job: Job, options: FileOptions, notice: Notice) -> None:
     """What the result will not have of its source."""
     left_out = "" if options.strip else metadata_left_out(picture.metadata, job.target.suffix.lower())
-    for sentence in (*picture.notices, left_out):
+    for sentence in (*picture.notices, left_out, profile_left_out(picture, job.target.suffix.lower())):
         if sentence:
             notice(sentence)
 

@@ -17,7 +17,7 @@ from onestep_sr.sr_models.files.metadata import Metadata, describe
 from onestep_sr.sr_models.files.picture import Picture
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.files.row_files import RowPicture, write_rows
-from onestep_sr.sr_models.files.write import depth_of, metadata_left_out, write_picture
+from onestep_sr.sr_models.files.write import depth_of, metadata_left_out, profile_left_out, write_picture
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 from sample_pictures import PHOTO, deep
 
@@ -235,6 +235,13 @@ def test_what_is_left_out_is_named_and_what_fits_is_kept(tmp_path: Path) -> None
     assert metadata_left_out(metadata, ".gif").endswith(lost)
     assert not any(metadata_left_out(metadata, suffix) for suffix in (".png", ".webp", ".tif", ".avif"))
     assert not metadata_left_out(Metadata(text={"parameters": "a tree"}), ".jpg")
+
+
+def test_a_profile_that_gif_has_no_room_for_is_named() -> None:
+    picture = Picture(torch.zeros(3, 8, 8), icc_profile=SRGB)
+    assert "no colour profile" in profile_left_out(picture, ".gif")
+    kept = [(picture, suffix) for suffix in (".png", ".jpg", ".webp", ".tif", ".avif")]
+    assert not any(profile_left_out(*pair) for pair in [*kept, (Picture(torch.zeros(3, 8, 8)), ".gif")])
 
 
 def test_a_deep_profile_is_kept_either_way(tmp_path: Path) -> None:

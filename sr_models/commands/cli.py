@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -14,7 +15,7 @@ from cyclopts.help.specs import AsteriskColumn, DescriptionColumn, NameColumn, N
 
 from ..errors import UserError
 from .run_file import read_run_file
-from .terminal import show_all_names, warn
+from .terminal import use_any_terminal, warn
 from .train import Detailed, Faithful, Join, Mix, Student, Teacher
 from .train_sd import Prepare, TadSd, Tsd
 from .upscale import Evaluate, Upscale
@@ -74,7 +75,7 @@ def main() -> None:
     Exit codes: 0 for success; 1 for a UserError or files that failed; 2 for options that are unknown, missing or have
     an invalid value; 130 for Ctrl-C, and 128 and the number for a signal that asks the process to end.
     """
-    show_all_names()
+    use_any_terminal()
     end_like_ctrl_c()
     try:
         sys.exit(app(sys.argv[1:]))
@@ -84,9 +85,20 @@ def main() -> None:
     except CycloptsError as error:
         warn(f"{NAME}: {sentence(error)}")
         sys.exit(2)
+    except OSError as error:
+        warn(f"{NAME}: {system_sentence(error)}")
+        sys.exit(1)
     except KeyboardInterrupt as stopped:
         warn("Stopped: finished files are kept, and no partial files are left.")
         sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
+
+
+def system_sentence(error: OSError) -> str:
+    """What the operating system refused, and where, as one sentence."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return f"The system refused an operation ({reason}): check the paths and the free space."
+    return f"{os.fsdecode(error.filename)} cannot be used ({reason}): check the path and its permissions."
 
 
 def end_like_ctrl_c() -> None:

@@ -37,6 +37,14 @@ def finite(type_: object, value: float) -> None:
         raise ValueError("Must be a finite number.")
 
 
+def place(type_: type[Path], tokens: Sequence[Token]) -> Path:
+    """The converter for paths of folders and files to write. Raises ValueError for an empty text, which would mean the
+    current folder."""
+    if not tokens[0].value:
+        raise ValueError("it is empty")
+    return Path(tokens[0].value)
+
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Whole = Annotated[int, Parameter(converter=whole)]
 AtLeastZero = Annotated[Whole, Parameter(validator=Number(gte=0))]
@@ -47,7 +55,8 @@ Rate = Annotated[float, Parameter(validator=(finite, Number(gt=0)))]
 Share = Annotated[float, Parameter(validator=(finite, Number(gte=0, lt=1)))]
 # Has no `--no-` form, because off is the default.
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
-Output = Annotated[Path, Parameter(alias="-o")]
+Place = Annotated[Path, Parameter(converter=place)]
+Output = Annotated[Path, Parameter(alias="-o", converter=place)]
 flat = Parameter(name="*")
 """Makes a group's fields flags of the command: `--steps`, not `--training.steps`."""
 
@@ -57,7 +66,7 @@ flat = Parameter(name="*")
 class SizeOptions:
     """How large the results are: one of these. A picture that is larger than the size to reach is shrunk."""
 
-    scale: float = 4.0
+    scale: Annotated[float | None, Parameter(show_default="4.0")] = None
     "Output side over input side, 1 to 8."
     longest: AtLeastOne | None = None
     "Length of the longest side in px, in place of --scale."
@@ -76,12 +85,14 @@ class SizeOptions:
         """The size to reach; None for the scale. Raises UserError for a scale out of bounds, and for several sizes."""
         from ..canvas.target import Box, Factor, Megapixels, Side
 
-        Factor(self.scale).factor(1, 1)
-        names = ("longest", "shortest", "width", "height", "megapixels", "fit")
+        names = ("scale", "longest", "shortest", "width", "height", "megapixels", "fit")
         given = [name for name in names if getattr(self, name) is not None]
-        if len(given) > 1 or (given and self.scale != type(self).scale):
-            flags = [f"--{name}" for name in ("scale", *given)[self.scale == type(self).scale :]]
-            raise UserError(f"Only one size can be reached: give one of {' and '.join(flags)}.")
+        if len(given) > 1:
+            flags = " and ".join(f"--{name}" for name in given)
+            raise UserError(f"Only one size can be reached: give one of {flags}.")
+        if self.scale is not None:
+            Factor(self.scale).factor(1, 1)
+            return None
         if self.megapixels is not None:
             return Megapixels(self.megapixels)
         if self.fit is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.progress import (
     BarColumn,
@@ -43,11 +44,44 @@ def on_one_line(text: str) -> str:
     )
 
 
-def show_all_names() -> None:
-    """Have characters that the terminal's encoding lacks shown as escapes, so that a file's name ends no batch."""
-    for stream in (sys.stdout, sys.stderr):
+def use_any_terminal() -> None:
+    """Let no terminal end a batch: characters that its encoding lacks are shown as escapes, and what is printed is lost
+    if there is no terminal, if it was closed, or if a file in its place is full."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (it stays open)
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, Forgiving(stream))
+
+
+class Forgiving:
+    """A stream that goes to the null device from the first write on that fails."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self._leave()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self._leave()
+
+    def _leave(self) -> None:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self.stream.fileno())
+        os.close(nothing)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 class FileAndTileBars:

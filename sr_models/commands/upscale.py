@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, Seed, SizeOptions, Switch, Whole
+from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, Place, Seed, SizeOptions, Switch, Whole
 from .terminal import FileAndTileBars, say, warn
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Upscale:
     "Tiles that go through the network at once; 0: by memory."
     memory: AtLeastZero = 0
     "MB that a result may take; larger ones go through a file. 0: by free memory."
-    spill: Path | None = None
+    spill: Place | None = None
     "Folder on a disk for what an autoencoder cannot keep in memory; by default the output's."
     ray: str | None = None
     """Address of a Ray cluster to spread the files over: auto, HOST:PORT, ray://HOST:PORT, or local for this machine.
@@ -79,7 +79,7 @@ class Upscale:
         from ..jobs.job import FileOptions
 
         upscale = UpscaleOptions(
-            scale=self.size.scale,
+            scale=4.0 if self.size.scale is None else self.size.scale,
             tile=self.tile or None,
             overlap=None if self.overlap < 0 else self.overlap,
             color=None if self.color == "auto" else self.color,

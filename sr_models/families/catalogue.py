@@ -38,3 +38,5 @@ def describe(path: Path) -> str:
         return FAMILIES.identify(header).summary(header)
     except UserError as error:
         return str(error)
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror}): check its permissions."

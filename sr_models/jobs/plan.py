@@ -17,7 +17,7 @@ from ..files.listing import is_hidden, is_picture
 from ..files.whole import shortened
 from ..files.write import WRITABLE
 from .job import Job
-from .records import source_of
+from .records import sources_of
 
 READ_ONLY = (".bmp", ".heic", ".heif", ".jxl", ".jp2", ".exr", ".psd", ".tga", ".ppm", ".pgm", ".pbm", ".qoi", ".dds")
 SUFFIXES = {*WRITABLE, *READ_ONLY}
@@ -213,6 +213,5 @@ def _is_in(path: Path, folder: Path) -> bool:
 
 
 def _is_result(file: Path, folder: Path) -> bool:
-    """Whether a file was made by this program from another one in the folder."""
-    source = source_of(file)
-    return source is not None and _is_in(source, folder)
+    """Whether a file was made by this program from another one in the folder, also if both were moved since."""
+    return any(_is_in(source.parent, folder) for source in sources_of(file))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import unicodedata
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,28 @@ def test_earlier_results_of_the_same_folder_are_no_inputs(tmp_path) -> None:
     assert len(targets(tmp_path, tmp_path / "x/large")) == 2, "results may be upscaled again when they are asked for"
     shutil.copy(tmp_path / "x/a.webp", tmp_path / "x/other.webp")
     assert "x/other.webp" in targets(tmp_path, tmp_path / "x"), "what somebody put there is an input"
+
+
+@pytest.mark.parametrize("inside", ["", "large"])
+@pytest.mark.parametrize("carry", [shutil.move, partial(shutil.copytree, copy_function=shutil.copy2)])
+def test_earlier_results_stay_results_where_their_folder_is_moved_or_copied(tmp_path, carry, inside) -> None:
+    made(tmp_path, "x/a.png", "x/sub/b.png", "links/real.png")
+    (tmp_path / "x/c.png").symlink_to(tmp_path / "links/real.png")
+    jobs = plan_jobs([str(tmp_path / "x")], tmp_path / "x" / inside, ".webp")
+    assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == ["done"] * 3
+    carry(tmp_path / "x", tmp_path / "y")
+    sources = {"y/a.png", "y/c.png", "y/sub/b.png"}
+    assert set(targets(tmp_path, tmp_path / "y", suffix=".webp")) == sources
+    jobs = plan_jobs([str(tmp_path / "y")], tmp_path / "y" / inside, ".webp")
+    assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == ["skipped"] * 3
+
+
+def test_results_that_are_moved_alone_are_inputs(tmp_path) -> None:
+    made(tmp_path, "x/a.png")
+    jobs = plan_jobs([str(tmp_path / "x")], tmp_path / "x/out")
+    assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == ["done"]
+    (tmp_path / "x/out").rename(tmp_path / "y")
+    assert targets(tmp_path, tmp_path / "y") == {"y/a.png": "out/a.png"}
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,41 @@ def test_earlier_results_stay_results_where_their_folder_is_moved_or_copied(tmp_
     assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == ["skipped"] * 3
 
 
+@pytest.mark.parametrize(
+    ("pattern", "output", "suffix", "results"),
+    [
+        ("d/*.png", "d", ".jpg", ["d/a.jpg", "d/b.jpg"]),
+        ("d/*.png", ".", None, ["a.png", "b.png"]),
+        ("d/[ab].*", "d", ".jpg", ["d/a.jpg", "d/b.jpg"]),
+        ("**/*.png", "d/out", None, ["d/out/a.png", "d/out/b.png"]),
+        ("d/**", "d/out", ".webp", ["d/out/a.webp", "d/out/b.webp"]),
+    ],
+)
+def test_a_pattern_may_lie_under_the_output_folder(tmp_path, monkeypatch, pattern, output, suffix, results) -> None:
+    monkeypatch.chdir(made(tmp_path, "d/a.png", "d/b.png"))
+    for status in ("done", "skipped"):
+        heard = []
+        jobs = plan_jobs([pattern], Path(output), suffix, heard.append)
+        assert [str(job.target) for job in jobs] == results
+        assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == [status] * 2
+    names = ", ".join(Path(result).name for result in results)
+    is_matched = pattern in ("d/[ab].*", "**/*.png", "d/**")
+    assert heard == (
+        [f"{pattern}: earlier results and files in the output folder are left out ({names})."] if is_matched else []
+    )
+
+
+def test_a_pattern_for_earlier_results_alone_means_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(made(tmp_path, "d/a.png"))
+    jobs = plan_jobs(["d/*.png"], Path("d"), ".webp")
+    assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == ["done"]
+    assert [job.source.name for job in plan_jobs(["d/*.webp"], Path("big"))] == ["a.webp"]
+    made(tmp_path, "d/out/c.png")
+    assert "d/*/*.png only matches pictures in d/out" in refusal(tmp_path, "d/*/*.png", output="d/out").replace(
+        f"{tmp_path}/", ""
+    )
+
+
 def test_results_that_are_moved_alone_are_inputs(tmp_path) -> None:
     made(tmp_path, "x/a.png")
     jobs = plan_jobs([str(tmp_path / "x")], tmp_path / "x/out")

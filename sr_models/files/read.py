@@ -19,7 +19,7 @@ from PIL.ImageFile import ImageFile
 
 from ..errors import UserError
 from . import png
-from .animation import count_frames, plays_of, read_frames
+from .animation import count_frames, part_left_out, plays_of, read_frames
 from .exr import read_exr
 from .formats import format_of, require_decoder
 from .metadata import metadata_of
@@ -101,9 +101,9 @@ def _pillow_pictures(kind: str, path: Path) -> Iterator[Picture]:
 
 def _notices(image: Image.Image) -> tuple[str, ...]:
     others = getattr(image, "n_frames", 1) - 1 if image.format == "MPO" else 0
-    return (
-        (f"The file holds {others} more pictures (a preview or another view), which are not used.",) if others else ()
-    )
+    if others:
+        return (f"The file holds {others} more pictures (a preview or another view), which are not used.",)
+    return (left_out,) if (left_out := part_left_out(image)) else ()
 
 
 def _deep_picture(path: Path, image: ImageFile) -> Picture | None:

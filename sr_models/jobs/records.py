@@ -82,10 +82,17 @@ def noted(job: Job, settings: dict[str, Any], overwrite: bool, result: Path, wri
     """Record what makes a result from the file that is written; it gets the result's name within this context, which
     one process enters at a time.
 
-    Raises UserError as `own_state` does, as another process may have been faster.
+    Raises UserError as `own_state` does, as another process may have been faster, and if the folder for records cannot
+    be created.
     """
     path = _record_of(result)
-    path.parent.mkdir(exist_ok=True)
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(
+            f"{path.parent} is not a folder, but records of results need a folder of that name: rename it, or choose "
+            "another output."
+        ) from error
     with _alone_in(path.parent):
         if not overwrite:
             own_state(result, job.source, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -139,11 +140,14 @@ def _stamp(path: Path) -> Stamp:
 
 
 def require_file(path: Path) -> None:
-    """Raise UserError for a file that is missing or empty, for a folder, and for what is plainly not weights."""
+    """Raise UserError for a file that is missing or empty, a folder or device, and for what is plainly not weights."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: choose a weights file (a diffusers folder only serves as --base).")
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{path} does not exist: check the name, or copy the weights file to that place.")
+    if not path.is_file():
+        what = "a link that leads to no file" if path.is_symlink() else "not a file"
+        raise UserError(f"{path} is {what}: choose a weights file.")
     if path.stat().st_size == 0:
         raise UserError(f"{path.name} is empty (0 bytes): download it again.")
     with path.open("rb") as file:

@@ -47,6 +47,15 @@ def _first_frame(image: Image.Image) -> int:
     return int(bool(getattr(image, "default_image", False)))
 
 
+def part_left_out(image: Image.Image) -> str:
+    """What is not read of an APNG that has a picture of its own for readers of PNG."""
+    if not _first_frame(image):
+        return ""
+    if count_frames(image) > 1:
+        return "The file's still picture, for programs that do not show animations, is not used."
+    return "The file also holds an animation of one frame, which is not used."
+
+
 def plays_of(image: Image.Image) -> int:
     """GIF counts repetitions, and is shown once without a count; WebP and APNG count showings."""
     loop = image.info.get("loop", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from PIL.ImageFile import ImageFile
 
 from ..errors import UserError
 from . import png
-from .animation import count_frames, plays_of, read_frames
+from .animation import count_frames, part_left_out, plays_of, read_frames
 from .exr import read_exr
 from .formats import format_of, require_decoder
 from .metadata import metadata_of
@@ -100,9 +101,9 @@ def _pillow_pictures(kind: str, path: Path) -> Iterator[Picture]:
 
 def _notices(image: Image.Image) -> tuple[str, ...]:
     others = getattr(image, "n_frames", 1) - 1 if image.format == "MPO" else 0
-    return (
-        (f"The file holds {others} more pictures (a preview or another view), which are not used.",) if others else ()
-    )
+    if others:
+        return (f"The file holds {others} more pictures (a preview or another view), which are not used.",)
+    return (left_out,) if (left_out := part_left_out(image)) else ()
 
 
 def _deep_picture(path: Path, image: ImageFile) -> Picture | None:
@@ -199,13 +200,36 @@ def _each(path: Path, read) -> Iterator[Picture]:
         yield picture
 
 
+class _PixelLimit:
+    """Pillow's limit of pixels, a global of the process, is MAX_PIXELS while any thread reads here, as callers compare
+    a picture with the free memory. Then it is as before."""
+
+    def __init__(self):
+        self.lock, self.readers, self.before = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.readers == 0:
+                self.before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+            self.readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.readers -= 1
+            if self.readers == 0:
+                Image.MAX_IMAGE_PIXELS = self.before
+
+
+_PIXEL_LIMIT = _PixelLimit()
+
+
 @contextmanager
 def _said_of(path: Path) -> Iterator[None]:
     """Whatever a decoder raises becomes a UserError of one sentence; its warnings about damaged parts are not shown."""
     log = logging.getLogger("tifffile")
     was_disabled, log.disabled = log.disabled, True
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _PIXEL_LIMIT:
             warnings.simplefilter("ignore")
             yield
     except UserError:

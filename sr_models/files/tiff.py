@@ -52,8 +52,16 @@ def read_pages(path: Path) -> Iterator[Picture]:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        for page in _full_pages(file):
-            yield _read_page(path, page)
+        full = _full_pages(file)
+        notices = _masks(file)
+        for page in full:
+            picture = _read_page(path, page)
+            yield replace(picture, notices=(*picture.notices, *notices))
+
+
+def _masks(file: tifffile.TiffFile) -> tuple[str, ...]:
+    count = sum(bool(page.subfiletype & IS_MASK) for page in file.pages)  # pyright: ignore
+    return (f"Pages with a transparency mask that are not used: {count}.",) if count else ()
 
 
 def _full_pages(file: tifffile.TiffFile) -> list[Any]:
@@ -110,6 +118,8 @@ def _read_page(path: Path, page: Any) -> Picture:
     picture = from_values(_fractions_of(values), profile)
     is_float = page.sampleformat == FLOAT
     bits = 32 if is_float else 8 if page.bitspersample <= 8 else 16
+    if not is_float and page.bitspersample > 16:
+        notices = (*notices, f"Integers of {page.bitspersample} bits are reduced to 16.")
     picture = replace(picture, bits=bits, notices=(*notices, *(picture.notices if is_float else ())))
     picture = picture if is_float else replace(picture, excess=None)
     metadata, orientation = _metadata(path, page)

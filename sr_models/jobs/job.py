@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..core.model import SRModel
 from ..core.options import DEFAULTS, UpscaleOptions
 from ..files.metadata import Metadata, describe
+from ..files.picture import Picture
 from ..files.whole import shortened
 from .release import SOFTWARE, release
 
@@ -43,10 +44,20 @@ class FileOptions:
     strip: bool = False
     fingerprint: str = ""
 
-    def described(self, source: Metadata, model: SRModel) -> Metadata:
-        """The metadata of a result: the source's and how the result was made, or none."""
-        settings = {"model": model.recipe.title, "scale": str(self.upscale.goal), "seed": str(self.upscale.seed)}
-        return describe(source, {"software": f"{SOFTWARE} {release()}", **settings}, self.strip)
+    def for_model(self, model: SRModel) -> FileOptions:
+        """With the detail that the model uses if none is chosen."""
+        if model.detail is None or self.upscale.detail is not None:
+            return self
+        return replace(self, upscale=replace(self.upscale, detail=model.detail.default))
+
+    def described(self, source: Picture, model: SRModel) -> Metadata:
+        """The metadata of a result: the source's and how the result was made, or none. No model and no seed where the
+        source was only shrunk."""
+        made = {"software": f"{SOFTWARE} {release()}", "scale": str(self.upscale.goal)}
+        if not self.upscale.only_shrinks(source.pixels.shape[-2], source.pixels.shape[-1]):
+            detail = {} if self.upscale.detail is None else {"detail": f"{self.upscale.detail:g}"}
+            made = {"model": model.recipe.title, **made, "seed": str(self.upscale.seed), **detail}
+        return describe(source.metadata, made, self.strip)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions, re
     require_writable(job.target, *size)
     if picture.excess is not None:
         run.notice("Values outside 0 to 1 are not kept: the result is written row by row.")
-    described = replace(picture, metadata=options.described(picture.metadata, run.model))
+    described = replace(picture, metadata=options.described(picture, run.model))
     settings = SpoolSize(*size, channels=3), _settings(run, job.source, options.fingerprint)
     try:
         with out_of_memory_as_user_error(), Spool(job.target, *settings) as spool:

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from itertools import chain, count
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from ..files.listing import is_hidden, is_picture
 from ..files.whole import shortened
 from ..files.write import WRITABLE
 from .job import Job
-from .records import source_of
+from .records import sources_of
 
 READ_ONLY = (".bmp", ".heic", ".heif", ".jxl", ".jp2", ".exr", ".psd", ".tga", ".ppm", ".pgm", ".pbm", ".qoi", ".dds")
 SUFFIXES = {*WRITABLE, *READ_ONLY}
@@ -45,8 +45,9 @@ def plan_jobs(inputs: Iterable[str], output: Path, suffix: str | None = None, no
 
     The output is a folder, or a file where there is one input and the output has a picture's suffix.
     Results keep the source's name and get `suffix` (default: the source's own where it can be written,
-    else `.png`). Where two would have the same name, the second gets a longer one. Hidden files, the output folder
-    and earlier results from the same folder are not inputs; `notice` hears of other files that are left out.
+    else `.png`). Where two would have the same name, the second gets a longer one. Hidden files, an output folder
+    inside an input's and earlier results of the same input are not inputs; `notice` hears of other files that are
+    left out.
 
     Raises UserError, before anything is done, for an input that matches nothing, a result that would replace an
     input, and an output that does not agree with the inputs or with `suffix`.
@@ -70,8 +71,13 @@ def _unique(found: Iterable[Found]) -> list[Found]:
     """Each source once, as it was named first, whichever way leads to its folder."""
     first: dict[Path, Found] = {}
     for pair in found:
-        first.setdefault(_real(pair.source.parent) / pair.source.name, pair)
+        first.setdefault(_place(pair.source), pair)
     return list(first.values())
+
+
+def _place(path: Path) -> Path:
+    """One path for a file, whichever way leads to its folder."""
+    return _real(path.parent) / path.name
 
 
 def _real(path: Path) -> Path:
@@ -165,8 +171,7 @@ def _matches(text: str, output: Path, notice: Notice) -> list[Found]:
         elif path.exists():
             pairs = [Found(path, Path(path.name))]
         else:
-            files = (Path(name) for name in sorted(glob.glob(text, recursive=True)))
-            pairs = [Found(file, Path(file.name)) for file in files if file.is_file() and not _is_in(file, output)]
+            pairs = _by_pattern(text, output, notice)
     except (OSError, ValueError) as error:
         raise UserError(f"{shortened(text, 155)} cannot be read ({error.args[-1]}): check the name.") from error
     if not pairs:
@@ -174,15 +179,40 @@ def _matches(text: str, output: Path, notice: Notice) -> list[Found]:
     return pairs
 
 
+def _by_pattern(text: str, output: Path, notice: Notice) -> list[Found]:
+    """Files that a pattern means, without an output folder inside its folder and without the results of each other."""
+    files = [path for path in map(Path, sorted(glob.glob(text, recursive=True))) if path.is_file()]
+    parts = Path(text).parts
+    inside = _is_inside(output, Path(*takewhile(lambda part: not glob.has_magic(part), parts)))
+    places = {_place(file) for file in files}
+    others = [
+        file
+        for file in files
+        if (inside and _is_in(file, output)) or any(_place(source) in places for source in sources_of(file))
+    ]
+    if others and len(others) == len(files):
+        raise UserError(f"{text} only matches pictures in {output}: choose another output, or other pictures.")
+    if others:
+        notice(f"{text}: earlier results and files in the output folder are left out ({_few(others)}).")
+    return [Found(file, Path(file.name)) for file in files if file not in others]
+
+
+def _few(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths[:SHOWN]) + (", ..." if len(paths) > SHOWN else "")
+
+
+def _is_inside(output: Path, folder: Path) -> bool:
+    return _is_in(output, folder) and _real(output) != _real(folder)
+
+
 def _in_folder(folder: Path, output: Path, notice: Notice) -> list[Found]:
-    inside = _is_in(output, folder) and _real(output) != _real(folder)
+    inside = _is_inside(output, folder)
     paths = [path for path in _walk(folder) if not (inside and _is_in(path, output)) and not _is_result(path, folder)]
     kinds = {path: _kind(path) for path in paths}
     for kind, words in LEFT_OUT.items():
-        others = [path.name for path in paths if kinds[path] == kind]
+        others = [path for path in paths if kinds[path] == kind]
         if others:
-            names = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
-            notice(f"{folder}: {words[len(others) > 1].format(len(others))} left out ({names}).")
+            notice(f"{folder}: {words[len(others) > 1].format(len(others))} left out ({_few(others)}).")
     return [Found(path, path.relative_to(folder)) for path in paths if kinds[path] == "picture"]
 
 
@@ -213,6 +243,5 @@ def _is_in(path: Path, folder: Path) -> bool:
 
 
 def _is_result(file: Path, folder: Path) -> bool:
-    """Whether a file was made by this program from another one in the folder."""
-    source = source_of(file)
-    return source is not None and _is_in(source, folder)
+    """Whether a file was made by this program from another one in the folder, also if both were moved since."""
+    return any(_is_in(source.parent, folder) for source in sources_of(file))

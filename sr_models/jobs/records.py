@@ -29,12 +29,17 @@ CHUNK = 2**20
 
 @dataclass(frozen=True)
 class Entry:
-    """One writing of a result: from which file, with which settings, and how the result is known."""
+    """One writing of a result: from which file, with which settings, and how the result is known.
+
+    beside: the source's path from the result's folder, which stays true if both are moved or copied together; empty
+    if there is none, as on another drive.
+    """
 
     source: str
     settings: dict[str, Any]
     size: int
     time: int
+    beside: str = ""
 
     def is_of(self, result: Path) -> bool:
         try:
@@ -77,15 +82,23 @@ def noted(job: Job, settings: dict[str, Any], overwrite: bool, result: Path, wri
     """Record what makes a result from the file that is written; it gets the result's name within this context, which
     one process enters at a time.
 
-    Raises UserError as `own_state` does, as another process may have been faster.
+    Raises UserError as `own_state` does, as another process may have been faster, and if the folder for records cannot
+    be created.
     """
     path = _record_of(result)
-    path.parent.mkdir(exist_ok=True)
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(
+            f"{path.parent} is not a folder, but records of results need a folder of that name: rename it, or choose "
+            "another output."
+        ) from error
     with _alone_in(path.parent):
         if not overwrite:
             own_state(result, job.source, settings)
         status = written.stat()
-        entry = Entry(os.path.abspath(job.source), settings, status.st_size, status.st_mtime_ns)
+        source = os.path.abspath(job.source)
+        entry = Entry(source, settings, status.st_size, status.st_mtime_ns, _beside(result, job.source))
         entries = [*read_entries(result), entry][-KEPT:]
         remove_temporaries(path)
         content = json.dumps({"result": result.name, "made": [asdict(each) for each in entries]})
@@ -111,10 +124,22 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def source_of(path: Path) -> Path | None:
-    """What a file was made from, if it is a result that nobody has changed."""
+def sources_of(path: Path) -> list[Path]:
+    """What a file was made from, if it is a result that nobody has changed: the path at that time, and the file that
+    is there now if both were moved or copied together."""
     own = _own_entry(path)
-    return Path(own.source) if own else None
+    if own is None:
+        return []
+    moved = Path(os.path.realpath(path.parent), own.beside)
+    return [Path(own.source), *([moved] if own.beside and moved.is_file() else [])]
+
+
+def _beside(result: Path, source: Path) -> str:
+    folder = os.path.realpath(source.parent)
+    try:
+        return Path(os.path.relpath(folder, os.path.realpath(result.parent)), source.name).as_posix()
+    except ValueError:  # Windows has no path from one drive to another
+        return ""
 
 
 def _own_entry(result: Path) -> Entry | None:

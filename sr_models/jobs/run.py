@@ -102,7 +102,7 @@ def run_job(
 
     `ready` makes the context in which a result's path is given to the file that is written.
     """
-    pictures = read_pictures(job.source)
+    options, pictures = options.for_model(model), read_pictures(job.source)
     require_room(job.target, pictures.kind, len(pictures))
     _require_memory(job.source, pictures)
     try:
@@ -167,7 +167,7 @@ def _run_sequence(
 
 def _finished(run: Run, options: FileOptions, picture: Picture) -> Picture:
     large = enlarge(run.model, picture, run.options, run.progress, run.notice, run.policy)
-    return replace(large, metadata=options.described(picture.metadata, run.model))
+    return replace(large, metadata=options.described(picture, run.model))
 
 
 def enlarge(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,17 @@ DOWN, UP = torch.ones(2, 5), torch.ones(3, 2)
 def test_low_rank_updates_that_do_not_add_up(tensors: dict[str, torch.Tensor], words: str) -> None:
     with pytest.raises(UserError, match=words):
         low_rank.parse({"m.lora_A.weight": DOWN, "m.lora_B.weight": UP} | tensors, "lora.safetensors")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="devices differ")
+def test_what_is_not_a_file_is_not_called_missing(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.safetensors"
+    loop.symlink_to(loop)
+    cases = {
+        Path(os.devnull): "is not a file: choose",
+        loop: "is a link that leads to no file: choose",
+        tmp_path / "none.pth": "does not exist: check",
+    }
+    for path, words in cases.items():
+        with pytest.raises(UserError, match=f"^{re.escape(str(path))} {words}"):
+            read_weights(path)

@@ -156,6 +156,23 @@ def test_apng_frames_are_blended(tmp_path: Path, blend: int, default_is_a_frame:
         assert second.pixels[:, 4, 4].tolist() == [0, 0, 1] and round(alpha_of(second)[4, 4]) == 128
 
 
+@pytest.mark.parametrize(
+    ("frames", "default_is_a_frame", "notices"),
+    [
+        (2, True, ()),
+        (2, False, ("The file's still picture, for programs that do not show animations, is not used.",)),
+        (1, False, ("The file also holds an animation of one frame, which is not used.",)),
+    ],
+)
+def test_what_is_not_used_of_an_apng_is_said(tmp_path, frames, default_is_a_frame, notices) -> None:
+    whole = struct.pack(">IIIIHHBB", 8, 8, 0, 0, 1, 10, 0, 0)
+    red = (b"\0" + bytes([255, 0, 0, 255] * 8)) * 8
+    (tmp_path / "a.png").write_bytes(apng([(whole, red)] * frames, default_is_a_frame))
+    first = read_picture(tmp_path / "a.png")
+    assert first.notices == notices
+    assert (first.pixels[:, 0, 0] * 255).tolist() == ([9, 9, 9] if frames == 1 else [255, 0, 0])
+
+
 def test_alpha_of_webp_animations(tmp_path: Path) -> None:
     image = Image.fromarray(np.dstack([PHOTO, ALPHA]))
     image.save(tmp_path / "a.webp", save_all=True, append_images=[image.rotate(180)], lossless=True, exact=True)

@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagecodecs
@@ -15,7 +16,7 @@ import tifffile
 import torch
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.files.picture import Picture, from_pillow, to_pillow
-from onestep_sr.sr_models.files.read import read_picture
+from onestep_sr.sr_models.files.read import read_picture, read_pictures
 from onestep_sr.sr_models.files.write import write_picture
 from PIL import Image
 from places import PHOTOS
@@ -194,6 +195,36 @@ def test_a_refusal_says_the_true_reason(tmp_path: Path, name: str, content: byte
     with pytest.raises(UserError) as caught:
         read_picture(tmp_path / name)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif", "a.bmp", "film.gif", "film.png", "film.webp"])
+def test_pillows_limit_of_pixels_is_not_ours_and_is_left_as_it_was(tmp_path, monkeypatch, name) -> None:
+    frames = [Image.fromarray(VALUES), Image.fromarray(255 - VALUES)]
+    several = {"save_all": True, "append_images": frames[1:], "disposal": 3} if name.startswith("film") else {}
+    frames[0].save(tmp_path / name, **several)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / name)
+    sequence, other = read_pictures(tmp_path / name), read_pictures(tmp_path / name)
+    for picture, again in zip(sequence, other, strict=True):
+        assert torch.equal(picture.pixels, again.pixels) and picture.pixels.shape[-2:] == (20, 30)
+        assert Image.MAX_IMAGE_PIXELS == 100
+    assert sequence.largest == 600 and len(sequence) == 1 + bool(several)
+
+
+def test_pillows_limit_is_put_back_after_the_last_of_several_threads(tmp_path, monkeypatch) -> None:
+    Image.fromarray(VALUES).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with ThreadPoolExecutor(8) as threads:
+        read = list(threads.map(read_picture, [tmp_path / "a.png"] * 100))
+    assert len(read) == 100 and Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_more_pixels_than_this_program_reads_are_refused_with_figures(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("onestep_sr.sr_models.files.read.MAX_PIXELS", 400)
+    Image.fromarray(VALUES).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png has 30 x 20 px, too large: split it into parts\.$"):
+        read_pictures(tmp_path / "a.png")
 
 
 def test_a_file_without_permission_is_not_called_broken(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def test_colours_of_every_sample_format(tmp_path: Path, name: str) -> None:
     values, photometric, options, bits = KINDS[name]
     picture = read_picture(tiff(tmp_path, values, photometric, **options))
     assert distance(picture, PHOTO) < (1.01 if "CMYK" in name else 0.1)
-    assert picture.bits == bits and picture.alpha is None and not picture.notices
+    assert picture.bits == bits and picture.alpha is None
+    assert picture.notices == (("Integers of 32 bits are reduced to 16.",) if name == "uint32" else ())
 
 
 @pytest.mark.parametrize(
@@ -202,6 +203,16 @@ def test_what_cannot_be_read_rightly_is_refused(
     with pytest.raises(UserError, match=reason) as caught:
         read_picture(tiff(tmp_path, values, photometric, **options))
     assert str(caught.value).startswith(str(tmp_path)) and str(caught.value).endswith(".")
+
+
+def test_a_page_with_a_transparency_mask_is_named(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(PHOTO, photometric="rgb")
+        writer.write(ALPHA > 127, photometric="minisblack", subfiletype=4)
+    pages = read_pictures(tmp_path / "a.tif")
+    [picture] = pages
+    assert pages.kind == "single" and distance(picture, PHOTO) == 0
+    assert picture.notices == ("Pages with a transparency mask that are not used: 1.",)
 
 
 def test_pages_of_any_size_and_depth(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import unicodedata
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,63 @@ def test_earlier_results_of_the_same_folder_are_no_inputs(tmp_path) -> None:
     assert len(targets(tmp_path, tmp_path / "x/large")) == 2, "results may be upscaled again when they are asked for"
     shutil.copy(tmp_path / "x/a.webp", tmp_path / "x/other.webp")
     assert "x/other.webp" in targets(tmp_path, tmp_path / "x"), "what somebody put there is an input"
+
+
+@pytest.mark.parametrize("inside", ["", "large"])
+@pytest.mark.parametrize("carry", [shutil.move, partial(shutil.copytree, copy_function=shutil.copy2)])
+def test_earlier_results_stay_results_where_their_folder_is_moved_or_copied(tmp_path, carry, inside) -> None:
+    made(tmp_path, "x/a.png", "x/sub/b.png", "links/real.png")
+    (tmp_path / "x/c.png").symlink_to(tmp_path / "links/real.png")
+    jobs = plan_jobs([str(tmp_path / "x")], tmp_path / "x" / inside, ".webp")
+    assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == ["done"] * 3
+    carry(tmp_path / "x", tmp_path / "y")
+    sources = {"y/a.png", "y/c.png", "y/sub/b.png"}
+    assert set(targets(tmp_path, tmp_path / "y", suffix=".webp")) == sources
+    jobs = plan_jobs([str(tmp_path / "y")], tmp_path / "y" / inside, ".webp")
+    assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == ["skipped"] * 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output", "suffix", "results"),
+    [
+        ("d/*.png", "d", ".jpg", ["d/a.jpg", "d/b.jpg"]),
+        ("d/*.png", ".", None, ["a.png", "b.png"]),
+        ("d/[ab].*", "d", ".jpg", ["d/a.jpg", "d/b.jpg"]),
+        ("**/*.png", "d/out", None, ["d/out/a.png", "d/out/b.png"]),
+        ("d/**", "d/out", ".webp", ["d/out/a.webp", "d/out/b.webp"]),
+    ],
+)
+def test_a_pattern_may_lie_under_the_output_folder(tmp_path, monkeypatch, pattern, output, suffix, results) -> None:
+    monkeypatch.chdir(made(tmp_path, "d/a.png", "d/b.png"))
+    for status in ("done", "skipped"):
+        heard = []
+        jobs = plan_jobs([pattern], Path(output), suffix, heard.append)
+        assert [str(job.target) for job in jobs] == results
+        assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == [status] * 2
+    names = ", ".join(Path(result).name for result in results)
+    is_matched = pattern in ("d/[ab].*", "**/*.png", "d/**")
+    assert heard == (
+        [f"{pattern}: earlier results and files in the output folder are left out ({names})."] if is_matched else []
+    )
+
+
+def test_a_pattern_for_earlier_results_alone_means_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(made(tmp_path, "d/a.png"))
+    jobs = plan_jobs(["d/*.png"], Path("d"), ".webp")
+    assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == ["done"]
+    assert [job.source.name for job in plan_jobs(["d/*.webp"], Path("big"))] == ["a.webp"]
+    made(tmp_path, "d/out/c.png")
+    assert "d/*/*.png only matches pictures in d/out" in refusal(tmp_path, "d/*/*.png", output="d/out").replace(
+        f"{tmp_path}/", ""
+    )
+
+
+def test_results_that_are_moved_alone_are_inputs(tmp_path) -> None:
+    made(tmp_path, "x/a.png")
+    jobs = plan_jobs([str(tmp_path / "x")], tmp_path / "x/out")
+    assert [outcome.status for outcome in run_jobs(formula_model(), jobs, FileOptions())] == ["done"]
+    (tmp_path / "x/out").rename(tmp_path / "y")
+    assert targets(tmp_path, tmp_path / "y") == {"y/a.png": "out/a.png"}
 
 
 @pytest.mark.parametrize(

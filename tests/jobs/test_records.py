@@ -147,6 +147,14 @@ def test_a_result_that_was_changed_since_is_kept(job) -> None:
     assert job.target.read_bytes().endswith(b"edited")
 
 
+def test_a_file_in_place_of_the_records_is_named(job) -> None:
+    job.target.parent.mkdir()
+    (job.target.parent / records.FOLDER).write_text("mine")
+    outcome = run(job)
+    assert outcome.status == "failed" and f"{job.target.parent / records.FOLDER} is not a folder" in outcome.reason
+    assert [path.name for path in job.target.parent.iterdir()] == [records.FOLDER]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"made": 3}', '{"made": [{"size": 1}]}', "[" * 100_000])
 def test_a_broken_record_is_none(job, content) -> None:
     run(job)

@@ -10,12 +10,15 @@ import pytest
 import tifffile
 import torch
 from formula_model import formula_model, picture
+from onestep_sr.sr_models.canvas.target import Box
+from onestep_sr.sr_models.core.model import DetailRange
+from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.files.picture import Picture
 from onestep_sr.sr_models.files.read import read_picture, read_pictures
 from onestep_sr.sr_models.files.write import write_picture
 from onestep_sr.sr_models.jobs.job import FileOptions, Job, Outcome
-from onestep_sr.sr_models.jobs.run import run_jobs
+from onestep_sr.sr_models.jobs.run import run_job, run_jobs
 from PIL import Image, PngImagePlugin
 
 MODEL = formula_model()
@@ -97,6 +100,28 @@ def test_metadata_is_kept_and_says_how_the_result_was_made(tmp_path, suffix, opt
     bare = read_picture(tmp_path / f"bare.{suffix}")
     assert outcome.status == "done" and not bare.metadata.text and not bare.metadata.exif.main.keys() & {0x010F, 0x0131}
     assert torch.equal(bare.pixels, read_picture(tmp_path / f"out.{suffix}").pixels)
+
+
+RANGED = replace(MODEL, detail=DetailRange(0.6, lambda position: MODEL.denoiser))
+
+
+@pytest.mark.parametrize(
+    ("model", "chosen", "expected"),
+    [
+        (MODEL, UpscaleOptions(), "(model: Test model, scale: 4, seed: 0)"),
+        (RANGED, UpscaleOptions(), "(model: Test model, scale: 4, seed: 0, detail: 0.6)"),
+        (RANGED, UpscaleOptions(detail=0.25), "(model: Test model, scale: 4, seed: 0, detail: 0.25)"),
+        (RANGED, UpscaleOptions(seed=3, target=Box(10, 10)), f"(scale: {Box(10, 10)})"),
+    ],
+    ids=["fixed", "default detail", "detail", "shrunk"],
+)
+@pytest.mark.parametrize("memory", [None, 0], ids=["in memory", "by bands"])
+def test_a_result_names_what_was_used(tmp_path, model, chosen, expected, memory) -> None:
+    Image.new("RGB", (24, 16), (40, 90, 140)).save(tmp_path / "a.png")
+    job = Job(tmp_path / "a.png", tmp_path / "out.png")
+    run_job(model, job, FileOptions(upscale=chosen, memory=memory))
+    software = read_picture(job.target).metadata.text["Software"]
+    assert software.startswith("One-Step SR ") and software[software.index("(") :] == expected
 
 
 def test_values_outside_0_to_1_are_kept_in_floating_point_and_said(tmp_path) -> None:

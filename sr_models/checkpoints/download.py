@@ -298,13 +298,13 @@ def _hub() -> Iterator[None]:
         settings["HF_HUB_DOWNLOAD_TIMEOUT"] = SECONDS_OF_SILENCE / TRIES
     before = {name: getattr(constants, name) for name in settings}
     client.event_hooks = {**hooks, "response": [*hooks["response"], _refuse_other_scheme]}
-    vars(constants).update(settings)
+    constants.__dict__.update(settings)
     hub_logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
         client.event_hooks = hooks
-        vars(constants).update(before)
+        constants.__dict__.update(before)
         hub_logging.set_verbosity(verbosity)
 
 

@@ -20,7 +20,7 @@ from ..sr_models.core.upscale import upscale
 from ..sr_models.errors import UserError
 from ..sr_models.families.bundled import BUNDLED
 from ..sr_models.families.loading import load
-from ..sr_models.families.registry import FAMILIES
+from ..sr_models.families.registry import FAMILIES, identify
 from ..sr_models.families.resshift import AUTOENCODER_NAME
 from . import host, pace
 from .schema import advanced, schema
@@ -79,10 +79,12 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, autoencoder: str, recipe: str) -> io.NodeOutput:
+        path = model_path(model)
+        is_published = bool(identify(path).recipes)  # others need neither, but saved workflows may hold a choice
         loaded = load(
-            model_path(model),
-            autoencoder=_autoencoder_path(autoencoder),
-            recipe=None if recipe == AUTO else recipe,
+            path,
+            autoencoder=_autoencoder_path(autoencoder) if is_published else None,
+            recipe=recipe if is_published and recipe != AUTO else None,
             dtype=host.compute_dtype(),
             spill=host.temporary_folder(),
         )

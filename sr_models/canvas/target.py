@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
 
 from ..errors import UserError
 
@@ -15,6 +17,16 @@ MIN_SCALE, MAX_SCALE = 1.0, 8.0
 Size = tuple[int, int]
 SideKind = Literal["longest", "shortest", "width", "height"]
 PRESETS = {"1080p": (1920, 1080), "1440p": (2560, 1440), "4k": (3840, 2160), "8k": (7680, 4320)}
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of Python or numpy."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python or numpy."""
+    return is_whole(value) or isinstance(value, (float, np.floating))
 
 
 class Target(Protocol):
@@ -27,10 +39,17 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Side:
-    """The longest or shortest side, the width or the height has this many px."""
+    """The longest or shortest side, the width or the height has this many px. Raises UserError for other sides, and
+    for lengths under 1."""
 
     side: SideKind
     length: int
+
+    def __post_init__(self) -> None:
+        if self.side not in get_args(SideKind):
+            raise UserError(f"Side {self.side!r} is unknown: choose one of {', '.join(get_args(SideKind))}.")
+        if not is_whole(self.length) or self.length < 1:
+            raise UserError(f"A side of {self.length!r} px is not possible: choose a whole number from 1.")
 
     def __str__(self) -> str:
         return (
@@ -46,9 +65,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Megapixels:
-    """The result has about this many million px."""
+    """The result has about this many million px. Raises UserError for what is no finite number over 0."""
 
     megapixels: float
+
+    def __post_init__(self) -> None:
+        if not is_number(self.megapixels) or not 0 < self.megapixels < math.inf:
+            raise UserError(f"{self.megapixels!r} megapixels are not possible: choose a number over 0.")
 
     def __str__(self) -> str:
         return f"{self.megapixels:g} megapixels"
@@ -59,10 +82,17 @@ class Megapixels:
 
 @dataclass(frozen=True)
 class Box:
-    """The largest result that fits a screen of this size, turned like the picture."""
+    """The largest result that fits a screen of this size, turned like the picture. Raises UserError for sides under 1
+    px."""
 
     width: int
     height: int
+
+    def __post_init__(self) -> None:
+        if not all(is_whole(side) and side >= 1 for side in (self.width, self.height)):
+            raise UserError(
+                f"A box of {self.width!r} x {self.height!r} px is not possible: choose whole numbers from 1."
+            )
 
     def __str__(self) -> str:
         return f"fit {self.width} x {self.height} px"
@@ -83,9 +113,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Factor:
-    """Both sides times this number, 1 to 8."""
+    """Both sides times this number, 1 to 8. Raises UserError for what is no number."""
 
     scale: float
+
+    def __post_init__(self) -> None:
+        if not is_number(self.scale):
+            raise UserError(f"Scale {self.scale!r} is not a number: choose one from {MIN_SCALE:g} to {MAX_SCALE:g}.")
 
     def __str__(self) -> str:
         return f"{self.scale:g}"

@@ -1,17 +1,19 @@
 """Published weights, downloaded only when a user asks: whole, compared with a hash, and only over what was asked for.
 
-huggingface_hub fetches what is on Hugging Face: it resumes, knows the token of `hf auth login` and HF_TOKEN, mirrors
-(HF_ENDPOINT) and HF_HUB_OFFLINE. pooch fetches the assets of GitHub's releases.
+huggingface_hub fetches what is on Hugging Face: it knows the token of `hf auth login` and HF_TOKEN, and mirrors
+(HF_ENDPOINT). pooch fetches the assets of GitHub's releases. Both add to what a stopped download has left.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator
+import shutil
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +21,16 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from ..errors import UserError
+from .download_progress import Bar, Heard, Report, bar_class
 
 GITHUB, GITHUB_API, HUGGING_FACE = "https://github.com", "https://api.github.com", "https://huggingface.co"
 SECONDS_OF_SILENCE = 30
+TRIES = 6  # huggingface_hub's, without a byte between them
 CHUNK = 2**20
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
+USER_INFO = re.compile(r"^((?:[a-z][a-z0-9+.-]*:)?//)?.*@", re.IGNORECASE | re.DOTALL)
 AGAIN = "run the command again"
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,24 @@ class GitHubFile:
             return None
         return _as_sha256(digests.get(self.name, ""))
 
-    def fetch(self, target: Path, report: Report) -> None:
-        """Write the file. Raises UserError for a redirect to another scheme, and what requests and the disk raise."""
+    def fetch(self, part: Path, report: Report) -> None:
+        """Add to the file what it lacks. Raises UserError for a redirect to another scheme, and what requests and the
+        disk raise."""
         import pooch
 
-        bar = _Bar(report)
-        options: dict[str, Any] = {"timeout": SECONDS_OF_SILENCE, "hooks": {"response": _refuse_other_scheme}}
-        pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, **options)(self.url, str(target), None)  # pyright: ignore[reportArgumentType]
+        with part.open("ab") as content:
+            bar = Bar(report, start=content.tell())
+
+            def begin(answer: Any, **_: Any) -> None:
+                _refuse_other_scheme(answer)
+                if answer.status_code == 200:  # the whole file
+                    content.truncate(0)
+                    bar.start = 0
+
+            options: dict[str, Any] = {"timeout": SECONDS_OF_SILENCE, "hooks": {"response": begin}}
+            if bar.start:
+                options["headers"] = {"Range": f"bytes={bar.start}-", "Accept-Encoding": "identity"}
+            pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, **options)(self.url, content, None)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -82,12 +97,9 @@ class HuggingFaceFile:
     sha256: str | None = None
 
     @property
-    def endpoint(self) -> str:
-        return os.environ.get("HF_ENDPOINT", HUGGING_FACE).rstrip("/")
-
-    @property
     def url(self) -> str:
-        return f"{self.endpoint}/{self.repository}/resolve/main/{self.name}"
+        """The address to show, without the user's name and password."""
+        return _without_user_info(self._address())
 
     @property
     def advice(self) -> str:
@@ -96,30 +108,40 @@ class HuggingFaceFile:
 
     def hash_on_record(self) -> str | None:
         """The known hash, else what a large file has as its ETag."""
+        return self.sha256 or _as_sha256(self._metadata().etag or "")
+
+    def fetch(self, part: Path, report: Report) -> None:
+        """Add to the file what it lacks. Raises UserError for a redirect to another scheme, and what huggingface_hub
+        raises."""
+        from huggingface_hub.errors import FileMetadataError
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
+
+        metadata = self._metadata()
+        if metadata.commit_hash is None:
+            raise FileMetadataError
+        place = urljoin(self._address(), metadata.location)
+        headers = build_hf_headers(token=None if _host(place) == _host(self._address()) else False)
+        with part.open("ab") as content, _hub():
+            http_get(
+                place,
+                content,
+                resume_size=content.tell(),
+                headers=headers | {"Accept-Encoding": "identity"},  # what is compressed cannot be resumed
+                expected_size=metadata.size,
+                tqdm_class=bar_class(report),
+            )
+
+    def _metadata(self) -> Any:
         import huggingface_hub
 
-        if self.sha256 is not None:
-            return self.sha256
-        with _one_scheme():
-            metadata = huggingface_hub.get_hf_file_metadata(
-                self.url, timeout=SECONDS_OF_SILENCE, endpoint=self.endpoint
+        with _hub():
+            return huggingface_hub.get_hf_file_metadata(
+                self._address(), timeout=SECONDS_OF_SILENCE, endpoint=_endpoint()
             )
-        return _as_sha256(metadata.etag or "")
 
-    def fetch(self, target: Path, report: Report) -> None:
-        """Write the file. Raises UserError for a redirect to another scheme, and what huggingface_hub raises."""
-        import huggingface_hub
-
-        with _one_scheme():
-            found = huggingface_hub.hf_hub_download(
-                self.repository,
-                self.name,
-                local_dir=target.parent,
-                endpoint=self.endpoint,
-                etag_timeout=SECONDS_OF_SILENCE,
-                tqdm_class=_bar_class(report),
-            )
-        os.replace(found, target)
+    def _address(self) -> str:
+        return f"{_endpoint()}/{self.repository}/resolve/main/{self.name}"
 
 
 PublishedFile = GitHubFile | HuggingFaceFile
@@ -131,16 +153,20 @@ def download(
     """Put a file into a folder, unless it is there, and return its SHA-256 in hexadecimal digits.
 
     The file appears under its name only after its hash was compared with the given one, else with the one on record. A
-    file that is there is compared too, and nothing is asked over the network.
+    file that is there is compared too, and nothing is asked over the network. A download that is interrupted or killed
+    leaves what it has in the folder `.NAME.part`, and the next one goes on from there.
 
     Args:
         report: called with (bytes so far, bytes in all).
         unchecked: also take a file of which no hash is known.
 
-    Raises UserError for a hash that differs or is not known, an address that cannot be reached or does not let the user
-    in, a redirect to another scheme, a web page in place of the file, a full disk, and where HF_HUB_OFFLINE forbids it.
+    Raises UserError for a folder in the file's place, a hash that differs or is not known, an address that cannot be
+    reached or does not let the user in, a redirect to another scheme, a web page in place of the file, a full disk,
+    another process that downloads the same, and where HF_HUB_OFFLINE forbids it.
     """
     target, wanted = folder / file.name, _given(sha256) or file.sha256
+    if target.is_dir():
+        raise UserError(f"{target} is a folder, where the file should be: move it away, and {AGAIN}.")
     if target.exists():
         found = _sha256_of(target)
         if wanted not in (None, found):
@@ -148,20 +174,53 @@ def download(
         return found
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise UserError(f"{file.name} is not in {folder}, and HF_HUB_OFFLINE forbids to download it: unset it.")
-    with _in_sentences(file, target):
+    heard = Heard(report)
+    with _in_sentences(file, target, heard):
         wanted = wanted or file.hash_on_record()
         if wanted is None and not unchecked:
             raise UserError(
                 f"{file.name} has no hash on record to compare with: give its hash with --sha256, or accept it "
                 "unchecked with --no-hash."
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{file.name}.") as temporary:
-            part = Path(temporary) / "part"
-            file.fetch(part, report)
+        with _working_folder(target) as working:
+            part = working / (wanted or "unchecked")
+            if wanted is None:
+                part.unlink(missing_ok=True)  # it may be of another version
+            file.fetch(part, heard)
             found = _checked(part, wanted, file)
             os.replace(part, target)
     return found
+
+
+@contextmanager
+def _working_folder(target: Path) -> Iterator[Path]:
+    """A folder for what has arrived, for one process at a time. It remains only where the process is stopped."""
+    from filelock import FileLock, Timeout
+
+    folder = target.with_name(f".{target.name}.part")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{target} is being downloaded by another process: wait until that ends.") from None
+    stopped = True
+    try:
+        yield folder
+        stopped = False
+    except Exception:
+        stopped = False
+        raise
+    finally:
+        lock.release()
+        for leftover in () if stopped else _leftovers(target):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _leftovers(target: Path) -> list[Path]:
+    """The working folder, and those of earlier versions, which had names from tempfile."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.(part|[a-z0-9_]{{8}})")
+    return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
 
 
 def _given(sha256: str | None) -> str | None:
@@ -197,21 +256,56 @@ def _sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-# One scheme
+# Addresses
+
+
+def _endpoint() -> str:
+    """Hugging Face, or the mirror that HF_ENDPOINT names. Raises UserError for what is no address."""
+    address = (os.environ.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
+    try:
+        parts = urlsplit(address)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UserError(
+            f"HF_ENDPOINT is {_without_user_info(address)!r}, which is no http or https address: unset it, or set it "
+            f"to one such as {HUGGING_FACE}."
+        )
+    return address
+
+
+def _host(address: str) -> str:
+    return urlsplit(address).netloc.rpartition("@")[2]
+
+
+def _without_user_info(address: str) -> str:
+    return USER_INFO.sub(r"\1", address)
 
 
 @contextmanager
-def _one_scheme() -> Iterator[None]:
-    """Have huggingface_hub's own client refuse redirects to another scheme, which it would follow."""
+def _hub() -> Iterator[None]:
+    """Have huggingface_hub refuse redirects to another scheme, give up a silent server in time, and log nothing beside
+    our sentence."""
     import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils import logging as hub_logging
 
-    client = huggingface_hub.get_session()
+    client, verbosity = huggingface_hub.get_session(), hub_logging.get_verbosity()
     hooks = client.event_hooks
+    settings: dict[str, Any] = {"DOWNLOAD_CHUNK_SIZE": min(CHUNK, constants.DOWNLOAD_CHUNK_SIZE)}
+    if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
+        settings["HF_HUB_DOWNLOAD_TIMEOUT"] = SECONDS_OF_SILENCE / TRIES
+    before = {name: getattr(constants, name) for name in settings}
     client.event_hooks = {**hooks, "response": [*hooks["response"], _refuse_other_scheme]}
+    constants.__dict__.update(settings)
+    hub_logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
         client.event_hooks = hooks
+        constants.__dict__.update(before)
+        hub_logging.set_verbosity(verbosity)
 
 
 def _refuse_other_scheme(answer: Any, **_: Any) -> None:
@@ -222,59 +316,16 @@ def _refuse_other_scheme(answer: Any, **_: Any) -> None:
     address = str(answer.url)
     old, new = urlsplit(address).scheme, urlsplit(urljoin(address, place)).scheme
     if new not in (old, "https"):
-        host = urlsplit(address).netloc
-        raise UserError(f"{host} redirects from {old} to {new}, which is not safe: check the address or the network.")
-
-
-# Progress
-
-
-class _Bar:
-    """What pooch takes for a progress bar."""
-
-    def __init__(self, report: Report, total: int = 0, done: int = 0):
-        self.report, self.total, self.done = report, total, done
-
-    def update(self, count: int) -> None:
-        self.done += count
-        if self.total:
-            self.done = min(self.done, self.total)  # pooch counts whole chunks
-            self.report(self.done, self.total)
-
-    def reset(self) -> None:
-        self.done = 0
-
-    def close(self) -> None:
-        pass
-
-
-def _bar_class(report: Report) -> Any:
-    """A class of tqdm's kind that shows nothing and reports."""
-    from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
-
-    class Bar(tqdm):
-        def __init__(self, *arguments: Any, **options: Any):
-            self.sink = open(os.devnull, "w")  # noqa: SIM115 (closed with the bar)
-            super().__init__(*arguments, **options | {"file": self.sink, "disable": False})
-
-        def update(self, n: float | None = 1) -> bool | None:
-            shown = super().update(n)
-            if self.total:
-                report(int(min(self.n, self.total)), int(self.total))
-            return shown
-
-        def close(self) -> None:
-            super().close()
-            self.sink.close()
-
-    return Bar
+        raise UserError(
+            f"{_host(address)} redirects from {old} to {new}, which is not safe: check the address or the network."
+        )
 
 
 # Errors
 
 
 @contextmanager
-def _in_sentences(file: PublishedFile, target: Path) -> Iterator[None]:
+def _in_sentences(file: PublishedFile, target: Path, heard: Heard) -> Iterator[None]:
     """UserError for whatever the libraries raise. Their own texts are not shown: they may hold a token or a signed
     address."""
     try:
@@ -284,10 +335,10 @@ def _in_sentences(file: PublishedFile, target: Path) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise UserError(f"Downloading needs a package: pip install {error.name}.") from error
     except Exception as error:
-        raise UserError(_sentence(error, file, target)) from None
+        raise UserError(_sentence(error, file, target, time.monotonic() - heard.last)) from None
 
 
-def _sentence(error: BaseException, file: PublishedFile, target: Path) -> str:
+def _sentence(error: BaseException, file: PublishedFile, target: Path, silence: float) -> str:
     causes = list(_causes(error))
     answers = [answer for cause in causes if (answer := getattr(cause, "response", None)) is not None]
     if answers:
@@ -296,7 +347,7 @@ def _sentence(error: BaseException, file: PublishedFile, target: Path) -> str:
         return f"{target} cannot be written (the disk is full): make room, or choose another folder."
     if isinstance(error, OSError) and error.filename is not None:  # the network's errors name no file
         return f"{target} cannot be written ({error.strerror}): choose another folder."
-    reason = _reason(" ".join(type(cause).__name__ for cause in causes))
+    reason = _reason(" ".join(type(cause).__name__ for cause in causes), silence)
     return f"{file.url} cannot be read ({reason}): check the connection, and {AGAIN}."
 
 
@@ -315,11 +366,11 @@ def _of_status(status: int, file: PublishedFile) -> str:
     return f"answered {status}: try again later"
 
 
-def _reason(names: str) -> str:
-    """By the names of the exceptions of a failure."""
+def _reason(names: str, silence: float) -> str:
+    """By the names of the exceptions of a failure, and the seconds since something came."""
     reasons = {
         "FileMetadata": "it does not answer as Hugging Face does, so check HF_ENDPOINT",
-        "Timeout": f"no answer for {SECONDS_OF_SILENCE} seconds",
+        "Timeout": f"no answer for {silence:.0f} seconds",
         "SSL": "its certificate is not valid",
         "ConnectError": "no connection",
         "NewConnection": "no connection",

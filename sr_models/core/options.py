@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..canvas.color import ColorMatch
-from ..canvas.target import Factor, Size, Target, size_for
+from ..canvas.target import Box, Factor, Size, Target, is_number, is_whole, size_for
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
 class UpscaleOptions:
-    """How to upscale. None selects a value by the model's recipe or the available memory.
+    """How to upscale. None selects a value by the model's recipe or the available memory. Raises UserError for values
+    of another type.
 
     Attributes:
         scale: 1 to 8; the result has exactly round(scale * side) px.
-        target: the size to reach, in place of `scale`; a larger picture is only shrunk, without the network.
+        target: the size to reach, in place of `scale`, also as a text for `Box.parse`, such as "4k"; a larger picture
+            is only shrunk, without the network.
         tile, overlap: in pixels of the network's result; None uses the recipe's. The tile is rounded up to a size that
             the network accepts; the overlap is at most half a tile.
         color: how colours are matched to the input; None uses the recipe's method.
@@ -31,12 +34,26 @@ class UpscaleOptions:
     seed: int = 0
     batch: int | None = None
     detail: float | None = None
-    target: Target | None = None
+    target: Target | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tile", "overlap", "seed", "batch"):
+            value = getattr(self, name)
+            if not is_whole(value) and (value is not None or name == "seed"):
+                raise UserError(f"{name.capitalize()} {value!r} is not a whole number: choose one, or leave it out.")
+        if self.detail is not None and not is_number(self.detail):
+            raise UserError(f"Detail {self.detail!r} is not a number: choose one from 0 (faithful) to 1 (detailed).")
+        if self.target is not None and not isinstance(self.target, str) and not hasattr(self.target, "factor"):
+            raise UserError(
+                f"Target {self.target!r} is not a size: choose Side, Megapixels, Box or a text such as '4k'."
+            )
+        _ = self.goal
 
     @property
     def goal(self) -> Target:
-        """The target, or the scale as one."""
-        return self.target or Factor(self.scale)
+        """The target, or the scale as one. Raises UserError for what is neither a size nor a number."""
+        scale = Factor(self.scale)
+        return scale if self.target is None else Box.parse(self.target) if isinstance(self.target, str) else self.target
 
     def size(self, height: int, width: int) -> Size:
         """The size of the result for a picture of this size. Raises UserError if it is out of bounds."""

@@ -8,9 +8,12 @@ import torch
 
 from ..checkpoints.header import read_header
 from ..core.recipe import Recipe
+from ..errors import UserError
 from .bundled import BUNDLED
-from .family import OpenedModel, OpenOptions
+from .family import Family, OpenedModel, OpenOptions
 from .registry import require_model
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def load(
@@ -22,7 +25,7 @@ def load(
     budget: int | None = None,
     spill: Path | None = None,
 ) -> OpenedModel:
-    """Read an SR model onto the CPU. `load().model` is the model to pass to `upscale`.
+    """Read an SR model onto the CPU, to pass to `upscale`.
 
     Args:
         path: this project's own safetensors file (the bundled model by default), or a published TAD-SR, SinSR or
@@ -30,14 +33,28 @@ def load(
         autoencoder: the VQ-f4 autoencoder of a published file; None looks for `autoencoder_vq_f4.pth` in the same
             folder. This project's own files need none.
         recipe: the recipe of a published file; None detects it from the file name.
-        dtype: precision of the weights and the computation.
+        dtype: precision of the weights and the computation: float32, float16 or bfloat16.
         budget, spill: the autoencoder's memory budget, and the folder for what exceeds it, as in `AutoencoderCodec`.
 
     Raises:
-        UserError: if the file is missing, broken, incomplete or of an unknown kind.
+        UserError: if the file is missing, broken, incomplete or of an unknown kind, for another dtype, and for an
+            autoencoder or a recipe that does not apply to the file.
     """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not possible: choose {', '.join(map(str, DTYPES))}.")
     header = read_header(Path(path))
-    return require_model(header).open(header, OpenOptions(autoencoder, recipe, dtype, budget, spill))
+    family = require_model(header)
+    if not family.recipes:
+        _require_own(family, autoencoder, recipe)
+    return family.open(header, OpenOptions(autoencoder, recipe, dtype, budget, spill))
+
+
+def _require_own(family: Family, autoencoder: Path | None, recipe: str | None) -> None:
+    """Raise UserError for what a file that is complete in itself does not take."""
+    if recipe is not None:
+        family.recipe(recipe)
+    if autoencoder is not None:
+        raise UserError(f"{family.title} models need no autoencoder: leave {str(autoencoder)!r} out.")
 
 
 def recipe_of(path: Path, recipe: str | None = None) -> tuple[Recipe, int]:

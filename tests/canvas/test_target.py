@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
+from math import inf, nan
 
 import pytest
 from hypothesis import given
@@ -70,6 +72,22 @@ def test_the_screens_that_have_names() -> None:
 def test_a_text_that_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="is not a size: choose 1080p"):
         Box.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        *[(partial(Megapixels, value), "choose a number over 0") for value in (nan, inf, 0, -1, "8", None, True)],
+        *[(partial(Side, "longest", value), "choose a whole number from 1") for value in (0, -4, 5.5, "9", nan, None)],
+        (partial(Side, "long", 9), "choose one of longest, shortest, width, height"),
+        *[(partial(Box, *sides), "choose whole numbers from 1") for sides in ((0, 9), (9, -1), (9, 4.5), ("9", 9))],
+        *[(partial(Factor, value), "choose one from 1 to 8") for value in ("4", None, [2], True)],
+    ],
+)
+def test_what_is_no_target_is_refused(make, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        make()
+    assert str(caught.value).endswith(".") and ". " not in str(caught.value)
 
 
 def test_small_pictures_and_scales_out_of_bounds_are_refused() -> None:

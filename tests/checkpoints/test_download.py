@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import requests
+from filelock import FileLock
 from huggingface_hub import constants as hub_constants
 from onestep_sr.sr_models.checkpoints import download as download_module
 from onestep_sr.sr_models.checkpoints.download import (
@@ -52,9 +54,11 @@ class Publisher:
     storage_status: int | None = None
     cuts: list[int] = field(default_factory=list)
     silence: float = 0
+    stall: threading.Event | None = None
     content: bytes = CONTENT
     claimed: int | None = None
     place: str = "http://localhost:{port}/storage"
+    ranges: bool = True
     digest: str | None = f"sha256:{HASH}"
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
 
@@ -100,14 +104,19 @@ def publisher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Publi
         def send_content(self) -> None:
             if state.storage_status is not None:
                 return self.send_error(state.storage_status)
-            start = int((self.headers["Range"] or "bytes=0-")[6:-1])
+            start = int((self.headers["Range"] or "bytes=0-")[6:-1]) if state.ranges else 0
             body = state.content[start:]
             self.send_response(206 if start else 200)
+            if start:
+                end = len(state.content)
+                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
             self.send_header("Content-Length", str(state.claimed or len(body)))
             self.end_headers()
             sent = body[: state.cuts.pop(0)] if state.cuts else body
             self.wfile.write(sent[: len(sent) // 2])
             self.wfile.flush()
+            if state.stall is not None:
+                state.stall.wait(20)
             time.sleep(state.silence)
             if not state.silence:
                 self.wfile.write(sent[len(sent) // 2 :])
@@ -185,6 +194,78 @@ def test_a_cut_download_goes_on_where_it_stopped(publisher: Publisher, folder: P
     assert (folder / FILE.name).read_bytes() == CONTENT
 
 
+def working_folder(folder: Path) -> Path:
+    return folder / f".{FILE.name}.part"
+
+
+@HALVES
+def test_an_interrupted_download_goes_on_in_the_next_run(publisher: Publisher, folder: Path, file) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done > len(CONTENT) // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download(file, folder, interrupt)
+    assert [path.name for path in folder.iterdir()] == [working_folder(folder).name]
+    (folder / f".{file.name}.a_b1c2d3").mkdir()  # of an earlier version
+    (folder / f".{file.name}.mine").mkdir()
+    seen = []
+    assert download(file, folder, lambda *progress: seen.append(progress)) == HASH
+    [start] = [int(asked[6:-1]) for *_, asked, _ in publisher.requests if asked and asked != "bytes=0-"][-1:]
+    assert len(CONTENT) // 4 < start < len(CONTENT)
+    assert min(seen)[0] > start and seen[-1] == (len(CONTENT), len(CONTENT))
+    assert {path.name for path in folder.iterdir()} == {file.name, f".{file.name}.mine"}
+
+
+def test_a_killed_download_goes_on_in_the_next_run(publisher: Publisher, folder: Path) -> None:
+    publisher.stall = threading.Event()
+    script = (
+        f"import {download_module.__name__} as module; from pathlib import Path\n"
+        f"module.download(module.{FILE!r}, Path({str(folder)!r}), lambda done, total: print(done, flush=True))"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        while int(child.stdout.readline()) < len(CONTENT) // 4:
+            pass
+        child.kill()
+    publisher.stall.set()
+    assert not (folder / FILE.name).exists()
+    assert download(FILE, folder, ignore) == HASH
+    assert any(asked and int(asked[6:-1]) > len(CONTENT) // 8 for *_, asked, _ in publisher.requests)
+    assert [path.name for path in folder.iterdir()] == [FILE.name]
+
+
+@HALVES
+def test_a_server_that_sends_the_whole_file_again(publisher: Publisher, folder: Path, file) -> None:
+    publisher.ranges = False
+    working_folder(folder).mkdir()
+    (working_folder(folder) / HASH).write_bytes(CONTENT[:1000])
+    assert download(file, folder, ignore) == HASH
+
+
+def test_what_is_unchecked_is_not_added_to(publisher: Publisher, folder: Path) -> None:
+    publisher.hash = "a" * 40
+    working_folder(folder).mkdir()
+    (working_folder(folder) / "unchecked").write_bytes(b"another version")
+    assert download(FILE, folder, ignore, unchecked=True) == HASH
+
+
+def test_one_process_downloads_a_file(publisher: Publisher, folder: Path) -> None:
+    working_folder(folder).mkdir()
+    with FileLock(working_folder(folder) / "lock"):
+        with pytest.raises(UserError, match="is being downloaded by another process: wait until that ends"):
+            download(FILE, folder, ignore)
+        assert working_folder(folder).is_dir()
+    assert download(FILE, folder, ignore) == HASH
+
+
+def test_a_folder_in_the_files_place(publisher: Publisher, folder: Path) -> None:
+    (folder / FILE.name).mkdir()
+    with pytest.raises(UserError, match="is a folder, where the file should be: move it away, and run the command"):
+        download(FILE, folder, ignore)
+    assert not publisher.requests
+
+
 @HALVES
 def test_a_download_that_is_cut_again_and_again_is_given_up(publisher: Publisher, folder: Path, file) -> None:
     publisher.cuts = [1000] + [0] * 20
@@ -198,6 +279,49 @@ def test_a_server_that_falls_silent(publisher: Publisher, folder: Path, file, mo
     monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     publisher.content = CONTENT[:100]  # so that each try of huggingface_hub soon has no more to ask for
     assert "cannot be read (" in refusal(file, folder, HASH)
+
+
+@HALVES
+def test_a_stalled_server_is_given_up_in_time(publisher: Publisher, folder: Path, file, monkeypatch, caplog) -> None:
+    publisher.stall = threading.Event()
+    monkeypatch.setattr(download_module, "SECONDS_OF_SILENCE", 1)
+    monkeypatch.delenv("HF_HUB_DOWNLOAD_TIMEOUT", raising=False)
+    before, started = hub_constants.HF_HUB_DOWNLOAD_TIMEOUT, time.monotonic()
+    assert "cannot be read (no answer for 1 seconds)" in refusal(file, folder, HASH)
+    assert time.monotonic() - started < 3
+    publisher.stall.set()
+    assert before == hub_constants.HF_HUB_DOWNLOAD_TIMEOUT
+    assert not [record for record in caplog.records if record.name.startswith("huggingface_hub")]
+
+
+def test_user_info_is_not_shown(publisher: Publisher, folder: Path, monkeypatch, caplog, capfd) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"http://me:SECRET@127.0.0.1:{publisher.port}")
+    messages = []
+    for name, value in {"status": 404, "storage_status": 429, "cuts": [0] * 20, "place": "ftp://a/b"}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(publisher, name, value)
+            messages.append(refusal(FILE, folder, HASH))
+    assert f"http://127.0.0.1:{publisher.port}/somebody" in messages[0]
+    assert download(FILE, folder, ignore) == HASH
+    shown = " ".join([*messages, FILE.url, caplog.text, *capfd.readouterr()])
+    assert "SECRET" not in shown and "me:" not in shown and "Trying to resume" not in shown
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ("ftp://me:SECRET@host", "ftp://host"),
+        ("me:SECRET@host", "host"),
+        ("//me:SECRET@host", "//host"),
+        ("http://me:SEC/RET@host:x", "http://host:x"),
+        ("http://", "http:"),
+        ("http://[me", "http://[me"),
+        ("huggingface.co", "huggingface.co"),
+    ],
+)
+def test_an_endpoint_that_is_no_address(folder: Path, monkeypatch, endpoint: str, shown: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert refusal(FILE, folder).startswith(f"HF_ENDPOINT is {shown!r}, which is no http or https address: unset it")
 
 
 @HALVES

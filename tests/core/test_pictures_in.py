@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +153,91 @@ def test_values_out_of_range_are_refused(value, words) -> None:
     image = np.full((12, 12, 3), 0.5)
     image[3, 4, 1] = value
     assert words in refusal(image) and words in refusal(torch.tensor(image).movedim(-1, 0))
+
+
+def saved(image: Image.Image, **options) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, **options)
+    return file
+
+
+def test_what_load_returns_is_a_model() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    assert np.array_equal(upscale(SimpleNamespace(model=MODEL), image, TWICE), upscale(MODEL, image, TWICE))
+    for other in (None, "bundled", torch.nn.Identity(), SimpleNamespace(model=5)):
+        with pytest.raises(UserError, match=r"upscale takes a model, not \w+: give load"):
+            upscale(other, image, TWICE)
+
+
+@pytest.mark.parametrize("options", [{"scale": 2}, 2, None, "4k"], ids=repr)
+def test_options_of_another_type_are_refused(options) -> None:
+    with pytest.raises(UserError, match=rf"takes UpscaleOptions, not {type(options).__name__}: give UpscaleOptions\("):
+        upscale(MODEL, np.zeros((12, 16), np.uint8), options)
+
+
+@pytest.mark.parametrize("name", ["scale", "tile", "overlap", "seed", "batch", "detail", "target", "color"])
+@pytest.mark.parametrize("value", ["x", [1], object(), float("nan"), True, {}], ids=repr)
+def test_values_of_another_type_are_refused_in_one_sentence(name, value) -> None:
+    with pytest.raises(UserError) as caught:
+        upscale(MODEL, np.zeros((12, 16), np.uint8), UpscaleOptions(**{name: value}))
+    message = str(caught.value)
+    assert message.lower().startswith((name, repr(value), "colour match")) and message.endswith(".")
+    assert "choose" in message
+
+
+def test_a_target_may_be_a_text() -> None:
+    image = np.zeros((12, 16), np.uint8)
+    assert upscale(MODEL, image, UpscaleOptions(target="48x48")).shape == (36, 48)
+    assert upscale(MODEL, image, UpscaleOptions(np.float32(2), tile=np.int64(32))).shape == (24, 32)
+    for none in (None, "4"):
+        with pytest.raises(UserError, match="choose"):
+            UpscaleOptions(scale=none)
+
+
+def test_pillow_images_that_cannot_be_read_are_refused() -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    closed = Image.open(saved(photo, format="PNG"))
+    closed.close()
+    for image in (closed, Image.open(io.BytesIO(saved(photo, format="PNG").getvalue()[:1500]))):
+        assert "is broken or closed: open it again" in refusal(image)
+
+
+def test_frames_are_taken_one_at_a_time() -> None:
+    frames = [Image.new("L", (12, 12), value) for value in (0, 90, 200)]
+    animation = Image.open(saved(frames[0], format="GIF", save_all=True, append_images=frames[1:]))
+    assert "has 3 frames: go to each with seek, and give its copy()" in refusal(animation)
+    animation.seek(1)
+    assert upscale(MODEL, animation.copy(), TWICE).size == (24, 24)
+    photo = Image.open(saved(frames[0], format="MPO", save_all=True, append_images=frames[1:]))
+    assert photo.format == "MPO" and upscale(MODEL, photo, TWICE).size == (24, 24)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_a_pillow_image_of_16_bits_keeps_them(mode) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (10, 14), np.uint16)
+    image = Image.frombytes(mode, (14, 10), values.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+    result = upscale(MODEL, image, TWICE)
+    assert result.mode == "I;16" and np.array_equal(np.asarray(result), expected(values[None])[0])
+
+
+def test_alpha_that_is_multiplied_in_comes_back_as_plain_alpha() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 2), np.uint8), "LA").convert("La")
+    result = upscale(MODEL, image, TWICE)
+    assert result.mode == "LA" and result == upscale(MODEL, image.convert("LA"), TWICE)
+
+
+def test_a_floating_point_pillow_image_is_held_to_0_to_1() -> None:
+    values = np.full((12, 12), 0.5, np.float32)
+    values[3, 4] = 255
+    assert "from 0.5 to 255: scale them" in refusal(Image.fromarray(values))
+    values[3, 4] = 1.005
+    assert upscale(MODEL, Image.fromarray(values), TWICE).size == (24, 24)
+
+
+def test_tensors_without_plain_values_are_refused() -> None:
+    assert refusal(torch.zeros(3, 12, 12).to_sparse()).endswith("not a sparse tensor.")
+    assert refusal(torch.zeros(3, 12, 12, device="meta")).endswith("not a meta tensor.")
+    assert refusal(torch.nested.nested_tensor([torch.zeros(3, 12, 12)])).endswith("not a nested tensor.")
 
 
 def test_values_that_are_not_numbers_are_refused() -> None:

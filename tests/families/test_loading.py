@@ -162,6 +162,20 @@ def test_the_recipe_follows_the_file_name_and_a_choice_overrides_it(published, t
     assert (chosen.name, chosen.step.evaluations) == ("resshift", 15)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, "fp16", None], ids=str)
+def test_a_dtype_that_is_not_possible_is_refused_with_those_that_are(dtype) -> None:
+    with pytest.raises(UserError) as caught:
+        load(dtype=dtype)
+    assert str(caught.value) == f"dtype {dtype!r} is not possible: choose torch.float32, torch.float16, torch.bfloat16."
+
+
+def test_the_bundled_model_takes_no_autoencoder_and_no_recipe() -> None:
+    with pytest.raises(UserError, match=r"^One-Step SR models need no autoencoder: leave 'vae\.pth' out\.$"):
+        load(autoencoder=Path("vae.pth"))
+    with pytest.raises(UserError, match=r"^One-Step SR models bring a recipe of their own: leave 'tad-sr' out\.$"):
+        load(recipe="tad-sr")
+
+
 def test_an_unknown_recipe_is_refused_with_the_known_ones(published):
     with pytest.raises(UserError) as caught:
         load(published / "TAD-SR.pth", recipe="magic")

@@ -1,0 +1,62 @@
+"""How far a download is, for those who ask: what pooch and huggingface_hub take for a progress bar."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+Report = Callable[[int, int], None]
+
+
+class Heard:
+    """Reports, and knows when something last came."""
+
+    def __init__(self, report: Report):
+        self.report, self.last = report, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        self.last = time.monotonic()
+        self.report(done, total)
+
+
+class Bar:
+    """What pooch takes for a progress bar; it counts only what comes after `start`."""
+
+    def __init__(self, report: Report, start: int = 0):
+        self.report, self.start, self.total, self.done = report, start, 0, 0
+
+    def update(self, count: int) -> None:
+        self.done += count
+        if self.total:
+            self.done = min(self.done, self.total)  # pooch counts whole chunks
+            self.report(self.start + self.done, self.start + self.total)
+
+    def reset(self) -> None:
+        self.done = 0
+
+    def close(self) -> None:
+        pass
+
+
+def bar_class(report: Report) -> Any:
+    """A class of tqdm's kind that shows nothing and reports."""
+    from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
+
+    class Silent(tqdm):
+        def __init__(self, *arguments: Any, **options: Any):
+            self.sink = open(os.devnull, "w")  # noqa: SIM115 (closed with the bar)
+            super().__init__(*arguments, **options | {"file": self.sink, "disable": False})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if self.total:
+                report(int(min(self.n, self.total)), int(self.total))
+            return shown
+
+        def close(self) -> None:
+            super().close()
+            self.sink.close()
+
+    return Silent

@@ -29,6 +29,7 @@ BY_HAND = {
     "tad-sr": "LearningHx/TAD-SR",
     "pisa-sr": "csslc/PiSA-SR",
     "osediff": "cswry/OSEDiff",
+    "hypir": "XPixelGroup/HYPIR",
 }
 
 

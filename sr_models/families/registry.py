@@ -9,7 +9,7 @@ from ..checkpoints.header import Header, read_header
 from ..checkpoints.weights_file import beside
 from ..core.recipe import Recipe
 from ..errors import UserError
-from . import bundled, conv_sr, osediff, pisa_sr, resshift, trained_here, tsd_sr
+from . import bundled, conv_sr, hypir, osediff, pisa_sr, resshift, trained_here, tsd_sr
 from .family import Family, LoraFamily, ModelFamily, OneStepLora
 from .other_kinds import OTHER_KINDS
 
@@ -89,6 +89,7 @@ FAMILIES = Registry(
     trained_here.FAMILY,
     pisa_sr.FAMILY,
     osediff.FAMILY,
+    hypir.FAMILY,
 )
 
 

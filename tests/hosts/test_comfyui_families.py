@@ -1,5 +1,5 @@
-"""Families on Stable Diffusion 2.1 inside real ComfyUI, on a small U-Net, to floats: PiSA-SR and
-both layouts of OSEDiff.
+"""Families on Stable Diffusion 2.1 inside real ComfyUI, on a small U-Net, to floats: PiSA-SR, both
+layouts of OSEDiff, and HYPIR.
 
 What ComfyUI gives is compared with diffusers, which the tests in `families/` compare with the equations.
 """
@@ -34,9 +34,14 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
     },
     "osediff": {"published": {}, "half": {"unet": 0.5}},
     "osediff, whole": {"published": {}},
+    "hypir": {"published": {}, "half": {"unet": 0.5}},
 }
 RUNS = {"two runs": 2}
-SIGMA = {"pisa-sr": 0.041279 / 0.999148, "osediff": 0.997667 / 0.068265}  # ComfyUI's, of the family's timestep
+SIGMA = {  # ComfyUI's, of the family's timestep
+    "pisa-sr": 0.041279 / 0.999148,
+    "osediff": 0.997667 / 0.068265,
+    "hypir": 0.496294 / 0.868154,
+}
 
 pytestmark = pytest.mark.host
 
@@ -54,7 +59,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     base = small_unet.write(root / "base", "2.1-base", FULL_WIDTHS)
     small_peft.calm_output(base)
     osediff = small_peft.osediff(base)
-    contents = {"pisa-sr": small_peft.pisa_sr(base), "osediff": osediff}
+    contents = {"pisa-sr": small_peft.pisa_sr(base), "osediff": osediff, "hypir": small_peft.hypir(base)}
     contents["osediff, whole"] = small_peft.merged(base, osediff)
     image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     shared = {"kind": "2.1-base", "folder": str(base), "config": small_unet.comfyui_config("2.1-base"), "image": image}

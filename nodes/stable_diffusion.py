@@ -12,7 +12,7 @@ from ..sr_models.checkpoints import prompt_embeddings
 from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
 from ..sr_models.errors import UserError
 from ..sr_models.families.family import OneStepLora
-from ..sr_models.families.registry import FAMILIES, read_lora
+from ..sr_models.families.registry import FAMILIES, files_with, read_lora
 from ..sr_models.families.tsd_sr import TSD_SR
 from . import host, host_lora, host_sampler, host_sd
 from .schema import advanced, schema
@@ -111,9 +111,7 @@ class ApplyLoRA(io.ComfyNode):
     def fingerprint_inputs(cls, lora: str | None = None, vae_lora: str | None = None, **others) -> tuple[Stamp, ...]:
         """Makes the host read files again that were replaced on disk. Linked inputs are None here."""
         paths = [_lora_path(name) for name in (lora, vae_lora) if name and name != AUTO]
-        names = {name for family in FAMILIES.loras for name in family.files}
-        beside = [path.with_name(name) for path in paths for name in sorted(names)]
-        return file_stamps([*paths, *beside])
+        return file_stamps([*paths, *(file for path in paths for file in files_with(path))])
 
     @classmethod
     def execute(

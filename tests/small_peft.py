@@ -6,6 +6,7 @@ which kinds of layers have a LoRA.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from onestep_sr.sr_models.commands import cli
 from onestep_sr.sr_models.files.picture import Picture
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.files.write import write_picture
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -108,6 +110,44 @@ def hypir(base: Path) -> dict[str, Tensor]:
     """The content of `HYPIR_sd2.pth`."""
     generator, unet = torch.Generator().manual_seed(6), UNet2DConditionModel.from_pretrained(base / "unet")
     return halves(unet, ending_with(unet, HYPIR_LAYERS), "default", generator, size=0.05, rank=HYPIR_RANK)
+
+
+OMGSR_RANKS = {"unet": 32, "vae": 16}
+OMGSR_LAYERS = HYPIR_LAYERS[:9] + ("conv_in",)
+
+
+def omgsr(base: Path) -> dict[str, dict[str, Tensor]]:
+    """OMGSR-S's LoRAs by part, the VAE's in the encoder's own names, both without adapter names."""
+    generator, unet = torch.Generator().manual_seed(7), UNet2DConditionModel.from_pretrained(base / "unet")
+    encoder = AutoencoderKL.from_pretrained(base / "vae").encoder
+    found = {}
+    for part, network in (("unet", unet), ("vae", encoder)):
+        modules = ending_with(network, OMGSR_LAYERS)
+        tensors = halves(network, modules, "x", generator, size=0.03, rank=OMGSR_RANKS[part])
+        found[part] = {name.replace(".x.weight", ".weight"): tensor for name, tensor in tensors.items()}
+    return found
+
+
+def write_omgsr(folder: Path, content: dict[str, dict[str, Tensor]]) -> Path:
+    """The published folder: one of peft's per part."""
+    for part, name in (("unet", "unet_lora_adapter"), ("vae", "vae_encoder_lora_adapter")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        tensors = {f"base_model.model.{key}": tensor for key, tensor in content[part].items()}
+        save_file(tensors, folder / name / "adapter_model.safetensors")
+        config = {"r": OMGSR_RANKS[part], "lora_alpha": OMGSR_RANKS[part], "peft_type": "LORA"}
+        (folder / name / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_gdpo(base: Path, folder: Path) -> Path:
+    """GDPO-SR's published folder: a U-Net and a VAE that differ from the base's."""
+    generator = torch.Generator().manual_seed(8)
+    for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae")):
+        network = kind.from_pretrained(base / part)
+        for weight in network.parameters():
+            weight.data *= 1 + 0.05 * torch.randn(weight.shape, generator=generator)
+        network.save_pretrained(folder / part)
+    return folder
 
 
 def add_lora(network: nn.Module, tensors: dict[str, Tensor], ending: str, scale: float) -> None:

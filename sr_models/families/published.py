@@ -30,6 +30,8 @@ BY_HAND = {
     "pisa-sr": "csslc/PiSA-SR",
     "osediff": "cswry/OSEDiff",
     "hypir": "XPixelGroup/HYPIR",
+    "omgsr-s": "wuer5/OMGSR",
+    "gdpo-sr": "Joyies/GDPO",
 }
 
 

@@ -1,5 +1,5 @@
 """Families on Stable Diffusion 2.1 inside real ComfyUI, on a small U-Net, to floats: PiSA-SR, both
-layouts of OSEDiff, and HYPIR.
+layouts of OSEDiff, HYPIR and OMGSR-S.
 
 What ComfyUI gives is compared with diffusers, which the tests in `families/` compare with the equations.
 """
@@ -20,6 +20,7 @@ from limits import HANGING_SECONDS
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
+from onestep_sr.sr_models.families import omgsr_s
 from onestep_sr.sr_models.families.registry import read_lora
 from places import HOST_SCRIPTS, ROOT
 from small_sd3 import FULL_WIDTHS
@@ -35,12 +36,14 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
     "osediff": {"published": {}, "half": {"unet": 0.5}},
     "osediff, whole": {"published": {}},
     "hypir": {"published": {}, "half": {"unet": 0.5}},
+    "omgsr-s": {"published": {}, "half": {"unet": 0.5}},
 }
 RUNS = {"two runs": 2}
 SIGMA = {  # ComfyUI's, of the family's timestep
     "pisa-sr": 0.041279 / 0.999148,
     "osediff": 0.997667 / 0.068265,
     "hypir": 0.496294 / 0.868154,
+    "omgsr-s": 0.603537 / 0.797335,
 }
 
 pytestmark = pytest.mark.host
@@ -66,7 +69,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     shared["prompt"] = small_peft.encoded(base, "")
     for family, content in contents.items():
         torch.save(content, root / f"{family}.pkl")
-    return {name: shared | {"lora": str(root / f"{name}.pkl"), "strengths": STRENGTHS[name]} for name in contents}
+    files = {name: root / f"{name}.pkl" for name in contents}
+    files["omgsr-s"] = small_peft.write_omgsr(root / "omgsr", small_peft.omgsr(base)) / omgsr_s.FILES[1]
+    return {name: shared | {"lora": str(file), "strengths": STRENGTHS[name]} for name, file in files.items()}
 
 
 @pytest.fixture(scope="module")

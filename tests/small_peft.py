@@ -113,7 +113,7 @@ def hypir(base: Path) -> dict[str, Tensor]:
 
 
 OMGSR_RANKS = {"unet": 32, "vae": 16}
-OMGSR_LAYERS = HYPIR_LAYERS[:9] + ("conv_in",)
+OMGSR_LAYERS = (*HYPIR_LAYERS[:9], "conv_in")
 
 
 def omgsr(base: Path) -> dict[str, dict[str, Tensor]]:

@@ -36,7 +36,9 @@ RECIPE = Recipe(
     prompt="clean, high-resolution, 8k,",
 )
 # Its networks have the names of any other Stable Diffusion's, so the place counts: a base has more beside them.
-_UNET = All(InFolder(UNET, beside=VAE), Has("conv_in.weight", "conv_out.weight", "down_blocks.0.resnets.0.conv1.weight"))
+_UNET = All(
+    InFolder(UNET, beside=VAE), Has("conv_in.weight", "conv_out.weight", "down_blocks.0.resnets.0.conv1.weight")
+)
 _VAE = All(InFolder(VAE, beside=UNET), Has("encoder.conv_in.weight", "decoder.conv_out.weight"))
 
 
@@ -45,9 +47,9 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     file = read_weights(path)
     if adapter_file.is_single(header_of(file)):
         return adapter_file.read(family, file, BASE, RECIPE.name)
-    unet, vae = (read_weights(path.parent.parent / name) for name in FILES)
-    networks = {"replaced": unet.tensors, "replaced_vae": vae.tensors}
-    return OneStepLora(family, f"{path.parent.parent.name}/{FILES[0]}", BASE, RECIPE.name, **networks)
+    folder = path.parent.parent
+    unet, vae = (read_weights(folder / name).tensors for name in FILES)
+    return OneStepLora(family, f"{folder.name}/{FILES[0]}", BASE, RECIPE.name, replaced=unet, replaced_vae=vae)
 
 
 FAMILY = LoraFamily(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..sr_models.core.forecast import Forecast, forecast
 from ..sr_models.core.options import UpscaleOptions
 from ..sr_models.core.recipe import Recipe
 from ..sr_models.errors import UserError
+from ..sr_models.families.family import LoraFamily
 from ..sr_models.families.loading import recipe_of
 from ..sr_models.families.registry import FAMILIES, identify
 from . import host, host_sd, pace, stable_diffusion, upscaling
@@ -110,8 +112,19 @@ def _lora_recipe(name: str, lora: Any) -> Recipe:
         if name == upscaling.AUTO:
             raise UserError("The estimate needs Apply One-Step SR LoRA before One-Step SR Model.")
         return FAMILIES.lora_recipes[name]
-    recipes = identify(host.weights_path(lora, stable_diffusion.LORA_FOLDER)).recipes
+    [stamp] = file_stamps([host.weights_path(lora, stable_diffusion.LORA_FOLDER)])
+    recipes = _recipes_of_lora(stamp)
     return recipes.get(name) or next(iter(recipes.values()))
+
+
+@lru_cache(maxsize=64)
+def _recipes_of_lora(stamp: Stamp) -> Mapping[str, Recipe]:
+    """The recipes of a LoRA's family; each file is read once. Raises UserError for files that are no one-step LoRA."""
+    path = Path(stamp[0])
+    family = identify(path)
+    if not isinstance(family, LoraFamily):
+        raise UserError(f"{path.name} is a {family.title} model, not a LoRA: choose another file.")
+    return family.recipes
 
 
 def _line(recipe: Recipe, run: Forecast) -> str:

@@ -129,11 +129,16 @@ def _tile_policy(choice: Choice, task: str) -> TilePolicy:
 def _open(choice: Choice, dtype: torch.dtype, budget: int | None, stamps: tuple[Stamp, ...]) -> OpenedModel:
     """Open a model. The last one is kept for the next picture of a batch, and read again if a file was replaced."""
     _open.cache_clear()  # before loading, because two models may not fit into memory
-    family = identify(choice.file)
-    host.warn(family.licence_notice if family.is_non_commercial else "")
+    opened = _loaded(choice, dtype, budget)
+    licence = [opened.family.licence_notice] if opened.family.is_non_commercial else []
+    host.warn(" ".join([*licence, *opened.warnings]))
+    return opened
+
+
+def _loaded(choice: Choice, dtype: torch.dtype, budget: int | None) -> OpenedModel:
     if choice.checkpoint is None:
         return load(choice.file, dtype=dtype, budget=budget)
-    opened = open_lora(
+    return open_lora(
         choice.checkpoint,
         choice.file,
         embeddings=None if read_lora(choice.file).embeddings else _embeddings(),
@@ -142,8 +147,6 @@ def _open(choice: Choice, dtype: torch.dtype, budget: int | None, stamps: tuple[
         offload=True,
         budget=budget,
     )
-    host.warn(" ".join(opened.warnings))
-    return opened
 
 
 def _files(choice: Choice) -> list[Path]:

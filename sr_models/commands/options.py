@@ -110,8 +110,7 @@ class ModelOptions:
     model: str = "bundled"
     "`bundled`, or the file of a TAD-SR, SinSR, ResShift x4 or own model."
     recipe: str = "auto"
-    """tad-sr, sinsr, resshift, resshift-s4, or these two with -ddim; with --base, a recipe of the LoRA's method; auto:
-    from the file."""
+    "tad-sr, sinsr, resshift, resshift-s4, resshift-ddim or resshift-s4-ddim; with --base, of the LoRA; auto: by file."
     opening: OpeningOptions = field(default_factory=OpeningOptions)
     base: Path | None = None
     """For TSD-SR: Stable Diffusion 3 medium, as a diffusers folder or a checkpoint file. For PiSA-SR: Stable Diffusion

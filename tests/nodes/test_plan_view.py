@@ -37,7 +37,7 @@ def plan_view() -> types.ModuleType:
         ".host": {"MODEL_FOLDER": "onestep_sr", "weights_files": lambda folder: []},
         ".host_sd": {"VAE_FACTOR": 8},
         ".pace": {"expected_seconds": lambda name, work: 1e-7 * work},
-        ".stable_diffusion": {"MODEL_ID": MODEL},
+        ".stable_diffusion": {"MODEL_ID": MODEL, "LORA_FOLDER": "loras"},
         ".upscaling": {"BUNDLED_NAME": "bundled", "AUTO": "auto", "model_path": lambda name: BUNDLED},
     }
     with pytest.MonkeyPatch.context() as patch:

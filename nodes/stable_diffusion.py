@@ -12,7 +12,7 @@ from ..sr_models.checkpoints import prompt_embeddings
 from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
 from ..sr_models.errors import UserError
 from ..sr_models.families.family import OneStepLora
-from ..sr_models.families.registry import FAMILIES, read_lora
+from ..sr_models.families.registry import FAMILIES, files_with, read_lora
 from ..sr_models.families.tsd_sr import TSD_SR
 from . import host, host_lora, host_sampler, host_sd
 from .schema import advanced, schema
@@ -24,6 +24,7 @@ EMBEDDING_FOLDERS = (host.MODEL_FOLDER, "embeddings", LORA_FOLDER)
 FROM_TEXT = "from text"
 FROM_LORA = "from LoRA"
 MODEL_ID = "OneStepSRModel"
+UNET_FAMILIES = [family.name for family in FAMILIES.loras if family.network == "unet"]  # to search nodes by
 PIXEL_STRENGTH, SEMANTIC_STRENGTH = "strength_pixel", "strength_semantic"
 
 
@@ -33,24 +34,27 @@ class ApplyLoRA(io.ComfyNode):
         files = host.weights_files(LORA_FOLDER)
         return schema(
             node_id="OneStepSRApplyLoRA",
-            search_aliases=["tsd-sr", "tsdsr", "pisa-sr", "osediff", "one step lora", "super resolution"],
+            search_aliases=["tsd-sr", "tsdsr", *UNET_FAMILIES, "one step lora", "super resolution"],
             display_name="Apply One-Step SR LoRA",
             category=CATEGORY,
             description="Apply a one-step LoRA to a checkpoint: to its MODEL, and to the encoder of its VAE if the "
-            "LoRA has a part for it. TSD-SR needs Stable Diffusion 3 medium, PiSA-SR and OSEDiff need 2.1-base, and a "
-            "LoRA that you trained needs its own base. The connected MODEL and VAE are not changed.",
+            "LoRA has a part for it. TSD-SR needs Stable Diffusion 3 medium, PiSA-SR, OSEDiff, HYPIR, OMGSR-S and "
+            "GDPO-SR need 2.1-base, and a LoRA that you trained needs its own base. The connected MODEL and VAE are "
+            "not changed.",
             inputs=[
                 io.Model.Input(
                     "model",
                     tooltip="From a checkpoint of the LoRA's base, such as Stable Diffusion 3 medium for TSD-SR or "
-                    "2.1-base for PiSA-SR and OSEDiff.",
+                    "2.1-base for PiSA-SR, OSEDiff, HYPIR, OMGSR-S and GDPO-SR.",
                 ),
                 io.Vae.Input("vae", tooltip="From the same checkpoint."),
                 io.Combo.Input(
                     "lora",
                     options=files,
-                    tooltip="A file in models/loras: TSD-SR's transformer.safetensors, pisa_sr.pkl, osediff.pkl, your "
-                    "own transformer.safetensors or unet.safetensors, or a file from onestep-sr convert.",
+                    tooltip="A file in models/loras: TSD-SR's transformer.safetensors, pisa_sr.pkl, osediff.pkl, "
+                    "HYPIR_sd2.pth, OMGSR-S's adapter_model.safetensors, GDPO-SR's "
+                    "diffusion_pytorch_model.safetensors, your own transformer.safetensors or unet.safetensors, or a "
+                    "file from onestep-sr convert.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -111,9 +115,7 @@ class ApplyLoRA(io.ComfyNode):
     def fingerprint_inputs(cls, lora: str | None = None, vae_lora: str | None = None, **others) -> tuple[Stamp, ...]:
         """Makes the host read files again that were replaced on disk. Linked inputs are None here."""
         paths = [_lora_path(name) for name in (lora, vae_lora) if name and name != AUTO]
-        names = {name for family in FAMILIES.loras for name in family.files}
-        beside = [path.with_name(name) for path in paths for name in sorted(names)]
-        return file_stamps([*paths, *beside])
+        return file_stamps([*paths, *(file for path in paths for file in files_with(path))])
 
     @classmethod
     def execute(
@@ -159,7 +161,12 @@ class Prompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="OneStepSRPrompt",
-            search_aliases=["tsd-sr prompt", "pisa-sr prompt", "osediff prompt", "prompt_embeds", "embeddings"],
+            search_aliases=[
+                "tsd-sr prompt",
+                *(f"{name} prompt" for name in UNET_FAMILIES),
+                "prompt_embeds",
+                "embeddings",
+            ],
             display_name="One-Step SR Prompt",
             category=CATEGORY,
             description="Encode the prompt of a one-step LoRA with CLIP, or load TSD-SR's published embeddings, which "
@@ -177,8 +184,9 @@ class Prompt(io.ComfyNode):
                     "text",
                     default=TSD_SR.prompt,
                     multiline=True,
-                    tooltip="TSD-SR was trained with exactly this text and spelling, PiSA-SR with an empty text, and "
-                    "OSEDiff with tags of the image. Only used with 'from text'.",
+                    tooltip="TSD-SR was trained with exactly this text and spelling, PiSA-SR and OMGSR-S with an "
+                    "empty text, and OSEDiff and GDPO-SR with tags of the image. HYPIR takes a description of the "
+                    "image or an empty text. Only used with 'from text'.",
                 ),
                 io.Clip.Input(
                     "clip", optional=True, tooltip="From the same checkpoint, for 'from text' and 'from LoRA'."
@@ -279,7 +287,7 @@ class Model(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id=MODEL_ID,
-            search_aliases=["tsd-sr", "pisa-sr", "osediff", "sr model", "super resolution"],
+            search_aliases=["tsd-sr", *UNET_FAMILIES, "sr model", "super resolution"],
             display_name="One-Step SR Model",
             category=CATEGORY,
             description="Combine a MODEL and a VAE that have a one-step LoRA, and the prompt, into one model for "

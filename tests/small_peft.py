@@ -6,17 +6,21 @@ which kinds of layers have a LoRA.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from onestep_sr.sr_models.canvas.color import ColorMatch, match
+from onestep_sr.sr_models.canvas.resize import resize
 from onestep_sr.sr_models.commands import cli
 from onestep_sr.sr_models.files.picture import Picture
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.files.write import write_picture
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -44,15 +48,26 @@ def unet_parts(unet: nn.Module) -> dict[str, list[str]]:
     return parts
 
 
+def ending_with(network: nn.Module, ends: Iterable[str]) -> list[str]:
+    """The modules of a network whose full names end with one of these names, which is peft's rule."""
+    names = [name.removesuffix(".weight") for name, _ in network.named_parameters() if name.endswith(".weight")]
+    return [name for name in names if any(f".{name}".endswith(f".{end}") for end in ends)]
+
+
 def halves(
-    network: nn.Module, modules: Iterable[str], adapter: str, generator: torch.Generator, size: float = 0.1
+    network: nn.Module,
+    modules: Iterable[str],
+    adapter: str,
+    generator: torch.Generator,
+    size: float = 0.1,
+    rank: int = RANK,
 ) -> dict[str, Tensor]:
     """Random matrices of a LoRA in peft's names."""
     tensors = {}
     for module in modules:
         weight = network.get_parameter(f"{module}.weight")
-        down = torch.randn(RANK, *weight.shape[1:], generator=generator) / weight[0].numel() ** 0.5
-        up = size * torch.randn(weight.shape[0], RANK, *(1,) * (weight.ndim - 2), generator=generator)
+        down = torch.randn(rank, *weight.shape[1:], generator=generator) / weight[0].numel() ** 0.5
+        up = size * torch.randn(weight.shape[0], rank, *(1,) * (weight.ndim - 2), generator=generator)
         tensors[f"{module}.lora_A.{adapter}.weight"], tensors[f"{module}.lora_B.{adapter}.weight"] = down, up
     return tensors
 
@@ -84,6 +99,57 @@ def osediff(base: Path) -> dict[str, Any]:
     return content | {"state_dict_vae": halves(vae, encoder, "default_encoder", generator)}
 
 
+HYPIR_RANK = 16
+HYPIR_LAYERS = (
+    *("to_k", "to_q", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_shortcut", "conv_out"),
+    *("proj_in", "proj_out", "ff.net.2", "ff.net.0.proj"),
+)
+
+
+def hypir(base: Path) -> dict[str, Tensor]:
+    """The content of `HYPIR_sd2.pth`."""
+    generator, unet = torch.Generator().manual_seed(6), UNet2DConditionModel.from_pretrained(base / "unet")
+    return halves(unet, ending_with(unet, HYPIR_LAYERS), "default", generator, size=0.05, rank=HYPIR_RANK)
+
+
+OMGSR_RANKS = {"unet": 32, "vae": 16}
+OMGSR_LAYERS = (*HYPIR_LAYERS[:9], "conv_in")
+
+
+def omgsr(base: Path) -> dict[str, dict[str, Tensor]]:
+    """OMGSR-S's LoRAs by part, the VAE's in the encoder's own names, both without adapter names."""
+    generator, unet = torch.Generator().manual_seed(7), UNet2DConditionModel.from_pretrained(base / "unet")
+    encoder = AutoencoderKL.from_pretrained(base / "vae").encoder
+    found = {}
+    for part, network in (("unet", unet), ("vae", encoder)):
+        modules = ending_with(network, OMGSR_LAYERS)
+        tensors = halves(network, modules, "x", generator, size=0.03, rank=OMGSR_RANKS[part])
+        found[part] = {name.replace(".x.weight", ".weight"): tensor for name, tensor in tensors.items()}
+    return found
+
+
+def write_omgsr(folder: Path, content: dict[str, dict[str, Tensor]]) -> Path:
+    """The published folder: one of peft's per part."""
+    for part, name in (("unet", "unet_lora_adapter"), ("vae", "vae_encoder_lora_adapter")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        tensors = {f"base_model.model.{key}": tensor for key, tensor in content[part].items()}
+        save_file(tensors, folder / name / "adapter_model.safetensors")
+        config = {"r": OMGSR_RANKS[part], "lora_alpha": OMGSR_RANKS[part], "peft_type": "LORA"}
+        (folder / name / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_gdpo(base: Path, folder: Path) -> Path:
+    """GDPO-SR's published folder: a U-Net and a VAE that differ from the base's."""
+    generator = torch.Generator().manual_seed(8)
+    for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae")):
+        network = kind.from_pretrained(base / part)
+        for weight in network.parameters():
+            weight.data *= 1 + 0.05 * torch.randn(weight.shape, generator=generator)
+        network.save_pretrained(folder / part)
+    return folder
+
+
 def add_lora(network: nn.Module, tensors: dict[str, Tensor], ending: str, scale: float) -> None:
     """W + scale B A in the network's precision, for adapters whose names have this ending."""
     for name in (key for key in tensors if ".lora_A." in key and key.endswith(f"{ending}.weight")):
@@ -100,6 +166,38 @@ def opened(base: Path) -> tuple[UNet2DConditionModel, AutoencoderKL]:
         for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
     )
     return unet.requires_grad_(False), vae.requires_grad_(False)
+
+
+def smooth_image() -> Tensor:
+    """A picture of 48 x 32 px with 16 bits per channel. It is smooth, as colour matches compare means and
+    deviations."""
+    noise = torch.rand(1, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    return (resize(noise, (32, 48)).clamp(0, 1) * (2**16 - 1)).round() / (2**16 - 1)
+
+
+def roots(timestep: int) -> tuple[Tensor, Tensor]:
+    """The weights of picture and noise of Stable Diffusion 2 at a timestep, in float64."""
+    alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+    return alphas[timestep].sqrt(), (1 - alphas[timestep]).sqrt()
+
+
+@torch.no_grad()
+def one_step(
+    networks: tuple[UNet2DConditionModel, AutoencoderKL],
+    condition: Tensor,
+    image: Tensor,
+    timestep: int,
+    color: ColorMatch,
+    start: Callable[[Tensor], Tensor] = lambda z: z,
+) -> Tensor:
+    """z_0 = (z_t - sigma e) / alpha with z_t = start(.18215 E(x)), then D(z_0 / .18215) with the input's colours, in
+    float64."""
+    unet, vae = networks
+    alpha, sigma = roots(timestep)
+    z_t = start(0.18215 * vae.encode(image.double() * 2 - 1).latent_dist.mode())
+    e = unet(z_t, timestep, encoder_hidden_states=condition.double()).sample
+    result = (vae.decode((z_t - sigma * e) / alpha / 0.18215).sample / 2 + 0.5).clamp(0, 1).float()
+    return match(result, image, color).clamp(0, 1)
 
 
 @torch.no_grad()

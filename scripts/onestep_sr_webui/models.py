@@ -19,7 +19,7 @@ from ...sr_models.errors import UserError
 from ...sr_models.families.bundled import BUNDLED
 from ...sr_models.families.family import LoraFamily, OpenedModel
 from ...sr_models.families.loading import load
-from ...sr_models.families.registry import FAMILIES, identify, read_lora
+from ...sr_models.families.registry import FAMILIES, files_with, identify, read_lora
 from ...sr_models.families.resshift import AUTOENCODER_NAME
 from ...sr_models.files.picture import from_pillow, to_pillow
 from ...sr_models.jobs.run import enlarge
@@ -151,8 +151,7 @@ def _loaded(choice: Choice, dtype: torch.dtype, budget: int | None) -> OpenedMod
 
 def _files(choice: Choice) -> list[Path]:
     """All files that the model may be read from, whether they exist or not."""
-    names = {*PARTS, *(name for family in FAMILIES.loras for name in family.files)}
-    beside = [choice.file.with_name(name) for name in sorted(names)]
+    beside = [*(choice.file.with_name(name) for name in sorted(PARTS)), *files_with(choice.file)]
     if choice.checkpoint is None:
         return [choice.file, *beside]
     return [choice.file, *beside, choice.checkpoint, *_embedding_files()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from .header import FileKind, Header
@@ -31,6 +32,14 @@ class Has:
 
     def share(self, header: Header) -> float:
         return sum(name in header.shapes for name in self.names) / len(self.names)
+
+
+PIPELINE = ("model_index.json", "scheduler", "text_encoder")
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether a folder is a whole diffusers pipeline, not only some of its networks."""
+    return any((folder / name).exists() for name in PIPELINE)
 
 
 class _Simple:
@@ -78,6 +87,17 @@ class Kind(_Simple):
 
     def __init__(self, kind: FileKind):
         super().__init__(lambda header: header.kind == kind, f"is not a {kind} file")
+
+
+class InFolder(_Simple):
+    """The file is in a folder of this name next to the other one, and they are not parts of a whole pipeline."""
+
+    def __init__(self, name: str, *, beside: str):
+        def fits(header: Header) -> bool:
+            folder = header.path.parent
+            return folder.name == name and (folder.parent / beside).is_dir() and not is_pipeline(folder.parent)
+
+        super().__init__(fits, f"is not in a folder {name} next to {beside}")
 
 
 class Shape:

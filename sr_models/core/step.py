@@ -40,13 +40,17 @@ class OneStep:
 
     Attributes:
         timestep: the network's timestep.
-        noised: start from the LR's latent with noise added to the timestep's level, instead of the LR's latent itself.
-        level: the base's noise level at the timestep; None until the base is known (`on`).
+        noised: start from the LR's latent with added noise, instead of the LR's latent itself.
+        noise_timestep: the timestep that gives the level of the added noise; None means `timestep`.
+        level, start: the base's noise levels at the two timesteps, if there are two; None until the base is known
+            (`on`).
     """
 
     timestep: float
     noised: bool = False
+    noise_timestep: float | None = None
     level: Level | None = None
+    start: Level | None = None
     evaluations: int = 1
 
     @property
@@ -54,13 +58,14 @@ class OneStep:
         return int(self.noised)
 
     def on(self, process: Process) -> OneStep:
-        """The step with a process's level. Raises ValueError for a timestep that the process does not have."""
-        return replace(self, level=process.level(self.timestep))
+        """The step with a process's levels. Raises ValueError for a timestep that the process does not have."""
+        start = None if self.noise_timestep is None else process.level(self.noise_timestep)
+        return replace(self, level=process.level(self.timestep), start=start)
 
     def __call__(self, network: Network, latent: Tensor, noise: Tensor, lr: Tensor) -> Tensor:
         if self.level is None:
             raise ValueError("This step has no noise level: call `on` with the base's process first.")
-        z_t = self.level.noised(latent, noise) if self.noised else latent
+        z_t = (self.start or self.level).noised(latent, noise) if self.noised else latent
         timestep = torch.full((len(latent),), self.level.timestep, device=latent.device)
         return self.level.x_0(network(z_t, lr, timestep), z_t)
 

@@ -137,7 +137,7 @@ class LoraFamily(Family):
     Attributes:
         network: the kind of network that its LoRAs are for.
         read: the family, a file, and its second file (or None) -> the LoRA; called by `registry.read_lora`.
-        files: the file names of a LoRA that is a folder. The first one identifies the method.
+        files: the file names of a LoRA that is a folder, inside it. The first one identifies the method.
         near: titles of other bases that the LoRA also runs on, each with the warning to show.
         prompt_is_fixed: whether a prompt from the user is an error.
         strengths: the lowest and highest strength of an adapter.

@@ -18,8 +18,9 @@ ALPHA = 8.0  # peft's default, with which files were trained that state none
 _HALF = re.compile(r"(?P<half>.+\.lora_[AB])\.(?P<adapter>[^.]+)\.weight")
 
 
-def by_adapter(tensors: Mapping[str, Tensor], name: str) -> dict[str, Update]:
-    """The updates by adapter name, then by module. `name` is the file's name for messages.
+def by_adapter(tensors: Mapping[str, Tensor], name: str, alpha: float | None = ALPHA) -> dict[str, Update]:
+    """The updates by adapter name, then by module. `name` is the file's name for messages, and `alpha` is for layers
+    that state none; None means alpha = r.
 
     Raises UserError as `low_rank.parse`, and for names that are not of this form.
     """
@@ -31,7 +32,7 @@ def by_adapter(tensors: Mapping[str, Tensor], name: str) -> dict[str, Update]:
     for key, match in matches.items():
         if match is not None:
             found.setdefault(match["adapter"], {})[f"{match['half']}.weight"] = tensors[key]
-    return {adapter: _with_alpha(low_rank.parse(halves, name)) for adapter, halves in found.items()}
+    return {adapter: _with_alpha(low_rank.parse(halves, name), alpha) for adapter, halves in found.items()}
 
 
 def joined(updates: Mapping[str, Update], adapters: Iterable[str], file: WeightsFile, lists: Iterable[str]) -> Update:
@@ -59,7 +60,7 @@ def _modules(file: WeightsFile, key: str) -> list[str]:
     return [module for module in listed if isinstance(module, str)] if isinstance(listed, list) else []
 
 
-def _with_alpha(update: Update) -> Update:
+def _with_alpha(update: Update, alpha: float | None) -> Update:
     return {
-        module: layer if layer.alpha is not None else replace(layer, alpha=ALPHA) for module, layer in update.items()
+        module: layer if layer.alpha is not None else replace(layer, alpha=alpha) for module, layer in update.items()
     }

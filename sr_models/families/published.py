@@ -29,6 +29,9 @@ BY_HAND = {
     "tad-sr": "LearningHx/TAD-SR",
     "pisa-sr": "csslc/PiSA-SR",
     "osediff": "cswry/OSEDiff",
+    "hypir": "XPixelGroup/HYPIR",
+    "omgsr-s": "wuer5/OMGSR",
+    "gdpo-sr": "Joyies/GDPO",
 }
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..checkpoints.conditions import is_pipeline
 from ..checkpoints.header import Header, read_header
 from ..checkpoints.weights_file import beside
 from ..core.recipe import Recipe
 from ..errors import UserError
-from . import bundled, conv_sr, osediff, pisa_sr, resshift, trained_here, tsd_sr
+from . import bundled, conv_sr, gdpo_sr, hypir, omgsr_s, osediff, pisa_sr, resshift, trained_here, tsd_sr
 from .family import Family, LoraFamily, ModelFamily, OneStepLora
 from .other_kinds import OTHER_KINDS
 
@@ -89,6 +90,9 @@ FAMILIES = Registry(
     trained_here.FAMILY,
     pisa_sr.FAMILY,
     osediff.FAMILY,
+    hypir.FAMILY,
+    omgsr_s.FAMILY,
+    gdpo_sr.FAMILY,
 )
 
 
@@ -124,10 +128,18 @@ def read_lora(path: Path, partner: Path | None = None) -> OneStepLora:
     raise UserError(f"{file.name} is a {family.title} model, not a LoRA: choose it as the model.")
 
 
+def files_with(path: Path) -> list[Path]:
+    """The files of LoRAs with several, in the places where they would be if `path` was one of them."""
+    places = {(name, name.count("/")) for family in FAMILIES.loras for name in family.files}
+    return sorted(path.parents[depth] / name for name, depth in places if depth < len(path.parents))
+
+
 def _in_folder(folder: Path) -> Path:
     """The file that identifies the LoRA in a folder."""
     names = dict.fromkeys(family.files[0] for family in FAMILIES.loras if family.files)
-    found = [file for name in names if (file := beside(folder / name, name)).is_file()]
+    if is_pipeline(folder):
+        names = [name for name in names if "/" not in name]  # those are the base's own networks
+    found = [file for name in names if (file := beside(folder / name, Path(name).name)).is_file()]
     if len(found) > 1:
         raise UserError(f"{folder} contains LoRAs for two kinds of base: move each to its own folder.")
     if not found:

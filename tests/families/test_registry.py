@@ -33,6 +33,14 @@ OURS = {
     "tsd-sr, one file": header("transformer.x.lora_A.weight", OWN_VAE, metadata={"onestep_sr_lora": "{}"}),
     "own-lora": header("unet.conv_in.lora_A.weight"),
     "own-lora, VAE": header(OWN_VAE),
+    "hypir": header("conv_out.lora_A.default.weight", "mid_block.resnets.0.conv1.lora_A.default.weight"),
+    "omgsr-s": header(
+        "base_model.model.conv_in.lora_A.weight",
+        "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight",
+    ),
+    "omgsr-s, VAE": header(
+        "base_model.model.conv_in.lora_A.weight", "base_model.model.mid_block.attentions.0.to_q.lora_A.weight"
+    ),
     "own-lora, one file": header("unet.x.lora_A.weight", OWN_VAE, metadata={"onestep_sr_lora": "{}"}),
 }
 
@@ -184,7 +192,7 @@ def test_a_registration_that_fails_changes_nothing() -> None:
 
 
 def test_recipes_that_workflows_name_are_those_of_each_lora() -> None:
-    assert list(FAMILIES.lora_recipes) == ["tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff"]
+    assert list(FAMILIES.lora_recipes) == ["tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff", "hypir", "omgsr-s", "gdpo-sr"]
     for family, timestep in ((tsd_sr.FAMILY, 1000), (trained_here.FAMILY, 999)):
         assert [recipe.color for recipe in family.recipes.values()] == ["wavelet", "adain"]
         assert {recipe.step for recipe in family.recipes.values()} == {OneStep(float(timestep))}
@@ -195,7 +203,7 @@ def test_recipes_that_workflows_name_are_those_of_each_lora() -> None:
 def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
     assert [line.split()[0] for line in recipes()] == [
         *("bundled", "tad-sr", "sinsr", "resshift", "resshift-s4", "resshift-ddim", "resshift-s4-ddim"),
-        *("tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff"),
+        *("tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff", "hypir", "omgsr-s", "gdpo-sr"),
     ]
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     (tmp_path / "notes.txt").write_text("no weights")

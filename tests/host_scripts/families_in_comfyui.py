@@ -27,6 +27,7 @@ import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils
 from onestep_sr.nodes import host_lora, host_sampler, host_sd  # noqa: E402
 from onestep_sr.nodes import stable_diffusion as nodes  # noqa: E402
 from onestep_sr.sr_models.canvas.color import match  # noqa: E402
+from onestep_sr.sr_models.canvas.noise import canvas_noise  # noqa: E402
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
 from onestep_sr.sr_models.families.registry import read_lora  # noqa: E402
@@ -39,10 +40,11 @@ def stock_parts(model, vae, conditioning, image, tile=None, overlap=None):
     guider.inner_set_conds({"positive": conditioning})
     latent, seen = vae.encode(image.movedim(1, -1)), []
     sampler = host_sampler.OneStepSampler(tile, overlap, 1)
-    sigmas, nothing = torch.tensor([1.0, 0.0]), torch.zeros_like(latent)
-    sampled = guider.sample(nothing, latent, sampler, sigmas, callback=lambda *given: seen.append(given[0]), seed=1)
     recipe = host_sd.carried_by(model).lora
     recipe = recipe.family.recipe(recipe.recipe)
+    # Where the method starts from noise, it is that of the upscale node for seed 0.
+    sigmas, noise = torch.tensor([1.0, 0.0]), canvas_noise(latent, 0) * recipe.step.noises
+    sampled = guider.sample(noise, latent, sampler, sigmas, callback=lambda *given: seen.append(given[0]), seed=1)
     return match(vae.decode(sampled).movedim(-1, 1).clamp(0, 1), image, recipe.color).clamp(0, 1), seen
 
 

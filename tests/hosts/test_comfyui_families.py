@@ -1,5 +1,5 @@
-"""Families on Stable Diffusion 2.1 inside real ComfyUI, on a small U-Net, to floats: PiSA-SR and
-both layouts of OSEDiff.
+"""Families on Stable Diffusion 2.1 inside real ComfyUI, on a small U-Net, to floats: PiSA-SR, both
+layouts of OSEDiff, HYPIR, OMGSR-S and GDPO-SR.
 
 What ComfyUI gives is compared with diffusers, which the tests in `families/` compare with the equations.
 """
@@ -20,6 +20,7 @@ from limits import HANGING_SECONDS
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
+from onestep_sr.sr_models.families import gdpo_sr, omgsr_s
 from onestep_sr.sr_models.families.registry import read_lora
 from places import HOST_SCRIPTS, ROOT
 from small_sd3 import FULL_WIDTHS
@@ -34,9 +35,19 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
     },
     "osediff": {"published": {}, "half": {"unet": 0.5}},
     "osediff, whole": {"published": {}},
+    "hypir": {"published": {}, "half": {"unet": 0.5}},
+    "omgsr-s": {"published": {}, "half": {"unet": 0.5}},
+    "gdpo-sr": {"published": {}},
 }
 RUNS = {"two runs": 2}
-SIGMA = {"pisa-sr": 0.041279 / 0.999148, "osediff": 0.997667 / 0.068265}  # ComfyUI's, of the family's timestep
+PROMPT = {"gdpo-sr": gdpo_sr.RECIPE.prompt}  # the others' is empty
+SIGMA = {  # ComfyUI's, of the family's timestep
+    "pisa-sr": 0.041279 / 0.999148,
+    "osediff": 0.997667 / 0.068265,
+    "hypir": 0.496294 / 0.868154,
+    "omgsr-s": 0.603537 / 0.797335,
+    "gdpo-sr": 0.325233 / 0.945634,
+}
 
 pytestmark = pytest.mark.host
 
@@ -54,14 +65,20 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     base = small_unet.write(root / "base", "2.1-base", FULL_WIDTHS)
     small_peft.calm_output(base)
     osediff = small_peft.osediff(base)
-    contents = {"pisa-sr": small_peft.pisa_sr(base), "osediff": osediff}
+    contents = {"pisa-sr": small_peft.pisa_sr(base), "osediff": osediff, "hypir": small_peft.hypir(base)}
     contents["osediff, whole"] = small_peft.merged(base, osediff)
     image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     shared = {"kind": "2.1-base", "folder": str(base), "config": small_unet.comfyui_config("2.1-base"), "image": image}
-    shared["prompt"] = small_peft.encoded(base, "")
     for family, content in contents.items():
         torch.save(content, root / f"{family}.pkl")
-    return {name: shared | {"lora": str(root / f"{name}.pkl"), "strengths": STRENGTHS[name]} for name in contents}
+    files = {name: root / f"{name}.pkl" for name in contents}
+    files["omgsr-s"] = small_peft.write_omgsr(root / "omgsr", small_peft.omgsr(base)) / omgsr_s.FILES[1]
+    files["gdpo-sr"] = small_peft.write_gdpo(base, root / "gdpo") / gdpo_sr.FILES[0]
+    prompts = {name: small_peft.encoded(base, PROMPT.get(name, "")) for name in files}
+    return {
+        name: shared | {"lora": str(file), "strengths": STRENGTHS[name], "prompt": prompts[name]}
+        for name, file in files.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +130,11 @@ def test_the_model_runs_at_the_published_timestep_and_no_more_often_than_needed(
 @pytest.mark.parametrize("family", STRENGTHS)
 def test_the_lora_decides_recipe_and_prompt(family, results) -> None:
     found = results[family]["published"]
-    assert (found["recipe"], found["prompt"], found["notices"]) == (family.split(",")[0], ("", None), ())
+    assert (found["recipe"], found["prompt"], found["notices"]) == (
+        family.split(",")[0],
+        (PROMPT.get(family, ""), None),
+        (),
+    )
 
 
 def test_the_nodes_give_the_same_and_read_the_file_once(results, expected) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from ..errors import UserError
 from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, Place, Seed, SizeOptions, Switch, Whole
 from .terminal import FileAndTileBars, say, warn
 
@@ -106,6 +107,8 @@ class Upscale:
 
         opened = open_model(choice)
         # Bad values are refused here once, not for every file.
+        if self.detail is not None and opened.model.detail is None:
+            raise UserError(f"{opened.model.recipe.title} has no --detail: leave it out.")
         latent_tile(opened.model.recipe, opened.model.codec.factor, options.upscale.tile, options.upscale.overlap)
         say(opened.family.licence_notice)
         for warning in opened.warnings:
@@ -114,7 +117,6 @@ class Upscale:
 
     def _spill(self, jobs: list[Job]) -> Path:
         """The folder for temporary files. Raises UserError for a chosen one that is no folder, or in memory."""
-        from ..errors import UserError
         from ..files.temporary import is_in_memory
 
         if self.spill is None:

@@ -242,6 +242,7 @@ BAD_INPUT = {
     "scale of nothing": (["upscale", ".", "-o", "out", "--scale", "nan"], "Scale nan is out of range"),
     "overlap for all": (["upscale", "good.png", "one.png", "-o", "out", "--overlap", "4000"], "Overlap 4000 does not"),
     "spill into no folder": (["upscale", "good.png", "-o", "out", "--spill", "none"], "--spill none"),
+    "detail without a range": (["upscale", "good.png", "-o", "out", "--detail", "0.5"], "has no --detail"),
     "overlap too large": (["upscale", "good.png", "-o", "out", "--overlap", "4000"], "4000"),
     "onto itself": (["upscale", "good.png", "-o", "good.png"], "good.png"),
     "output under a file": (["upscale", "good.png", "-o", "a_file/out"], "a_file"),

@@ -278,6 +278,13 @@ def test_the_template_gives_the_command_lines_picture(host: Host, expected: Path
 
 
 @pytest.mark.host
+@pytest.mark.parametrize("model", ["bundled", "mine.safetensors"])
+def test_a_recipe_that_a_workflow_holds_beside_a_model_that_needs_none(host: Host, model: str) -> None:
+    wanted, result = (host.results(quick_start(host, recipe=recipe, model=model)) for recipe in ("auto", "sinsr"))
+    assert_same_picture(result[0], wanted[0])
+
+
+@pytest.mark.host
 def test_the_plan_is_shown_before_a_run_and_the_time_after_one(host: Host) -> None:
     def plan(**changes: object) -> dict:
         model = {"model": "bundled", "autoencoder": "auto", "recipe": "auto"}

@@ -116,7 +116,7 @@ class Upscale:
         return run_jobs(opened.model, jobs, options, progress)
 
     def _spill(self, jobs: list[Job]) -> Path:
-        """The folder for temporary files. Raises UserError for a chosen one that is no folder, or in memory."""
+        """The folder for temporary files. Raises UserError if the chosen one is not a folder or is in memory."""
         from ..files.temporary import is_in_memory
 
         if self.spill is None:

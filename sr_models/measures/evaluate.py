@@ -97,17 +97,13 @@ def find_distances(folder: Path | None) -> dict[str, Distance]:
     """
     if folder is None:
         return {}
-    found: dict[str, Distance] = {"lpips": _of_unit_range(Lpips.load(folder))}
+    found: dict[str, Distance] = {"lpips": Lpips.load(folder).of_unit_range}
     if search(folder, vgg.FILES):
         if search(folder, LINEAR_FILES["vgg"]):
-            found["lpips_vgg"] = _of_unit_range(Lpips.load(folder, "vgg"))
+            found["lpips_vgg"] = Lpips.load(folder, "vgg").of_unit_range
         if search(folder, dists.FILES):
             found["dists"] = Dists.load(folder)
     return found
-
-
-def _of_unit_range(distance: Lpips) -> Distance:
-    return lambda result, hr: distance(result * 2 - 1, hr * 2 - 1)
 
 
 def evaluate(

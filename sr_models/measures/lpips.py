@@ -65,6 +65,10 @@ class Lpips(nn.Module):
     def forward(self, ours: Tensor, theirs: Tensor) -> Tensor:
         return feature_distance(self.network(ours / 2 + 0.5), self.network(theirs / 2 + 0.5), self.weights)
 
+    def of_unit_range(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """The same for pictures in [0, 1]."""
+        return self(ours * 2 - 1, theirs * 2 - 1)
+
 
 def find_lpips(folder: Path | None) -> Lpips | None:
     """Load LPIPS on AlexNet from the given folder, or else from torch's cache; None if the cache does not contain it.

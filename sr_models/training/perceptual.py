@@ -33,7 +33,7 @@ class PerceptualLosses(nn.Module):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, result: Tensor, hr: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        distance = self.lpips(*(picture * 2 - 1 for picture in self._shifted(result, hr, draws)))
+        distance = self.lpips.of_unit_range(*self._shifted(result, hr, draws))
         ours, theirs = self._windows(result, hr, draws)
         with torch.no_grad():
             target = self.dists.features(theirs)

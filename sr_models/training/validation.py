@@ -40,7 +40,7 @@ def find_metrics(lpips: Path | None, musiq: Path | None) -> dict[str, Metric]:
     as for `find_lpips` and `find_musiq`."""
     metrics: dict[str, Metric] = {}
     if (distance := find_lpips(lpips)) is not None:
-        metrics["lpips"] = lambda result, hr: distance(result * 2 - 1, hr * 2 - 1)
+        metrics["lpips"] = distance.of_unit_range
     if lpips is not None and search(lpips, dists.FILES) and search(lpips, vgg.FILES):
         metrics["dists"] = Dists.load(lpips)
     if (quality := find_musiq(musiq)) is not None:

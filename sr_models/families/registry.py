@@ -136,7 +136,7 @@ def files_with(path: Path) -> list[Path]:
 
 def _in_folder(folder: Path) -> Path:
     """The file that identifies the LoRA in a folder."""
-    names = dict.fromkeys(family.files[0] for family in FAMILIES.loras if family.files)
+    names = sorted({family.files[0] for family in FAMILIES.loras if family.files})
     if is_pipeline(folder):
         names = [name for name in names if "/" not in name]  # those are the base's own networks
     found = [file for name in names if (file := beside(folder / name, Path(name).name)).is_file()]

@@ -25,6 +25,7 @@ CHROMIUM = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which
 HOW_TO_GET_A_BROWSER = "no browser: install Chromium, or name one with CHROMIUM_PATH"
 WAIT = PAGE_SECONDS * 1000
 TRY = WAIT // 10  # a click that a busy page lost is made again after this
+expect.set_options(timeout=WAIT)
 OURS = "/extensions/onestep_sr/"
 LANGUAGES_OF_THE_PAGE = ("zh", "ja", "fr", "es")  # it has no German yet
 

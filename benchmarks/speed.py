@@ -1,10 +1,14 @@
-"""Time and peak memory of the bundled model, and the speedup over RRDBNet (ESRGAN) x4 in the same run.
+"""Time and peak memory of the bundled model beside upscalers of other packs, on random weights, in one run.
 
-    python benchmarks/speed.py [--threads 2] [--repeats 5] [--peer]
+    python benchmarks/speed.py [--threads 1 2] [--sides 96 128 512] [--repeats 5] [--peers]
 
-Each measurement runs in its own process, so that peaks are separate. Medians over the repeats, after one warm-up,
-without loading. The peer is spandrel's RRDBNet (23 blocks of 64 channels, random weights, in float32 as upscalers use
-it on a CPU) on the same input: pip install --no-deps spandrel torchvision==0.16.2
+A row per precision, number of threads and side of the input: medians over the repeats, after one warm-up, without
+loading, and each measurement's peak in its own process. bf16 is measured where the CPU has units for it. With
+ONEDNN_MAX_CPU_ISA=AVX2 in the environment, the CPU is used like one without such units.
+
+The peers are spandrel's RRDBNet (ESRGAN's network: 23 blocks of 64 channels) and its SPAN, as wide as gives it the
+bundled model's number of weights, both as networks alone, without the pipeline around ours: ComfyUI's Python has
+spandrel, others need pip install spandrel torchvision.
 """
 
 from __future__ import annotations
@@ -19,31 +23,45 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-SIDES = (128, 512)
-PEER_SIDE = 128
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+SPAN_CHANNELS = 84  # 1.29 M weights in use
+LARGEST_PEER_SIDE = 128  # RRDBNet needs minutes for 512 px
 
 
-def bundled() -> Callable[[Tensor], Tensor]:
-    from onestep_sr.sr_models.core.devices import default_dtype
+def bundled(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     from onestep_sr.sr_models.core.upscale import upscale
     from onestep_sr.sr_models.families.loading import load
 
-    model = load(dtype=default_dtype(torch.device("cpu"))).model
+    model = load(dtype=dtype).model
     return lambda image: upscale(model, image)
 
 
-def rrdbnet() -> Callable[[Tensor], Tensor]:
+def rrdbnet(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     from spandrel.architectures.ESRGAN import ESRGAN
 
-    network = ESRGAN(num_blocks=23, scale=4).eval()
-    return torch.inference_mode()(network.forward)
+    return _network(ESRGAN(num_blocks=23, scale=4), dtype)
 
 
-def measure(name: str, side: int, repeats: int, threads: int) -> dict[str, float]:
+def span(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    from spandrel.architectures.SPAN import SPAN
+
+    return _network(SPAN(num_in_ch=3, num_out_ch=3, feature_channels=SPAN_CHANNELS, upscale=4), dtype)
+
+
+def _network(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    network = network.eval().to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    forward = torch.inference_mode()(network.forward)
+    return lambda image: forward(image.to(dtype))
+
+
+UPSCALERS = {"bundled": bundled, "SPAN": span, "RRDBNet": rrdbnet}
+
+
+def measure(name: str, dtype: str, threads: int, side: int, repeats: int) -> dict[str, float]:
     torch.set_num_threads(threads)
-    upscaler = {"bundled": bundled, "rrdbnet": rrdbnet}[name]()
+    upscaler = UPSCALERS[name](DTYPES[dtype])
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     seconds = []
     for _ in range(repeats + 1):
@@ -54,30 +72,45 @@ def measure(name: str, side: int, repeats: int, threads: int) -> dict[str, float
     return {"seconds": statistics.median(seconds[1:]), "peak_mb": peak}
 
 
-def in_own_process(name: str, side: int, repeats: int, threads: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--one", name, str(side), "--repeats", str(repeats), "--threads", str(threads)]
+def in_own_process(*case: object) -> dict[str, float]:
+    command = [sys.executable, __file__, "--one", *map(str, case)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def precisions() -> list[str]:
+    from onestep_sr.sr_models.core.devices import default_dtype
+
+    return list(DTYPES) if default_dtype(torch.device("cpu")) == torch.bfloat16 else ["float32"]
+
+
+def row(names: list[str], dtype: str, threads: int, side: int, repeats: int) -> str:
+    results = {name: in_own_process(name, dtype, threads, side, repeats) for name in names}
+    cells = [f"{result['seconds']:.3f} s, {result['peak_mb']:.0f} MB" for result in results.values()]
+    cells += [f"{results[name]['seconds'] / results['bundled']['seconds']:.2f}" for name in names[1:]]
+    return f"| {' | '.join([dtype, str(threads), f'{side} -> {4 * side} px', *cells])} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--sides", type=int, nargs="+", default=[96, 128, 512])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peer", action="store_true")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one[0], int(options.one[1]), options.repeats, options.threads)))
+        name, dtype, *numbers = options.one
+        print(json.dumps(measure(name, dtype, *map(int, numbers))))
         return
-    results = {side: in_own_process("bundled", side, options.repeats, options.threads) for side in SIDES}
-    for side, result in results.items():
-        print(f"bundled  {side:4} -> {4 * side:4} px: {result['seconds']:.3f} s, peak {result['peak_mb']:.0f} MB")
-    if options.peer:
-        peer = in_own_process("rrdbnet", PEER_SIDE, options.repeats, options.threads)
-        ratio = peer["seconds"] / results[PEER_SIDE]["seconds"]
-        print(f"RRDBNet  {PEER_SIDE:4} -> {4 * PEER_SIDE:4} px: {peer['seconds']:.3f} s, peak {peer['peak_mb']:.0f} MB")
-        print(f"bundled is {ratio:.1f} times as fast")
+    peers = [name for name in UPSCALERS if name != "bundled"] if options.peers else []
+    titles = ["precision", "threads", "size", "bundled", *peers, *(f"{name} / bundled" for name in peers)]
+    print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}", flush=True)
+    for dtype in precisions():
+        for threads in options.threads:
+            for side in options.sides:
+                names = ["bundled", *peers] if side <= LARGEST_PEER_SIDE else ["bundled"]
+                print(row(names, dtype, threads, side, options.repeats), flush=True)
 
 
 if __name__ == "__main__":

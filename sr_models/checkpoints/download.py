@@ -1,18 +1,16 @@
 """Published weights, downloaded only when a user asks: whole, compared with a hash, and only over what was asked for.
 
 huggingface_hub fetches what is on Hugging Face: it knows the token of `hf auth login` and HF_TOKEN, and mirrors
-(HF_ENDPOINT). pooch fetches the assets of GitHub's releases. Both add to what a stopped download has left.
+(HF_ENDPOINT). requests fetches what is on GitHub. Both add to what a stopped download has left.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,27 +19,29 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from ..errors import UserError
-from .download_progress import Bar, Heard, Report, bar_class
+from .download_errors import AGAIN, in_sentences
+from .download_progress import Heard, Report, bar_class
 
 GITHUB, GITHUB_API, HUGGING_FACE = "https://github.com", "https://api.github.com", "https://huggingface.co"
 SECONDS_OF_SILENCE = 30
 TRIES = 6  # huggingface_hub's, without a byte between them
 CHUNK = 2**20
 SHA256 = re.compile(r"[0-9a-f]{64}")
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's, or a SHA-256
 PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
 USER_INFO = re.compile(r"^((?:[a-z][a-z0-9+.-]*:)?//)?.*@", re.IGNORECASE | re.DOTALL)
-AGAIN = "run the command again"
 
 
 @dataclass(frozen=True)
 class GitHubFile:
-    """An asset of a release; `sha256` where its hash is known here."""
+    """An asset of a release; `sha256` where its hash is known here, `size` in bytes where it is known about."""
 
     repository: str
     tag: str
     name: str
     licence: str
     sha256: str | None = None
+    size: int | None = None
 
     @property
     def url(self) -> str:
@@ -68,23 +68,40 @@ class GitHubFile:
         return _as_sha256(digests.get(self.name, ""))
 
     def fetch(self, part: Path, report: Report) -> None:
-        """Add to the file what it lacks. Raises UserError for a redirect to another scheme, and what requests and the
-        disk raise."""
-        import pooch
+        _fetch(self.url, part, report)
 
-        with part.open("ab") as content:
-            bar = Bar(report, start=content.tell())
 
-            def begin(answer: Any, **_: Any) -> None:
-                _refuse_other_scheme(answer)
-                if answer.status_code == 200:  # the whole file
-                    content.truncate(0)
-                    bar.start = 0
+@dataclass(frozen=True)
+class GitFile:
+    """A file in a repository on GitHub at a commit; `blob` is its hash there, which git takes with SHA-1."""
 
-            options: dict[str, Any] = {"timeout": SECONDS_OF_SILENCE, "hooks": {"response": begin}}
-            if bar.start:
-                options["headers"] = {"Range": f"bytes={bar.start}-", "Accept-Encoding": "identity"}
-            pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, **options)(self.url, content, None)  # pyright: ignore[reportArgumentType]
+    repository: str
+    commit: str
+    folder: str
+    name: str
+    licence: str
+    blob: str
+    size: int | None = None
+
+    @property
+    def url(self) -> str:
+        return f"{GITHUB}/{self.repository}/raw/{self.commit}/{self.folder}/{self.name}"
+
+    @property
+    def advice(self) -> str:
+        """What to do where the file is not given out."""
+        return f"look at {GITHUB}/{self.repository}"
+
+    @property
+    def sha256(self) -> str:
+        """The hash to compare with; `download` sees by its length that it is git's."""
+        return self.blob
+
+    def hash_on_record(self) -> str:
+        return self.blob
+
+    def fetch(self, part: Path, report: Report) -> None:
+        _fetch(self.url, part, report)
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,8 @@ class HuggingFaceFile:
     name: str
     licence: str
     sha256: str | None = None
+    size: int | None = None
+    folder: str = ""  # in the repository, with a slash at its end
 
     @property
     def url(self) -> str:
@@ -141,10 +160,33 @@ class HuggingFaceFile:
             )
 
     def _address(self) -> str:
-        return f"{_endpoint()}/{self.repository}/resolve/main/{self.name}"
+        return f"{_endpoint()}/{self.repository}/resolve/main/{self.folder}{self.name}"
 
 
-PublishedFile = GitHubFile | HuggingFaceFile
+PublishedFile = GitHubFile | GitFile | HuggingFaceFile
+
+
+def _fetch(url: str, part: Path, report: Report) -> None:
+    """Add to a file what it lacks. Raises UserError for a redirect to another scheme, and what requests and the disk
+    raise."""
+    import requests
+
+    with part.open("ab") as content:
+        start = content.tell()
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+        hooks = {"response": _refuse_other_scheme}
+        with requests.get(url, stream=True, timeout=SECONDS_OF_SILENCE, headers=headers, hooks=hooks) as answer:
+            if start and answer.status_code == requests.codes.requested_range_not_satisfiable:
+                return  # nothing is missing; the hash says whether it is right
+            answer.raise_for_status()
+            if answer.status_code == requests.codes.ok:  # the whole file
+                content.truncate(0)
+                start = 0
+            total = start + int(answer.headers.get("Content-Length") or 0)
+            for chunk in answer.iter_content(CHUNK):
+                content.write(chunk)
+                start += len(chunk)
+                report(start, max(start, total))
 
 
 def download(
@@ -153,8 +195,9 @@ def download(
     """Put a file into a folder, unless it is there, and return its SHA-256 in hexadecimal digits.
 
     The file appears under its name only after its hash was compared with the given one, else with the one on record. A
-    file that is there is compared too, and nothing is asked over the network. A download that is interrupted or killed
-    leaves what it has in the folder `.NAME.part`, and the next one goes on from there.
+    file that is there is compared too, and nothing is asked over the network. A download that stops early, because the
+    connection is lost, the disk is full or the process ends, leaves what it has in the folder `.NAME.part`, and the
+    next one goes on from there. What has a wrong hash or none to compare with is not kept.
 
     Args:
         report: called with (bytes so far, bytes in all).
@@ -168,14 +211,14 @@ def download(
     if target.is_dir():
         raise UserError(f"{target} is a folder, where the file should be: move it away, and {AGAIN}.")
     if target.exists():
-        found = _sha256_of(target)
+        found = _hash_of(target, wanted)
         if wanted not in (None, found):
             raise UserError(f"{target} has the hash {found} instead of {wanted}: delete it, and {AGAIN}.")
-        return found
+        return _hash_of(target)
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise UserError(f"{file.name} is not in {folder}, and HF_HUB_OFFLINE forbids to download it: unset it.")
     heard = Heard(report)
-    with _in_sentences(file, target, heard):
+    with in_sentences(file.url, file.advice, target, heard):
         wanted = wanted or file.hash_on_record()
         if wanted is None and not unchecked:
             raise UserError(
@@ -187,14 +230,15 @@ def download(
             if wanted is None:
                 part.unlink(missing_ok=True)  # it may be of another version
             file.fetch(part, heard)
-            found = _checked(part, wanted, file)
+            _check(part, wanted, file)
+            found = _hash_of(part)
             os.replace(part, target)
     return found
 
 
 @contextmanager
 def _working_folder(target: Path) -> Iterator[Path]:
-    """A folder for what has arrived, for one process at a time. It remains only where the process is stopped."""
+    """A folder for what has arrived, for one process at a time. It remains where there is something to go on from."""
     from filelock import FileLock, Timeout
 
     folder = target.with_name(f".{target.name}.part")
@@ -204,17 +248,13 @@ def _working_folder(target: Path) -> Iterator[Path]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{target} is being downloaded by another process: wait until that ends.") from None
-    stopped = True
     try:
         yield folder
-        stopped = False
-    except Exception:
-        stopped = False
-        raise
     finally:
         lock.release()
-        for leftover in () if stopped else _leftovers(target):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if not any(HASH.fullmatch(part.name) and part.stat().st_size for part in folder.iterdir()):
+            for leftover in _leftovers(target):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _leftovers(target: Path) -> list[Path]:
@@ -237,19 +277,25 @@ def _as_sha256(text: str) -> str | None:
     return digits if SHA256.fullmatch(digits) else None
 
 
-def _checked(part: Path, wanted: str | None, file: PublishedFile) -> str:
+def _check(part: Path, wanted: str | None, file: PublishedFile) -> None:
+    """Raises UserError, and deletes the file, so that nothing is added to it, where it is a web page or its hash is
+    wrong."""
     with part.open("rb") as content:
         start = content.read(200).lstrip().lower()
+    found = _hash_of(part, wanted)
     if start.startswith(PAGE_STARTS):
+        part.unlink()
         raise UserError(f"{file.url} answered with a web page instead of the file: {file.advice}.")
-    found = _sha256_of(part)
     if wanted not in (None, found):
+        part.unlink()
         raise UserError(f"{file.name} came with the hash {found} instead of {wanted}: {AGAIN}.")
-    return found
 
 
-def _sha256_of(path: Path) -> str:
+def _hash_of(path: Path, like: str | None = None) -> str:
+    """The SHA-256 of a file, or its hash in git where `like` is one."""
     digest = hashlib.sha256()
+    if like is not None and not SHA256.fullmatch(like):
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
@@ -319,62 +365,3 @@ def _refuse_other_scheme(answer: Any, **_: Any) -> None:
         raise UserError(
             f"{_host(address)} redirects from {old} to {new}, which is not safe: check the address or the network."
         )
-
-
-# Errors
-
-
-@contextmanager
-def _in_sentences(file: PublishedFile, target: Path, heard: Heard) -> Iterator[None]:
-    """UserError for whatever the libraries raise. Their own texts are not shown: they may hold a token or a signed
-    address."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ModuleNotFoundError as error:
-        raise UserError(f"Downloading needs a package: pip install {error.name}.") from error
-    except Exception as error:
-        raise UserError(_sentence(error, file, target, time.monotonic() - heard.last)) from None
-
-
-def _sentence(error: BaseException, file: PublishedFile, target: Path, silence: float) -> str:
-    causes = list(_causes(error))
-    answers = [answer for cause in causes if (answer := getattr(cause, "response", None)) is not None]
-    if answers:
-        return f"{file.url} {_of_status(answers[0].status_code, file)}."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{target} cannot be written (the disk is full): make room, or choose another folder."
-    if isinstance(error, OSError) and error.filename is not None:  # the network's errors name no file
-        return f"{target} cannot be written ({error.strerror}): choose another folder."
-    reason = _reason(" ".join(type(cause).__name__ for cause in causes), silence)
-    return f"{file.url} cannot be read ({reason}): check the connection, and {AGAIN}."
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _of_status(status: int, file: PublishedFile) -> str:
-    if status in (401, 403):
-        return f"does not let you in ({status}): {file.advice}"
-    if status in (404, 410):
-        return f"does not exist ({status}): check for a newer version, or download the file by hand"
-    return f"answered {status}: try again later"
-
-
-def _reason(names: str, silence: float) -> str:
-    """By the names of the exceptions of a failure, and the seconds since something came."""
-    reasons = {
-        "FileMetadata": "it does not answer as Hugging Face does, so check HF_ENDPOINT",
-        "Timeout": f"no answer for {silence:.0f} seconds",
-        "SSL": "its certificate is not valid",
-        "ConnectError": "no connection",
-        "NewConnection": "no connection",
-        "NameResolution": "no connection",
-        "Proxy": "the proxy refuses it",
-    }
-    return next((reason for part, reason in reasons.items() if part in names), "the connection ended early")

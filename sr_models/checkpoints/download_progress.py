@@ -1,4 +1,4 @@
-"""How far a download is, for those who ask: what pooch and huggingface_hub take for a progress bar."""
+"""How far a download is, for those who ask: what huggingface_hub takes for a progress bar."""
 
 from __future__ import annotations
 
@@ -19,25 +19,6 @@ class Heard:
     def __call__(self, done: int, total: int) -> None:
         self.last = time.monotonic()
         self.report(done, total)
-
-
-class Bar:
-    """What pooch takes for a progress bar; it counts only what comes after `start`."""
-
-    def __init__(self, report: Report, start: int = 0):
-        self.report, self.start, self.total, self.done = report, start, 0, 0
-
-    def update(self, count: int) -> None:
-        self.done += count
-        if self.total:
-            self.done = min(self.done, self.total)  # pooch counts whole chunks
-            self.report(self.start + self.done, self.start + self.total)
-
-    def reset(self) -> None:
-        self.done = 0
-
-    def close(self) -> None:
-        pass
 
 
 def bar_class(report: Report) -> Any:

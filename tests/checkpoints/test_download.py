@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
@@ -22,6 +19,7 @@ from filelock import FileLock
 from huggingface_hub import constants as hub_constants
 from onestep_sr.sr_models.checkpoints import download as download_module
 from onestep_sr.sr_models.checkpoints.download import (
+    GitFile,
     GitHubFile,
     HuggingFaceFile,
     PublishedFile,
@@ -30,115 +28,31 @@ from onestep_sr.sr_models.checkpoints.download import (
 )
 from onestep_sr.sr_models.commands.cli import app
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.families.published import PUBLISHED, files_of
+from onestep_sr.sr_models.families.family import Family
+from onestep_sr.sr_models.families.published import PUBLISHED, Weights, weights_of
+from onestep_sr.sr_models.families.registry import FAMILIES
+from publisher import CONTENT, HASH, TOKEN, Publisher, serve
 
-CONTENT = bytes(range(256)) * 20_000
-HASH = hashlib.sha256(CONTENT).hexdigest()
 FILE = HuggingFaceFile("somebody/model", "weights.safetensors", "free")
 ASSET = GitHubFile("somebody/model", "v1", "weights.safetensors", "free", HASH)
 RECORDED = GitHubFile("somebody/model", "v1", "weights.safetensors", "free")
 HALVES = pytest.mark.parametrize("file", [FILE, ASSET], ids=["Hugging Face", "GitHub"])
 PAGE = b"<!DOCTYPE html><html>Sign in to the hotel's network</html>"
-TOKEN = "hf_mine"
-
-
-@dataclass
-class Publisher:
-    """What the server does, and what it was asked."""
-
-    port: int = 0
-    hash: str = HASH
-    commit: str | None = "c" * 40
-    gated: bool = False
-    status: int | None = None
-    storage_status: int | None = None
-    cuts: list[int] = field(default_factory=list)
-    silence: float = 0
-    stall: threading.Event | None = None
-    content: bytes = CONTENT
-    claimed: int | None = None
-    place: str = "http://localhost:{port}/storage"
-    ranges: bool = True
-    digest: str | None = f"sha256:{HASH}"
-    requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
 
 
 @pytest.fixture
 def publisher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Publisher]:
     state = Publisher()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self.answer()
-
-        def do_GET(self) -> None:
-            self.answer()
-
-        def answer(self) -> None:
-            headers = self.headers
-            state.requests.append((self.command, self.path, headers["Range"], headers["Authorization"]))
-            if self.path == "/storage":
-                return self.send_content()
-            if state.status is not None:
-                return self.send_error(state.status)
-            if self.path.startswith("/repos/"):
-                asset = {"name": ASSET.name, "digest": state.digest}
-                return self.send(200, json.dumps({"assets": [asset]}).encode())
-            if state.gated and headers["Authorization"] != f"Bearer {TOKEN}":
-                return self.send(401, b"", {"X-Error-Code": "GatedRepo"})
-            place = {"Location": state.place.format(port=state.port), "X-Linked-ETag": f'"{state.hash}"'}
-            place |= {"X-Linked-Size": str(len(state.content))}
-            return self.send(302, b"", place | ({"X-Repo-Commit": state.commit} if state.commit else {}))
-
-        def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def send_content(self) -> None:
-            if state.storage_status is not None:
-                return self.send_error(state.storage_status)
-            start = int((self.headers["Range"] or "bytes=0-")[6:-1]) if state.ranges else 0
-            body = state.content[start:]
-            self.send_response(206 if start else 200)
-            if start:
-                end = len(state.content)
-                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
-            self.send_header("Content-Length", str(state.claimed or len(body)))
-            self.end_headers()
-            sent = body[: state.cuts.pop(0)] if state.cuts else body
-            self.wfile.write(sent[: len(sent) // 2])
-            self.wfile.flush()
-            if state.stall is not None:
-                state.stall.wait(20)
-            time.sleep(state.silence)
-            if not state.silence:
-                self.wfile.write(sent[len(sent) // 2 :])
-            return None
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    state.port = server.server_port
-    address = f"http://127.0.0.1:{state.port}"
-    monkeypatch.setenv("HF_ENDPOINT", address + "/")
-    for name in ("GITHUB", "GITHUB_API"):
-        monkeypatch.setattr(download_module, name, address)
-    monkeypatch.setattr(hub_constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    monkeypatch.setattr(hub_constants, "DOWNLOAD_CHUNK_SIZE", 2**18)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield state
-    server.shutdown()
-    server.server_close()
+    with serve(state) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address + "/")
+        for name in ("GITHUB", "GITHUB_API"):
+            monkeypatch.setattr(download_module, name, address)
+        monkeypatch.setattr(hub_constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+        for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+        monkeypatch.setattr(hub_constants, "DOWNLOAD_CHUNK_SIZE", 2**18)
+        yield state
 
 
 @pytest.fixture
@@ -152,14 +66,15 @@ def ignore(done: int, total: int) -> None:
     pass
 
 
-def refusal(file: PublishedFile, folder: Path, *arguments, **options) -> str:
-    """The one sentence, after which nothing is left in the folder."""
+def refusal(file: PublishedFile, folder: Path, *arguments, keeps: bool = False) -> str:
+    """The one sentence, after which the folder holds nothing, or what has arrived so far where the next run can go on
+    from it."""
     with pytest.raises(UserError) as caught:
-        download(file, folder, ignore, *arguments, **options)
+        download(file, folder, ignore, *arguments)
     message = str(caught.value)
     assert message.endswith(".") and message.isprintable() and TOKEN not in message
     assert caught.value.__cause__ is None, "no other error, which may show a token, is printed with it"
-    assert not list(folder.iterdir())
+    assert [path.name for path in folder.iterdir()] == ([f".{file.name}.part"] if keeps else [])
     return message
 
 
@@ -261,7 +176,7 @@ def test_one_process_downloads_a_file(publisher: Publisher, folder: Path) -> Non
 
 def test_a_folder_in_the_files_place(publisher: Publisher, folder: Path) -> None:
     (folder / FILE.name).mkdir()
-    with pytest.raises(UserError, match="is a folder, where the file should be: move it away, and run the command"):
+    with pytest.raises(UserError, match="is a folder, where the file should be: move it away, and try again"):
         download(FILE, folder, ignore)
     assert not publisher.requests
 
@@ -269,7 +184,33 @@ def test_a_folder_in_the_files_place(publisher: Publisher, folder: Path) -> None
 @HALVES
 def test_a_download_that_is_cut_again_and_again_is_given_up(publisher: Publisher, folder: Path, file) -> None:
     publisher.cuts = [1000] + [0] * 20
-    assert "cannot be read (the connection ended early): check the connection, and run" in refusal(file, folder)
+    assert "cannot be read (the connection ended early): check the connection, and try" in refusal(file, folder)
+
+
+@HALVES
+def test_a_lost_connection_goes_on_in_the_next_run(publisher: Publisher, folder: Path, file) -> None:
+    publisher.cuts = [len(CONTENT) // 2] + [0] * 20
+    refusal(file, folder, keeps=True)
+    kept = (working_folder(folder) / HASH).stat().st_size
+    publisher.cuts, publisher.requests = [], []
+    assert kept > 0 and download(file, folder, ignore) == HASH
+    assert [asked for _, path, asked, _ in publisher.requests if path == "/storage"] == [f"bytes={kept}-"]
+    assert [path.name for path in folder.iterdir()] == [file.name]
+
+
+@HALVES
+def test_what_is_whole_but_not_renamed_is_not_fetched_again(publisher: Publisher, folder: Path, file) -> None:
+    working_folder(folder).mkdir()
+    (working_folder(folder) / HASH).write_bytes(CONTENT)
+    assert download(file, folder, ignore) == HASH
+
+
+@HALVES
+def test_a_broken_part_is_not_kept(publisher: Publisher, folder: Path, file) -> None:
+    working_folder(folder).mkdir()
+    (working_folder(folder) / HASH).write_bytes(b"other" * 1000)
+    assert "came with the hash" in refusal(file, folder)
+    assert download(file, folder, ignore) == HASH
 
 
 @HALVES
@@ -287,7 +228,7 @@ def test_a_stalled_server_is_given_up_in_time(publisher: Publisher, folder: Path
     monkeypatch.setattr(download_module, "SECONDS_OF_SILENCE", 1)
     monkeypatch.delenv("HF_HUB_DOWNLOAD_TIMEOUT", raising=False)
     before, started = hub_constants.HF_HUB_DOWNLOAD_TIMEOUT, time.monotonic()
-    assert "cannot be read (no answer for 1 seconds)" in refusal(file, folder, HASH)
+    assert "cannot be read (no answer for 1 seconds)" in refusal(file, folder, HASH, keeps=True)
     assert time.monotonic() - started < 3
     publisher.stall.set()
     assert before == hub_constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -429,7 +370,7 @@ def test_a_server_that_is_not_hugging_face(publisher: Publisher, folder: Path) -
 @pytest.mark.parametrize("length", [len(CONTENT) + 5, len(CONTENT) - 5])
 def test_a_length_that_is_wrong(publisher: Publisher, folder: Path, file: PublishedFile, length: int) -> None:
     publisher.claimed = length
-    refusal(file, folder)
+    refusal(file, folder, keeps=length > len(CONTENT) or file is FILE)  # GitHub's looks whole, so its hash is compared
 
 
 @HALVES
@@ -466,13 +407,16 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(publisher: Publisher, f
 
     with monkeypatch.context() as patch:
         patch.setattr(download_module.os, "replace", full)
-        assert "cannot be written (the disk is full): make room, or choose another folder" in refusal(file, folder)
+        assert "cannot be written (the disk is full): make room, or choose another folder" in refusal(
+            file, folder, keeps=True
+        )
+    assert download(file, folder, ignore) == HASH
     (folder / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot be written \((Not a directory|File exists)\): choose another folder"):
         download(file, folder / "file", ignore)
 
 
-@pytest.mark.parametrize(("file", "package"), [(FILE, "huggingface_hub"), (ASSET, "pooch")])
+@pytest.mark.parametrize(("file", "package"), [(FILE, "huggingface_hub"), (ASSET, "requests")])
 def test_a_package_that_is_missing_is_named(folder: Path, monkeypatch, file: PublishedFile, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=f"Downloading needs a package: pip install {package}"):
@@ -486,20 +430,78 @@ def test_the_hubs_client_is_left_as_it_was(publisher: Publisher, folder: Path) -
 
 
 def test_the_command_fetches_by_name(publisher: Publisher, folder: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(PUBLISHED, "sd3-medium", (FILE,))
+    monkeypatch.setitem(PUBLISHED, "sd3-medium", Weights("--base", (FILE,)))
     assert app(["download", "sd3-medium", "--to", str(folder)]) == 0
     output = capsys.readouterr().out
     assert f"sha256 {HASH}" in output.replace("\n", "") and "free" in output
+    assert output.index("free") < output.index(HASH), "the licence comes before the download"
+    assert "5 MB" in output and "--base" in output and "models/checkpoints" in output
     assert (folder / FILE.name).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(("name", "words"), [("tsd-sr", "page for browsers"), ("nothing", "'nothing' is unknown")])
-def test_what_cannot_be_fetched_is_said(name: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        files_of(name)
+def test_non_commercial_weights_say_so_first(publisher: Publisher, folder: Path, capsys) -> None:
+    assert app(["download", "hypir", "--to", str(folder)]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("HYPIR_sd2.pth (size shown when it starts; NOT FOR COMMERCIAL USE: HYPIR Software License")
+    assert "models/loras" in output and (folder / "HYPIR_sd2.pth").read_bytes() == CONTENT
+    assert publisher.requests[0][1] == "/lxq007/HYPIR/resolve/main/HYPIR_sd2.pth"
+
+
+def test_a_file_in_a_folder_of_its_repository(publisher: Publisher, folder: Path) -> None:
+    assert app(["download", "gdpo-sr", "--to", str(folder)]) == 0
+    for part in ("unet", "vae"):
+        name = f"GDPOSR/{part}/diffusion_pytorch_model.safetensors"
+        assert (folder / name).read_bytes() == CONTENT
+        assert f"/Joypop/GDPO/resolve/main/ckp/{name}" in [path for _, path, *_ in publisher.requests]
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
+def test_a_file_of_a_git_repository_is_compared_with_gits_hash(publisher: Publisher, folder: Path, right) -> None:
+    blob = subprocess.run(
+        ["git", "hash-object", "--stdin"], input=CONTENT, capture_output=True, check=True
+    ).stdout.decode()
+    file = GitFile("somebody/code", "c" * 40, "models", "a.pkl", "free", blob.strip() if right else "0" * 40)
+    if not right:
+        assert f"came with the hash {blob.strip()} instead of {'0' * 40}" in refusal(file, folder)
+        return
+    assert download(file, folder, ignore) == download(file, folder, ignore) == HASH
+    assert [path for _, path, *_ in publisher.requests] == [f"/somebody/code/raw/{'c' * 40}/models/a.pkl", "/storage"]
+
+
+def test_what_only_a_browser_can_get_is_one_sentence(capsys) -> None:
+    assert app(["download", "pisa-sr"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1 and output.startswith(
+        "Get pisa_sr.pkl with a browser from https://drive.google.com/"
+    )
+    assert "Apache-2.0" in output and "--lora" in output and "models/loras" in output
+
+
+def test_without_a_name_all_are_listed(capsys) -> None:
+    assert app(["download"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, weights in PUBLISHED.items():
+        own = " ".join(line for line in lines if line.split()[0] == name)
+        assert all(file in own for file in weights.names) and weights.use in own and weights.folder in own
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.name in PUBLISHED], ids=lambda f: f.name)
+def test_licences_are_those_of_the_families(family: Family) -> None:
+    weights = PUBLISHED[family.name]
+    licences = [*(file.licence for file in weights.files), *([weights.by_hand.licence] if weights.by_hand else [])]
+    assert {licence in family.licence for licence in licences} == {True}
+
+
+def test_mistakes_are_said(folder: Path) -> None:
+    with pytest.raises(UserError, match="'nothing' is unknown: choose one of sinsr, "):
+        weights_of("nothing")
+    with pytest.raises(UserError, match="Add --to FOLDER: in ComfyUI it is models/loras"):
+        app(["download", "hypir"])
 
 
 def test_the_tables_addresses_are_complete() -> None:
-    for files in PUBLISHED.values():
-        for file in files:
+    for weights in PUBLISHED.values():
+        assert weights.names
+        for file in weights.files:
             assert file.url.startswith("https://") and file.url.endswith(file.name) and file.licence
+        assert weights.by_hand is None or weights.by_hand.page.startswith("https://")

@@ -184,9 +184,10 @@ def licence_notice(licence: str) -> str:
 
 
 def by_hand_sentence(weights: Weights) -> str:
-    """What a person has to get: the files, their address, licence and folder."""
+    """What a person has to get: the files, their address, licence and folder; empty if nothing."""
     what = weights.by_hand
-    assert what is not None
+    if what is None:
+        return ""
     return (
         f"Get {' and '.join(what.names)} with a browser from {what.page} ({licence_notice(what.licence)}): use with "
         f"{weights.use}, or put into {weights.folder} of ComfyUI."

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, images, plan_view, replacements, seamless, stable_diffusion
+from . import downloads, host, images, plan_view, replacements, seamless, stable_diffusion
 from .upscaling import LoadModel, UpscaleImage
 
 
@@ -12,6 +12,7 @@ class OneStepSRExtension(ComfyExtension):
     def __init__(self) -> None:
         host.register_model_folder()
         plan_view.add_route()
+        downloads.add_route()
 
     async def on_load(self) -> None:
         await replacements.register()

@@ -75,6 +75,11 @@ def weights_path(name: str, *folders: str) -> Path:
     return Path(next((path for path in found if path), name))
 
 
+def model_folders(kind: str) -> list[Path]:
+    """ComfyUI's model folders of a kind; the first one is for new files."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+
+
 def user_folder() -> Path:
     """This pack's folder in ComfyUI's user folder; it may not exist yet."""
     return Path(folder_paths.get_user_directory()) / MODEL_FOLDER
@@ -88,12 +93,16 @@ def temporary_folder() -> Path:
 def add_route(path: str, answer: Callable[[Any], dict[str, Any]]) -> None:
     """Answer POST requests with JSON, in a thread, so that the server never waits for `answer`.
 
-    A request over LONGEST_REQUEST bytes or that is not JSON, and a ValueError from `answer`, give status 400.
+    A request over LONGEST_REQUEST bytes or that is not JSON, and a ValueError from `answer`, give status 400. Pages of
+    other origins cannot send the content type of JSON without leave, which the host does not give; where it knows that
+    it runs on this machine only, it also refuses them itself.
     """
 
     @PromptServer.instance.routes.post(path)
     async def respond(request: web.Request) -> web.Response:
         try:
+            if request.content_type != "application/json":
+                raise ValueError("its content type is not application/json")
             content = json.loads(await _body(request))
             return web.json_response(await asyncio.to_thread(answer, content))
         except ValueError as error:

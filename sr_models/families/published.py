@@ -173,9 +173,12 @@ def weights_of(name: str) -> Weights:
 
 
 def about(file: PublishedFile) -> str:
-    """A file's name, size and licence; one that is not commercial comes first."""
-    size = f"about {file.size / 1e6:,.0f} MB" if file.size else "size shown when it starts"
-    return f"{file.name} ({size}; {licence_notice(file.licence)})"
+    """A file's name, size and licence."""
+    return f"{file.name} ({size_of(file)}; {licence_notice(file.licence)})"
+
+
+def size_of(file: PublishedFile) -> str:
+    return f"about {file.size / 1e6:,.0f} MB" if file.size else "size shown when it starts"
 
 
 def licence_notice(licence: str) -> str:

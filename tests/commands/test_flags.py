@@ -30,7 +30,7 @@ FLAGS = {
         --base --lora --embeddings --prompt --strength --offload --tile=0 --overlap=-1 --color=auto --detail --seed=0
         --format=same --quality=95 --overwrite --compare --strip-metadata --batch=0 --memory=0 --spill --ray""",
     "models": "--folder",
-    "download": "--name! --to! --sha256 --hash=True --no-hash",
+    "download": "--name --to --sha256 --hash=True --no-hash",
     "convert": "--lora! --output! -o --embeddings",
     "evaluate": "--folder! --model=bundled --autoencoder --device=auto --dtype=auto --perceptual --json",
     "prepare": """--folder! --output! -o --base! --crop=512 --crops=4 --shard=64 --seed=0 --captions=True --no-captions

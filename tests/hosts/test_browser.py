@@ -6,6 +6,10 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -15,6 +19,7 @@ from comfyui_host import HOW_TO_GET_ONE, Host, installed_hosts, start, stop
 from limits import PAGE_SECONDS
 from PIL import Image
 from places import PHOTOS, ROOT
+from publisher import CONTENT, Publisher, serve
 
 playwright = pytest.importorskip("playwright.sync_api")
 Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect
@@ -32,8 +37,19 @@ LANGUAGES_OF_THE_PAGE = ("zh", "ja", "fr", "es")  # it has no German yet
 pytestmark = pytest.mark.host
 
 
+@pytest.fixture(scope="module")
+def publisher() -> Iterator[Publisher]:
+    """Stands for Hugging Face."""
+    state = Publisher()
+    with serve(state) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", address)
+        yield state
+
+
 @pytest.fixture(scope="module", params=HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def host(
+    request: pytest.FixtureRequest, publisher: Publisher, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
     if request.param is None:
         pytest.skip(HOW_TO_GET_ONE)
     base = tmp_path_factory.mktemp("base")
@@ -265,3 +281,50 @@ def test_the_comparison_is_moved_by_mouse_and_keys(page: Page) -> None:
     assert 74 <= float(slider.input_value()) <= 76
     saved = page.evaluate("() => app.graph.serialize().nodes.find((n) => n.type === 'OneStepSRCompareImages')")
     assert not saved.get("widgets_values")
+
+
+def test_missing_weights_are_offered_and_fetched_on_a_click(host: Host, page: Page, publisher: Publisher) -> None:
+    publisher.requests, publisher.stall = [], threading.Event()
+    page.evaluate(
+        """() => {
+            const node = LiteGraph.createNode("OneStepSRApplyLoRA")
+            app.graph.add(node)
+            node.widgets.find((widget) => widget.name === "lora").value = "HYPIR_sd2.pth"
+            window.heights = [node.size[1]]
+        }"""
+    )
+    view = page.locator(".onestep-sr-downloads")
+    expect(view).to_contain_text("HYPIR_sd2.pth is missing", timeout=WAIT)
+    for words in ("NOT FOR COMMERCIAL USE", f"{publisher.port}/lxq007/HYPIR/", str(host.base / "models" / "loras")):
+        expect(view).to_contain_text(words)
+    page.wait_for_timeout(1500)
+    assert not publisher.requests, "nothing is asked for before the click"
+    view.get_by_role("button", name="Download").click()
+    expect(view).to_contain_text("2 of 5 MB", timeout=WAIT)
+    view.get_by_role("button", name="Cancel").click()
+    expect(view).to_contain_text("cancelling", timeout=WAIT)
+    publisher.stall.set()
+    expect(view).to_contain_text("The download was cancelled.", timeout=WAIT)
+    publisher.stall, publisher.requests = None, []
+    view.get_by_role("button", name="Download").click()
+    expect(view).to_have_count(0, timeout=WAIT)
+    assert any(asked and asked != "bytes=0-" for *_, asked, _ in publisher.requests), "it goes on where it stopped"
+    file = host.base / "models" / "loras" / "HYPIR_sd2.pth"
+    assert file.read_bytes() == CONTENT
+    page.wait_for_function(
+        """() => app.graph._nodes[0].widgets.find((w) => w.name === "lora").options.values.includes("HYPIR_sd2.pth")"""
+    )
+    saved = page.evaluate("() => app.graph.serialize().nodes[0]")
+    assert saved["widgets_values"][:2] == ["HYPIR_sd2.pth", "auto"] and len(saved["widgets_values"]) == 6
+    file.unlink()
+
+
+def test_other_pages_cannot_start_a_download(host: Host, publisher: Publisher) -> None:
+    publisher.requests = []
+    body = json.dumps({"widgets": {"lora": "HYPIR_sd2.pth"}, "start": "HYPIR_sd2.pth"}).encode()
+    for headers in ({"Content-Type": "application/json", "Origin": "http://other.org"}, {"Content-Type": "text/plain"}):
+        request = urllib.request.Request(f"http://127.0.0.1:{host.port}/onestep_sr/downloads", body, headers)
+        with pytest.raises(urllib.error.HTTPError, match=r"40[03]"):
+            urllib.request.urlopen(request, timeout=HANGING_SECONDS)
+    time.sleep(0.5)
+    assert not publisher.requests

@@ -12,7 +12,7 @@ from typing import Any
 from ..sr_models.checkpoints.download import PublishedFile, download
 from ..sr_models.errors import UserError
 from ..sr_models.families.published import (
-    AUTOENCODER,
+    AUTOENCODERS,
     FOLDERS,
     PUBLISHED,
     Weights,
@@ -23,7 +23,7 @@ from ..sr_models.families.published import (
 from . import host
 
 ROUTE = "/onestep_sr/downloads"
-AUTO = ("auto", AUTOENCODER.name)
+AUTO = "auto"
 MEGABYTE = 1e6
 
 
@@ -117,7 +117,7 @@ def missing_files(widgets: dict[str, str]) -> Iterator[Missing]:
     """What can be downloaded of the weights that the widgets name, and is not there."""
     for weights, folder in _chosen(widgets):
         for file in weights.files:
-            is_replaced = file is AUTOENCODER and widgets.get("autoencoder", AUTO[0]) not in AUTO
+            is_replaced = file in AUTOENCODERS and widgets.get("autoencoder", AUTO) not in (AUTO, file.name)
             if not is_replaced and not (folder / file.name).exists():
                 yield Missing(file, folder)
 
@@ -131,9 +131,9 @@ def by_hand(widgets: dict[str, str]) -> Iterator[str]:
 
 def _chosen(widgets: dict[str, str]) -> Iterator[tuple[Weights, Path]]:
     """The weights on record that the widgets name, each with the folder where they are or belong."""
-    values = {value.replace("\\", "/") for value in widgets.values()}
+    values = {value.replace("\\", "/") for value in widgets.values()} - {file.name for file in AUTOENCODERS}
     for weights in PUBLISHED.values():
-        names = sorted(values & set(weights.names) - {AUTOENCODER.name})
+        names = sorted(values & set(weights.names))
         if names:
             yield weights, _folder(names, FOLDERS[weights.use])
 

@@ -56,11 +56,17 @@ class Weights:
 S_LAB = "S-Lab License 1.0, non-commercial"
 APACHE = "Apache-2.0"
 AUTOENCODER = GitHubFile("zsyOAOA/ResShift", "v2.0", "autoencoder_vq_f4.pth", S_LAB, size=221_000_000)
+FACE_AUTOENCODER = GitHubFile("zsyOAOA/ResShift", "v2.0", "ffhq512_vq_f8_dim8_face.pth", S_LAB, size=308_000_000)
+AUTOENCODERS = (AUTOENCODER, FACE_AUTOENCODER)
 OF_RESSHIFT = 474_000_000  # bytes: 118,593,583 weights in float32
 
 
 def _resshift(name: str) -> Weights:
     return Weights("--model", (GitHubFile("zsyOAOA/ResShift", "v2.0", name, S_LAB, size=OF_RESSHIFT), AUTOENCODER))
+
+
+def _tad(name: str) -> ByHand:
+    return ByHand((name,), f"{GITHUB}/LearningHx/TAD-SR", f"code {APACHE}")
 
 
 def _gdpo(part: str) -> HuggingFaceFile:
@@ -82,9 +88,15 @@ PUBLISHED: dict[str, Weights] = {
     ),
     "resshift": _resshift("resshift_realsrx4_s15_v1.pth"),
     "resshift-s4": _resshift("resshift_realsrx4_s4_v3.pth"),
-    "tad-sr": Weights(
-        "--model", (AUTOENCODER,), ByHand(("TAD-SR.pth",), f"{GITHUB}/LearningHx/TAD-SR", f"code {APACHE}")
+    "resshift-faceir": Weights(
+        "--model",
+        (
+            GitHubFile("zsyOAOA/ResShift", "v2.0", "resshift_faceir_s4.pth", S_LAB, size=476_000_000),
+            FACE_AUTOENCODER,
+        ),
     ),
+    "tad-sr": Weights("--model", (AUTOENCODER,), _tad("TAD-SR.pth")),
+    "tad-faceir": Weights("--model", (FACE_AUTOENCODER,), _tad("TAD-faceir.pth")),
     "tsd-sr": Weights(
         "--lora",
         by_hand=ByHand(

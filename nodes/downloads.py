@@ -58,7 +58,7 @@ class Transfer:
 
     def report(self, done: int, total: int) -> None:
         if self.is_cancelled:
-            raise UserError("The download was cancelled. The next one goes on from there.")
+            raise UserError("The download was cancelled.")
         self.done, self.total = done, total
 
     @property

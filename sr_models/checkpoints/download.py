@@ -214,7 +214,7 @@ def download(
         found = _hash_of(target, wanted)
         if wanted not in (None, found):
             raise UserError(f"{target} has the hash {found} instead of {wanted}: delete it, and {AGAIN}.")
-        return _hash_of(target)
+        return _sha256_of(target, found)
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise UserError(f"{file.name} is not in {folder}, and HF_HUB_OFFLINE forbids to download it: unset it.")
     heard = Heard(report)
@@ -230,10 +230,9 @@ def download(
             if wanted is None:
                 part.unlink(missing_ok=True)  # it may be of another version
             file.fetch(part, heard)
-            _check(part, wanted, file)
-            found = _hash_of(part)
+            found = _checked(part, wanted, file)
             os.replace(part, target)
-    return found
+    return _sha256_of(target, found)
 
 
 @contextmanager
@@ -277,9 +276,9 @@ def _as_sha256(text: str) -> str | None:
     return digits if SHA256.fullmatch(digits) else None
 
 
-def _check(part: Path, wanted: str | None, file: PublishedFile) -> None:
-    """Raises UserError, and deletes the file, so that nothing is added to it, where it is a web page or its hash is
-    wrong."""
+def _checked(part: Path, wanted: str | None, file: PublishedFile) -> str:
+    """The file's hash, of the kind of `wanted`. Raises UserError, and deletes the file, so that nothing is added to it,
+    where it is a web page or has another hash."""
     with part.open("rb") as content:
         start = content.read(200).lstrip().lower()
     found = _hash_of(part, wanted)
@@ -289,6 +288,12 @@ def _check(part: Path, wanted: str | None, file: PublishedFile) -> None:
     if wanted not in (None, found):
         part.unlink()
         raise UserError(f"{file.name} came with the hash {found} instead of {wanted}: {AGAIN}.")
+    return found
+
+
+def _sha256_of(path: Path, found: str) -> str:
+    """The file's SHA-256; `found` is the hash that was compared, which may be git's."""
+    return found if SHA256.fullmatch(found) else _hash_of(path)
 
 
 def _hash_of(path: Path, like: str | None = None) -> str:

@@ -77,7 +77,7 @@ def test_a_click_fetches_it(module, publisher: Publisher, tmp_path: Path) -> Non
     publisher.stall.set()
     assert not names(ended(downloads, HYPIR))
     assert (tmp_path / "loras" / "HYPIR_sd2.pth").read_bytes() == CONTENT
-    assert len([path for _, path, *_ in publisher.requests if path == "/storage"]) == 1
+    assert len([command for command, *_ in publisher.requests if command == "HEAD"]) == 2, "hash and place, once each"
 
 
 def test_a_cancelled_download_goes_on_later(module, publisher: Publisher, tmp_path: Path) -> None:

@@ -294,20 +294,20 @@ def test_missing_weights_are_offered_and_fetched_on_a_click(host: Host, page: Pa
         }"""
     )
     view = page.locator(".onestep-sr-downloads")
-    expect(view).to_contain_text("HYPIR_sd2.pth is missing", timeout=WAIT)
+    expect(view).to_contain_text("HYPIR_sd2.pth is missing")
     for words in ("NOT FOR COMMERCIAL USE", f"{publisher.port}/lxq007/HYPIR/", str(host.base / "models" / "loras")):
         expect(view).to_contain_text(words)
     page.wait_for_timeout(1500)
     assert not publisher.requests, "nothing is asked for before the click"
     view.get_by_role("button", name="Download").click()
-    expect(view).to_contain_text("2 of 5 MB", timeout=WAIT)
+    expect(view).to_contain_text(re.compile("[2-4] of 5 MB"))
     view.get_by_role("button", name="Cancel").click()
-    expect(view).to_contain_text("cancelling", timeout=WAIT)
+    expect(view).to_contain_text("cancelling")
     publisher.stall.set()
-    expect(view).to_contain_text("The download was cancelled.", timeout=WAIT)
+    expect(view).to_contain_text("The download was cancelled.")
     publisher.stall, publisher.requests = None, []
     view.get_by_role("button", name="Download").click()
-    expect(view).to_have_count(0, timeout=WAIT)
+    expect(view).to_have_count(0)
     assert any(asked and asked != "bytes=0-" for *_, asked, _ in publisher.requests), "it goes on where it stopped"
     file = host.base / "models" / "loras" / "HYPIR_sd2.pth"
     assert file.read_bytes() == CONTENT
@@ -325,6 +325,6 @@ def test_other_pages_cannot_start_a_download(host: Host, publisher: Publisher) -
     for headers in ({"Content-Type": "application/json", "Origin": "http://other.org"}, {"Content-Type": "text/plain"}):
         request = urllib.request.Request(f"http://127.0.0.1:{host.port}/onestep_sr/downloads", body, headers)
         with pytest.raises(urllib.error.HTTPError, match=r"40[03]"):
-            urllib.request.urlopen(request, timeout=HANGING_SECONDS)
+            urllib.request.urlopen(request, timeout=WAIT / 1000)
     time.sleep(0.5)
     assert not publisher.requests

@@ -130,12 +130,25 @@ class Factor:
         return self.scale
 
 
+@dataclass(frozen=True)
+class Exact:
+    """This size, whose sides are the picture's times nearly the same factor; for the core's own use."""
+
+    height: int
+    width: int
+
+    def factor(self, height: int, width: int) -> float:
+        return min(self.height / height, self.width / width)
+
+
 def size_for(target: Target, height: int, width: int) -> Size:
     """The result's size for a picture: both sides times the same factor, rounded, and at least 1 px.
 
     A picture that is larger than its target has a factor under 1. Raises UserError for a scale out of bounds, for a
     picture under 8 px a side, and for a result of more than 8 times the picture's size.
     """
+    if isinstance(target, Exact):
+        return target.height, target.width
     factor = target.factor(height, width)
     if min(height, width) < MIN_SIDE:
         raise UserError(f"The picture is {width} x {height} px: it needs at least {MIN_SIDE} px a side.")

@@ -122,8 +122,8 @@ class UpscaleImage(io.ComfyNode):
             search_aliases=["upscale", "enlarge", "super resolution", "4x", "tsd-sr", "tad-sr"],
             display_name="Upscale Image (One-Step SR)",
             category=CATEGORY,
-            description="Upscale images with one pass of the network per tile, to exactly upscale_by times their size or to a "
-            "chosen size.",
+            description="Upscale images with one pass of the network per tile, to exactly upscale_by times their "
+            "size or to a chosen size.",
             inputs=[
                 SRModelSocket.Input(
                     "sr_model",
@@ -244,8 +244,8 @@ class UpscaleImage(io.ComfyNode):
                 io.Mask.Input(
                     "region",
                     optional=True,
-                    tooltip="Where to use the model; elsewhere the image is only enlarged. One mask for all images, one "
-                    "per image, or several for one image, such as a detector's faces.",
+                    tooltip="Where to use the model; elsewhere the image is only enlarged. One mask for all images, "
+                    "one per image, or several for one image, such as a detector's faces.",
                 ),
             ],
             outputs=[

@@ -54,8 +54,9 @@ class Continuation:
     result_by: Size = (0, 0)
 
     @classmethod
-    def of(cls, wrap: Wrap, size: Size, result: Size) -> Continuation:
-        (down, large_down), (right, large_right) = map(fitting, size, result)
+    def of(cls, wrap: Wrap, size: Size, result: Size, least: int = LEAST) -> Continuation:
+        """For a picture and its result of these sizes; `least` as in `fitting`."""
+        (down, large_down), (right, large_right) = (fitting(*sides, least) for sides in zip(size, result, strict=True))
         x, y = int(wrap in ("x", "both")), int(wrap in ("y", "both"))
         return cls(size, result, (y * down, x * right), (y * large_down, x * large_right))
 

@@ -38,15 +38,19 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize("factor", [2, 2.5, 4])
 def test_the_model_runs_on_the_masks_box_only(seen, factor):
-    image, mask = picture(120, 160), box(50, 60, 70, 90)
+    image, mask = picture(160, 200), box(60, 90, 70, 100, 160, 200)
     result = upscale_regions(formula_model(), image, mask, UpscaleOptions(factor))
     plain = enlarged(image, factor)
     [(height, width)] = seen
-    assert 2 * CONTEXT + 10 <= height <= 4 * CONTEXT + 10 + 2 * FADE < 160 and width <= 4 * CONTEXT + 20 + 2 * FADE
-    margin = FADE + 1
-    outside = F.interpolate(box(50 - margin, 60 + margin, 70 - margin, 90 + margin), result.shape[2:])[0, 0] == 0
+    assert all(2 * CONTEXT + 30 <= side <= 3 * CONTEXT + 30 + 2 * FADE for side in (height, width))
+    margin = FADE + 2  # bicubic reaches 2 px
+    outside = (
+        F.interpolate(box(60 - margin, 90 + margin, 70 - margin, 100 + margin, 160, 200), result.shape[2:])[0, 0] == 0
+    )
     assert torch.equal(result[..., outside], plain[..., outside])
-    inside = F.interpolate(box(50 + margin, 60 - margin, 70 + margin, 90 - margin), result.shape[2:])[0, 0] == 1
+    inside = (
+        F.interpolate(box(60 + margin, 90 - margin, 70 + margin, 100 - margin, 160, 200), result.shape[2:])[0, 0] == 1
+    )
     assert (result - plain)[..., inside].abs().mean() > 0.01
 
 

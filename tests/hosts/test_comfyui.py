@@ -304,6 +304,7 @@ def test_the_plan_is_shown_before_a_run_and_the_time_after_one(host: Host) -> No
         "text": "1024 x 768 px: 6 tiles (3 x 2) of 512 x 512 px, 50 MB of main memory, time known after a run",
         "width": 1024,
         "height": 768,
+        "noise": True,
     }
     assert host.results(quick_start(host, "sky.png", seed=77))
     assert re.search(r", about \d+ s$", plan()["text"])

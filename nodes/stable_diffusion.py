@@ -194,7 +194,9 @@ class Prompt(io.ComfyNode):
                 io.Model.Input("model", optional=True, tooltip="From Apply One-Step SR LoRA, for 'from LoRA'."),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="CONDITIONING", tooltip="For One-Step SR Model or BasicGuider.")
+                io.Conditioning.Output(
+                    display_name="CONDITIONING", tooltip="For Combine TSD-SR Parts (One-Step SR) or BasicGuider."
+                )
             ],
         )
 

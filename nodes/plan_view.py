@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..sr_models.canvas.target import FACTOR, Size, chosen_target
-from ..sr_models.canvas.wrap import WRAPS
+from ..sr_models.canvas.wrap import WRAPS, Wrap
 from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
 from ..sr_models.core.forecast import Forecast, forecast
 from ..sr_models.core.options import UpscaleOptions
@@ -60,8 +60,8 @@ def answer(content: Any) -> dict[str, Any]:
         if not question.width or not question.height:
             return _answer("", recipe)
         target = chosen_target(question.size, question.pixels, question.megapixels)
-        tiling = {"tile": question.tile or None, "overlap": question.overlap, "wrap": question.wrap}
-        options = UpscaleOptions(question.upscale_by, target=target, **tiling)
+        wrap = cast("Wrap", question.wrap)  # other texts are refused
+        options = UpscaleOptions(question.upscale_by, question.tile or None, question.overlap, target=target, wrap=wrap)
         run = forecast(recipe, factor, (question.height, question.width), options)
     except UserError as error:
         return _answer(str(error), recipe)

@@ -81,14 +81,22 @@ def options(
     """Options for the core. Tile 0, color `auto` and no detail mean the model's defaults; an empty seed means 0, an
     empty strength 1."""
     matched = None if color == AUTO else color
-    more = {"detail": detail, "strength": 1.0 if strength is None else strength, "wrap": wrap or WRAPS[0]}
-    return UpscaleOptions(scale, int(tile) or None, int(overlap), matched, int(seed or 0), **more)
+    return UpscaleOptions(
+        scale,
+        int(tile) or None,
+        int(overlap),
+        matched,
+        int(seed or 0),
+        detail=detail,
+        strength=1.0 if strength is None else strength,
+        wrap=wrap or WRAPS[0],
+    )
 
 
 def default_options(scale: float) -> UpscaleOptions:
     """Options with the values of the Settings page."""
-    chosen = {"detail": setting("detail"), "strength": setting("strength")}
-    return options(scale, setting("tile"), setting("overlap"), setting("color"), **chosen)
+    tile, overlap, color = setting("tile"), setting("overlap"), setting("color")
+    return options(scale, tile, overlap, color, detail=setting("detail"), strength=setting("strength"))
 
 
 def budget() -> int | None:

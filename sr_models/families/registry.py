@@ -126,8 +126,8 @@ def read_lora(path: Path, partner: Path | None = None) -> OneStepLora:
     if isinstance(family, LoraFamily):
         return family.read(family, file, partner)
     raise UserError(
-        f"{file.name} is a {family.title} model, not a LoRA: choose it in Load 4x Super Resolution Model (One-Step SR) in "
-        "ComfyUI, or as --model on the command line."
+        f"{file.name} is a {family.title} model, not a LoRA: choose it in ComfyUI's Load 4x Super Resolution Model "
+        "(One-Step SR), or as --model on the command line."
     )
 
 

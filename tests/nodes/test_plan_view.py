@@ -42,6 +42,7 @@ def plan_view() -> types.ModuleType:
             "BUNDLED_NAME": "bundled",
             "AUTO": "auto",
             "COMBINER": "Combine",
+            "LOADER": "Load",
             "model_path": lambda name: BUNDLED,
         },
     }

@@ -151,7 +151,7 @@ def as_network(
         unit = unit_of(level)
         sigma = torch.full((len(z_t),), level.sigma / unit, device=device)
         if control is not None:
-            control.cond_hint_original, control.cond_hint = lr / 2 + 0.5, None
+            control.cond_hint_original, control.cond_hint = (lr / 2 + 0.5).clamp(0, 1), None
         x_0 = guider(z_t / unit, sigma, **arguments)
         return level.output(x_0, z_t).to(latent.device, torch.float32)
 

@@ -35,7 +35,11 @@ class Tags(io.ComfyNode):
                     default=RAM_FILE if RAM_FILE in files else None,
                     tooltip="ram_swin_large_14m.pth in models/onestep_sr, with DAPE.pth and ram_tag_list.txt next to it.",
                 ),
-                io.String.Input("text", default="", tooltip="Your own words, which follow the tags."),
+                io.String.Input(
+                    "text",
+                    default="",
+                    tooltip="Your own words, which follow the tags. Empty: the words that the LoRA was published with.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="CONDITIONING", tooltip="For One-Step SR Model."),

@@ -96,4 +96,5 @@ class ControlledDenoiser(PromptedDenoiser):
     """Runs a ControlledUNet. The condition's prompt is from `joined`."""
 
     def predict(self, latent: Tensor, lr: Tensor, timesteps: Tensor, condition: PromptEmbeddings) -> Tensor:
-        return self.network(latent, lr.to(latent) / 2 + 0.5, timesteps, condition.prompt)
+        picture = (lr / 2 + 0.5).clamp(0, 1)  # enlarging may leave [0, 1]
+        return self.network(latent, picture.to(latent), timesteps, condition.prompt)

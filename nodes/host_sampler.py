@@ -105,8 +105,8 @@ def require_no_control(model: ModelPatcher) -> None:
     carried = require_carried(model)
     if carried.control is not None:
         raise UserError(
-            f"{carried.family.title} looks at the picture, which One-Step SR Sampler does not get: connect the MODEL to "
-            "One-Step SR Model and use Upscale Image (One-Step SR)."
+            f"{carried.family.title} looks at the picture, which One-Step SR Sampler does not get: connect the "
+            "MODEL to One-Step SR Model and use Upscale Image (One-Step SR)."
         )
 
 

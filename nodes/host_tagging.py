@@ -33,7 +33,9 @@ def adopt(tagger: Tagger) -> HostedTagger:
     return HostedTagger(tagger, ModelPatcher(tagger.network, *devices))
 
 
-def tagged(hosted: HostedTagger, images: Tensor, model: ModelPatcher, clip: CLIP, text: str) -> tuple[Conditioning, str]:
+def tagged(
+    hosted: HostedTagger, images: Tensor, model: ModelPatcher, clip: CLIP, text: str
+) -> tuple[Conditioning, str]:
     """The CONDITIONING for images (B, 3, H, W), with the prompt of the LoRA that the MODEL carries and the embedding of
     each image, and the tags, a line for each image. Raises UserError for a LoRA that does not use tags."""
     lora = require_carried(model).lora

@@ -23,8 +23,8 @@ class Tags(io.ComfyNode):
             search_aliases=["tagger", "ram", "recognize anything", "dape", "tad-seesr", "seesr", "osediff tags"],
             display_name="One-Step SR Tags",
             category=CATEGORY,
-            description="Find tags in an image with RAM and encode them in the prompt of the LoRA: for TAD-SeeSR, which "
-            "also looks at the image, OSEDiff and GDPO-SR. Each image of a batch gets its own prompt.",
+            description="Find tags in an image with RAM and encode them in the prompt of the LoRA: for TAD-SeeSR, "
+            "which also looks at the image, OSEDiff and GDPO-SR. Each image of a batch gets its own prompt.",
             inputs=[
                 io.Image.Input("image", tooltip="The image to upscale, before it is enlarged."),
                 io.Model.Input("model", tooltip="From Apply One-Step SR LoRA."),
@@ -33,7 +33,8 @@ class Tags(io.ComfyNode):
                     "tagger",
                     options=files,
                     default=RAM_FILE if RAM_FILE in files else None,
-                    tooltip="ram_swin_large_14m.pth in models/onestep_sr, with DAPE.pth and ram_tag_list.txt next to it.",
+                    tooltip="ram_swin_large_14m.pth in models/onestep_sr, with DAPE.pth and ram_tag_list.txt next to "
+                    "it.",
                 ),
                 io.String.Input(
                     "text",

@@ -64,7 +64,9 @@ def write_ram(folder: Path, config: RAMConfig = RAM_CONFIG) -> dict[str, dict[st
     of its side."""
     network, generator = randomized(RAM(config), 50), torch.Generator().manual_seed(51)
     weights, lora = network.state_dict(), {}
-    for name in [name.removesuffix(".weight") for name in weights if name.endswith((".qkv.weight", "self.query.weight"))]:
+    for name in [
+        name.removesuffix(".weight") for name in weights if name.endswith((".qkv.weight", "self.query.weight"))
+    ]:
         rows, columns = weights[f"{name}.weight"].shape
         both = 2 if name.endswith("qkv") else 1
         for module in {name, name.replace(".query", ".key")}:

@@ -22,7 +22,7 @@ from .merge import MergedAdapter, replace_weights
 from .offload import Placement
 from .packages import require_diffusers
 from .passes import LoraPasses, PassStrength
-from .tagging import TaggedPrompt, require_suitable
+from .tagging import TaggedPrompt, require_tagger
 from .unet_files import is_unet
 
 TARGETS = {"transformer": "the base's transformer", "unet": "the base's U-Net"}
@@ -36,7 +36,6 @@ def open_lora(
     embeddings: Path | None = None,
     prompt: str | None = None,
     recipe: str | None = None,
-    tagger: Path | None = None,
     dtype: torch.dtype = torch.float16,
     device: torch.device | None = None,
     offload: bool = False,
@@ -54,7 +53,6 @@ def open_lora(
             are none, or if a prompt is given, the base's text encoders encode the prompt and are then released.
         prompt: None uses the recipe's prompt.
         recipe: one of the family's recipes; None uses the LoRA's.
-        tagger: RAM's files, as in `read_tagger`, for a prompt with the tags of each picture; TAD-SeeSR needs them.
         dtype: precision of the weights and the computation.
         device: the device to compute on; None means the CPU.
         offload: keep the network and the VAE on the CPU while they are not in use.
@@ -70,8 +68,8 @@ def open_lora(
     if is_unet(base) != (weights.base.network == "unet"):  # before text encoders, which may be missing
         weights.require_base((unet if is_unet(base) else sd3).open_base(base, dtype).kind, "the base")
     known = _known_embeddings(base, weights, embeddings, prompt)
-    require_suitable(weights.family, tagger)
-    conditioner = _conditioner(base, weights, chosen, prompt, known, placement, dtype, tagger)
+    require_tagger(weights)
+    conditioner = _conditioner(base, weights, chosen, prompt, known, placement, dtype)
     opened = (unet if is_unet(base) else sd3).open_base(base, dtype)
     warnings = weights.require_base(opened.kind, "the base")
     replace_weights(opened.network, weights.replaced, weights.sentence, whole=not weights.network)
@@ -109,13 +107,12 @@ def _conditioner(
     known: PromptEmbeddings | None,
     placement: Placement,
     dtype: torch.dtype,
-    tagger: Path | None,
 ) -> Conditioner:
     """The model's conditioner. Text encoders are opened only if there is no encoded prompt."""
     text = lora.family.prompt(recipe, prompt)
     if known is not None:
         return lora.family.conditioner(lambda _: known, text)
     encode: Encode = (unet if is_unet(base) else sd3).open_text_encoders(base, device=placement.device, dtype=dtype)
-    if tagger is not None:
-        return TaggedPrompt(lora.family, encode, read_tagger(tagger, dtype), text, placement)
+    if lora.tagger is not None:
+        return TaggedPrompt(lora.family, encode, read_tagger(lora.tagger, dtype), text, placement)
     return lora.family.conditioner(encode, text)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
 from ..checkpoints.image_attention import joined
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
 from ..errors import UserError
-from ..families.family import Encode, LoraFamily
+from ..families.family import Encode, LoraFamily, OneStepLora
 from ..families.tagger import Tagger
 from .offload import Placement
 
@@ -35,12 +34,10 @@ class TaggedPrompt:
         return replace(condition, prompt=joined(condition.prompt, embedding))
 
 
-def require_suitable(family: LoraFamily, tagger: Path | None) -> None:
-    """Raise UserError for a tagger that the method has no use for, and if it needs one and there is none."""
-    if tagger is not None and not family.tagged_prompt:
-        raise UserError(f"{family.title} does not use tags: remove --tagger.")
-    if tagger is None and family.sees_picture:
+def require_tagger(lora: OneStepLora) -> None:
+    """Raise UserError for a LoRA without the tagger that its method needs."""
+    if lora.family.sees_picture and lora.tagger is None:
         raise UserError(
-            f"{family.title} needs RAM, whose embedding of the picture it attends to: give --tagger and the folder "
-            "with ram_swin_large_14m.pth and DAPE.pth."
+            f"{lora.family.title} needs RAM, whose embedding of the picture it attends to: give --tagger and the "
+            "folder with ram_swin_large_14m.pth and DAPE.pth."
         )

@@ -194,6 +194,7 @@ class OneStepLora:
         image_attentions: attentions that are added to the network, one after each of its attentions to the prompt, by
             diffusers' parameter names.
         control: the weights of a ControlNet, which has image attentions too; empty if the method has none.
+        tagger: RAM's files, as in `read_tagger`, for a prompt with the tags of each picture.
     """
 
     family: LoraFamily
@@ -207,11 +208,18 @@ class OneStepLora:
     replaced_vae: Mapping[str, Tensor] = field(default_factory=dict)
     image_attentions: Mapping[str, Tensor] = field(default_factory=dict)
     control: Mapping[str, Tensor] = field(default_factory=dict)
+    tagger: Path | None = None
 
     @property
     def strengths(self) -> dict[str, float]:
         """The strengths of all adapters by name."""
         return {adapter.name: adapter.strength for adapter in (*self.network, *self.vae)}
+
+    def with_tagger(self, files: Path | None) -> OneStepLora:
+        """The same LoRA with a tagger. Raises UserError if its method does not use tags."""
+        if files is not None and not self.family.tagged_prompt:
+            raise UserError(f"{self.family.title} does not use tags: remove --tagger.")
+        return replace(self, tagger=files)
 
     def at(self, strengths: Strengths) -> OneStepLora:
         """The same LoRA at other strengths; adapters that are not named keep theirs.

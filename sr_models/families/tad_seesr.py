@@ -52,9 +52,7 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     images = {name: tensor for name, tensor in unet.items() if IMAGE_ATTENTIONS in name}
     rest = {name: tensor for name, tensor in unet.items() if name not in images}
     file = f"{folder.name}/{FILES[0]}"
-    return OneStepLora(
-        family, file, BASE, RECIPE.name, replaced=rest, image_attentions=images, control=control
-    )
+    return OneStepLora(family, file, BASE, RECIPE.name, replaced=rest, image_attentions=images, control=control)
 
 
 FAMILY = LoraFamily(

@@ -107,7 +107,9 @@ def config_of(shapes: Mapping[str, tuple[int, ...]], name: str) -> RAMConfig:
 def with_dape(tensors: Mapping[str, Tensor], file: WeightsFile) -> dict[str, Tensor]:
     """RAM's weights with DAPE's LoRA added: W + B A / r, on the queries and values of the Swin, and on the queries and
     keys of the tag head. Raises UserError if it lacks one of them, or does not fit."""
-    modules = sorted(name.removesuffix(".weight") for name in tensors if name.endswith((".qkv.weight", ".query.weight")))
+    modules = sorted(
+        name.removesuffix(".weight") for name in tensors if name.endswith((".qkv.weight", ".query.weight"))
+    )
     modules += [name.replace(".query", ".key") for name in modules if name.endswith(".query")]
     missing = [name + end for name in modules for end in (DOWN, UP) if name + end not in file.tensors]
     if missing:

@@ -98,11 +98,10 @@ def open_model(choice: ModelChoice) -> OpenedModel:
         raise UserError(f"{choice.base} does not exist: check the name of the base.")
     return open_lora(
         choice.base,
-        read_lora(choice.lora).at(choice.strengths),
+        read_lora(choice.lora).at(choice.strengths).with_tagger(choice.tagger),
         embeddings=choice.embeddings,
         prompt=choice.prompt,
         recipe=recipe,
-        tagger=choice.tagger,
         dtype=dtype,
         device=place,
         offload=choice.offload,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,10 +123,9 @@ def truth(case) -> Tensor:
     return result
 
 
-def opened(case: dict, **options: Any):
-    return open_lora(
-        case["base"], case["lora"], **{"prompt": TEXT, "tagger": case["ram"], "dtype": torch.float32} | options
-    )
+def opened(case: dict, *, tagger: bool = True, prompt: str | None = TEXT, recipe: str | None = None):
+    lora = read_lora(case["lora"]).with_tagger(case["ram"] if tagger else None)
+    return open_lora(case["base"], lora, prompt=prompt, recipe=recipe, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("file", ["", *FILES])
@@ -230,7 +228,7 @@ def test_incomplete_networks_are_refused(case, tmp_path, what) -> None:
 
 def test_the_tagger_is_asked_for(case) -> None:
     with pytest.raises(UserError, match="TAD-SeeSR needs RAM"):
-        opened(case, tagger=None)
+        opened(case, tagger=False)
 
 
 def test_the_folders_are_not_one_file(case, tmp_path) -> None:
@@ -247,7 +245,7 @@ def test_osediff_with_tags_is_osediff_with_that_prompt(case, tmp_path) -> None:
     [tags] = tagger.tags(tagger.embedding(case["image"]))
     assert tags.count("tag ") > 1
     lora, plain = case | {"lora": tmp_path / "osediff.pkl"}, UpscaleOptions(1)
-    expected = upscale(opened(lora, tagger=None, prompt=f"{tags}, {TEXT},").model, case["image"], plain)
+    expected = upscale(opened(lora, tagger=False, prompt=f"{tags}, {TEXT},").model, case["image"], plain)
     assert torch.equal(upscale(opened(lora).model, case["image"], plain), expected)
 
 

@@ -24,7 +24,7 @@ comfy.options.enable_args_parsing()
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
-from onestep_sr.nodes import host, host_lora, host_sampler, tagging  # noqa: E402
+from onestep_sr.nodes import host, host_sampler, tagging  # noqa: E402
 from onestep_sr.nodes import stable_diffusion as nodes  # noqa: E402
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402

@@ -17,6 +17,7 @@ from limits import HANGING_SECONDS
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
+from onestep_sr.sr_models.families.registry import read_lora
 from onestep_sr.sr_models.families.tad_seesr import FAMILY, FILES
 from onestep_sr.sr_models.families.tagger import read_tagger
 from places import HOST_SCRIPTS, ROOT
@@ -70,8 +71,8 @@ def expected(case: dict[str, Any]) -> dict[str, torch.Tensor]:
         ("tiled", None, UpscaleOptions(1, tile=64, overlap=16)),
         ("noise", "tad-seesr-noise", UpscaleOptions(1)),
     ):
-        files = {"tagger": Path(case["ram"]), "prompt": TEXT, "recipe": recipe, "dtype": torch.float32}
-        model = open_lora(Path(case["folder"]), Path(case["lora"]), **files).model
+        lora = read_lora(Path(case["lora"])).with_tagger(Path(case["ram"]))
+        model = open_lora(Path(case["folder"]), lora, prompt=TEXT, recipe=recipe, dtype=torch.float32).model
         model = replace(model, recipe=replace(model.recipe, shortest=0))
         found[way] = upscale(model, case["images"], options)
     return found

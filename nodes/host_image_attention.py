@@ -95,10 +95,8 @@ def _places(
     images: Mapping[str, Tensor], names: Mapping[str, str], lora: OneStepLora
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """ComfyUI's name of the attention to the prompt before each attention to the picture, and the latter's weights."""
-    modules, texts = (
-        modules_of(images),
-        {name for name in names if name.endswith(f".{FIRST}") and ".attentions." in name},
-    )
+    modules = modules_of(images)
+    texts = {name for name in names if name.endswith(f".{FIRST}") and ".attentions." in name}
     if {f"{name.replace(IMAGE, 'attentions')}.{FIRST}" for name in modules} != texts:
         raise UserError(f"{lora.sentence}, but its image attentions are not those of the connected MODEL.")
     for name, weights in modules.items():

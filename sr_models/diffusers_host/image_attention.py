@@ -29,13 +29,14 @@ class TextThenImage(nn.Module):
 
 
 def add_image_attentions(network: nn.Module, tensors: Mapping[str, Tensor], lora: str) -> None:
-    """Put the attentions of `tensors`, in diffusers' parameter names, after the network's own.
+    """Put the attentions of `tensors`, in diffusers' parameter names, after the network's own; nothing if there are
+    none.
 
     `lora` starts the message of the UserError for weights that do not fit the network.
     """
     found = modules_of(tensors)
     texts = {name for name, module in network.named_modules() if name.split(".")[-2:-1] == ["attentions"]}
-    if texts != {name.replace(IMAGE, "attentions") for name in found}:
+    if found and texts != {name.replace(IMAGE, "attentions") for name in found}:
         raise UserError(f"{lora}, but its image attentions are not those of the base: use another base.")
     for name, weights in found.items():
         place = name.replace(IMAGE, "attentions")

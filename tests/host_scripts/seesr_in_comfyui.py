@@ -69,7 +69,7 @@ def results_of(case):
     sr_model = nodes.Model.execute(model, vae, conditioning, "auto").args[0].model
     sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0))
     results["whole"] = upscale(sr_model, case["images"], UpscaleOptions(1))
-    results["tiled"] = upscale(sr_model, case["images"], UpscaleOptions(1, tile=64, overlap=16))
+    results["tiled"] = upscale(sr_model, case["images"], UpscaleOptions(1, tile=32, overlap=16))
     again, vae = applied(case, base_model, base_vae)  # while the first one is loaded
     noise = nodes.Model.execute(again, vae, conditioning, "tad-seesr-noise").args[0].model
     noise = replace(noise, recipe=replace(noise.recipe, shortest=0))

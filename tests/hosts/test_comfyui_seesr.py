@@ -43,7 +43,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     small_peft.calm_output(base)
     small_seesr.write_networks(base, root / "tadsr")
     small_seesr.write_ram(root / "ram")
-    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     images[1] **= 3
     tagger = read_tagger(root / "ram")
     tags = [tagger.tags(tagger.embedding(image))[0] for image in images.split(1)]
@@ -68,7 +68,7 @@ def expected(case: dict[str, Any]) -> dict[str, torch.Tensor]:
     found = {}
     for way, recipe, options in (
         ("whole", None, UpscaleOptions(1)),
-        ("tiled", None, UpscaleOptions(1, tile=64, overlap=16)),
+        ("tiled", None, UpscaleOptions(1, tile=32, overlap=16)),
         ("noise", "tad-seesr-noise", UpscaleOptions(1)),
     ):
         lora = read_lora(Path(case["lora"])).with_tagger(Path(case["ram"]))

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 
 SMALL = small_seesr.RAM_CONFIG
-THEIRS = {
+THEIRS = {  # in transformers 4 and 5
     r"^embeddings\.patch_embeddings\.projection": "patch_embed.proj",
     r"^embeddings\.norm": "patch_embed.norm",
     r"^encoder\.": "",
     r"layernorm_before": "norm1",
     r"layernorm_after": "norm2",
-    r"attention\.output\.dense": "attn.proj",
-    r"attention\.self\.relative_position_bias_table": "attn.relative_position_bias_table",
+    r"attention\.(output\.dense|o_proj)": "attn.proj",
+    r"attention\.\w+\.relative_position_bias_table": "attn.relative_position_bias_table",
     r"intermediate\.dense": "mlp.fc1",
     r"output\.dense": "mlp.fc2",
     r"^layernorm": "norm",
@@ -30,9 +30,9 @@ def of_transformers(ours: dict[str, Tensor], name: str) -> Tensor:
     """Our weight with the name that transformers gives it."""
     for theirs, own in THEIRS.items():
         name = re.sub(theirs, own, name)
-    if match := re.search(r"attention\.self\.(query|key|value)", name):
+    if match := re.search(r"attention\.(?:self\.(query|key|value)|([qkv])_proj)", name):
         whole = ours[name.replace(match[0], "attn.qkv")]
-        return whole.chunk(3)[("query", "key", "value").index(match[1])]
+        return whole.chunk(3)["qkv".index((match[1] or match[2])[0])]
     return ours[name]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from onestep_sr.sr_models.families.tagger import THRESHOLDS_FILE, read_tagger
 from onestep_sr.sr_models.networks.ram import RAM, RAMConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -78,3 +79,10 @@ def write_ram(folder: Path, config: RAMConfig = RAM_CONFIG) -> dict[str, dict[st
     torch.save(lora, folder / "DAPE.pth")
     (folder / "ram_tag_list.txt").write_text("\n".join(f"tag {i}" for i in range(config.tags)))
     return {"weights": weights, "lora": lora}
+
+
+def write_thresholds(folder: Path, picture: Tensor) -> None:
+    """Thresholds at which about half of the tags are found in a picture."""
+    tagger = read_tagger(folder)
+    middle = float(tagger.network.probabilities(tagger.embedding(picture)).median())
+    (folder / THRESHOLDS_FILE).write_text(f"{middle}\n" * len(tagger.names))

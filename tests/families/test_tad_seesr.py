@@ -41,7 +41,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     small_peft.calm_output(base)
     lora = small_seesr.write_networks(base, folder / "tadsr")
     small_seesr.write_ram(folder / "ram")
-    return {"base": base, "lora": lora, "ram": folder / "ram", "image": small_peft.smooth_image()}
+    image = small_peft.smooth_image()
+    small_seesr.write_thresholds(folder / "ram", image)
+    return {"base": base, "lora": lora, "ram": folder / "ram", "image": image}
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +179,6 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "no tags": {"prompt": ", {text}," + FIXED},
     "no text": {"prompt": "{tags}, ," + FIXED},
     "no fixed text": {"prompt": "{tags}, {text},"},
-    "a space before the fixed text": {"prompt": "{tags}, {text}, " + FIXED},
     "no colours": {"color": "none"},
     "colours by wavelet": {"color": "wavelet"},
 }

@@ -45,6 +45,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     small_seesr.write_ram(root / "ram")
     images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     images[1] **= 3
+    small_seesr.write_thresholds(root / "ram", images[:1])
     tagger = read_tagger(root / "ram")
     tags = [tagger.tags(tagger.embedding(image))[0] for image in images.split(1)]
     prompts = [FAMILY.tagged_prompt.format(tags=line, text=TEXT) for line in tags]

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import downloads, host, images, plan_view, replacements, seamless, stable_diffusion
+from . import downloads, host, images, plan_view, replacements, seamless, stable_diffusion, tagging
 from .upscaling import LoadModel, UpscaleImage
 
 
@@ -25,6 +25,7 @@ class OneStepSRExtension(ComfyExtension):
             stable_diffusion.Prompt,
             stable_diffusion.Sampler,
             stable_diffusion.Model,
+            tagging.Tags,
             seamless.EncodeSeamless,
             seamless.DecodeSeamless,
             images.MatchColor,

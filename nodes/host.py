@@ -129,12 +129,13 @@ def show_on_node(node_id: str, text: str) -> None:
 
 def licence_notices(family: Family) -> list[str]:
     """What to show on a node that has loaded a family's weights. Its licence is printed when they are first loaded."""
-    _print_once(family.licence_notice)
+    print_once(family.licence_notice)
     return [family.licence_notice] if family.is_non_commercial else []
 
 
 @cache
-def _print_once(text: str) -> None:
+def print_once(text: str) -> None:
+    """Print a licence, once for a session."""
     logging.info("One-Step SR: %s", text)
 
 

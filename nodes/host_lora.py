@@ -20,13 +20,13 @@ from ..sr_models.checkpoints.low_rank import Adapter
 from ..sr_models.checkpoints.prompt_embeddings import PromptEmbeddings
 from ..sr_models.checkpoints.vae_names import diffusers_vae_name, diffusers_vae_parameter
 from ..sr_models.checkpoints.weights_file import shortened
-from ..sr_models.core.model import Fixed, Pass, SRModel
+from ..sr_models.core.model import Pass, SRModel
 from ..sr_models.core.process import Process
 from ..sr_models.core.recipe import Recipe
 from ..sr_models.core.step import Step
 from ..sr_models.errors import UserError
 from ..sr_models.families.family import OneStepLora, OpenedModel, Strengths, on_base, start_level
-from . import host_sd3, host_unet
+from . import host_image_attention, host_sd3, host_unet
 from .host_sd import (
     CARRIED,
     LATENT_FORMAT,
@@ -62,7 +62,10 @@ def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple
     _add_adapters(patched, lora, {name: strength * scale for name, scale in scales.items()})
     if latent_format := base.latent_format():
         patched.add_object_patch(LATENT_FORMAT, latent_format)
-    patched.set_attachments(CARRIED, Carried(lora, strength))
+    if lora.image_attentions:
+        host_image_attention.add_image_attentions(patched, lora)
+    control = host_image_attention.open_control(patched, lora)
+    patched.set_attachments(CARRIED, Carried(lora, strength, control))
     return patched, warnings
 
 
@@ -149,7 +152,8 @@ def _replace(
     kept.
     """
     shapes = {name: tuple(weight.shape) for name, weight in patcher.model.named_parameters()}
-    kept = sorted(shapes.keys() - {names.get(name) for name in replaced})
+    # Not those that another copy of the MODEL may have added.
+    kept = sorted((shapes.keys() & set(names.values())) - {names.get(name) for name in replaced})
     if whole and replaced and kept:
         raise UserError(
             f"{lora.sentence}, but it lacks {len(kept)} weights of {target} ({shortened(kept)}): download it again."
@@ -173,12 +177,16 @@ def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe
     carried, latent_format = require_carried(model), model.get_model_object(LATENT_FORMAT)
     require_vae(vae, latent_format.latent_channels, str(carried.lora.base))
     require_prompt(conditioning, _base_module(model).prompt_width(model), str(carried.lora.base))
+    conditioner = host_image_attention.conditioner_for(conditioning, carried.family, carried.control)
     process = process_of(model)
     chosen = on_base(
         carried.family.recipe(recipe if recipe in carried.family.recipes else carried.lora.recipe), process
     )
     start = start_level(chosen, process)
-    passes = [Pass(step, GuidedDenoiser(each, process.level, start)) for step, each in passes_of(model, chosen)]
+    passes = [
+        Pass(step, GuidedDenoiser(each, process.level, start, carried.control))
+        for step, each in passes_of(model, chosen)
+    ]
     codec = VAECodec(vae, latent_format)
-    model = SRModel(chosen, passes[0].denoiser, codec, Fixed(conditioning), passes=tuple(passes))
+    model = SRModel(chosen, passes[0].denoiser, codec, conditioner, passes=tuple(passes))
     return OpenedModel(carried.family, model)

@@ -39,6 +39,7 @@ class OneStepSampler(Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
         model = model_wrap.model_patcher
+        require_no_control(model)
         recipe, process = _recipe_of(model), process_of(model)
         latent_image = checked_start(latent_image, sigmas, model.get_model_object(LATENT_FORMAT).latent_channels)
         latent, passes = pad_to_multiple(latent_image, recipe.multiple), passes_of(model, recipe)
@@ -97,6 +98,16 @@ def _recipe_of(model: ModelPatcher) -> Recipe:
     """The recipe of the MODEL's LoRA. Raises UserError for a MODEL without a LoRA."""
     carried = require_carried(model)
     return on_base(carried.family.recipe(carried.lora.recipe), process_of(model))
+
+
+def require_no_control(model: ModelPatcher) -> None:
+    """Raise UserError for a method whose network sees the enlarged picture, which a sampler does not get."""
+    carried = require_carried(model)
+    if carried.control is not None:
+        raise UserError(
+            f"{carried.family.title} looks at the picture, which One-Step SR Sampler does not get: connect the "
+            "MODEL to One-Step SR Model and use Upscale Image (One-Step SR)."
+        )
 
 
 def _with_other_weights(

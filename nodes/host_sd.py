@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from comfy import latent_formats, model_management
+from comfy.controlnet import ControlNet
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider, Sampler
 from comfy.sd import VAE
@@ -30,10 +31,12 @@ CARRIED = "onestep_sr_lora"  # the key of this pack's attachment on a MODEL
 
 @dataclass(frozen=True)
 class Carried:
-    """The one-step LoRA that was applied to a MODEL, at `strength` times the strengths of its adapters."""
+    """The one-step LoRA that was applied to a MODEL, at `strength` times the strengths of its adapters, and its
+    ControlNet."""
 
     lora: OneStepLora
     strength: float
+    control: ControlNet | None = None
 
     @property
     def family(self) -> LoraFamily:
@@ -75,8 +78,8 @@ class GuidedDenoiser:
     process at a timestep, and `start` is the level at which the sampling starts.
     """
 
-    def __init__(self, model: ModelPatcher, level_at: LevelAt, start: Level):
-        self.model, self.level_at, self.start = model, level_at, start
+    def __init__(self, model: ModelPatcher, level_at: LevelAt, start: Level, control: ControlNet | None = None):
+        self.model, self.level_at, self.start, self.control = model, level_at, start, control
 
     def run(
         self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Conditioning | None = None
@@ -85,7 +88,7 @@ class GuidedDenoiser:
             raise ValueError("This denoiser needs a CONDITIONING: pass the result of the model's conditioner.")
         guider = CFGGuider(self.model)
         guider.inner_set_conds({"positive": condition})
-        sampler, nothing = WorkSampler(work, self.level_at), torch.zeros(shape)
+        sampler, nothing = WorkSampler(work, self.level_at, self.control), torch.zeros(shape)
         sigmas = torch.tensor([self.start.sigma / unit_of(self.start), 0.0])
         guider.sample(nothing, nothing, sampler, sigmas, disable_pbar=True, seed=0)
         return sampler.result
@@ -109,7 +112,7 @@ class GuidedDenoiser:
     def in_float32(self) -> GuidedDenoiser:
         exact = self.model.clone()
         exact.set_model_compute_dtype(torch.float32)
-        return GuidedDenoiser(exact, self.level_at, self.start)
+        return GuidedDenoiser(exact, self.level_at, self.start, self.control)
 
 
 class WorkSampler(Sampler):
@@ -117,13 +120,13 @@ class WorkSampler(Sampler):
 
     result: Any
 
-    def __init__(self, work: Callable[[Network], Any], level_at: LevelAt):
-        self.work, self.level_at = work, level_at
+    def __init__(self, work: Callable[[Network], Any], level_at: LevelAt, control: ControlNet | None = None):
+        self.work, self.level_at, self.control = work, level_at, control
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
-        self.result = self.work(as_network(model_wrap, noise.device, extra_args, self.level_at))
+        self.result = self.work(as_network(model_wrap, noise.device, extra_args, self.level_at, self.control))
         return noise
 
 
@@ -133,14 +136,22 @@ def unit_of(level: Level) -> float:
     return 1.0 if level.prediction == "flow" else level.alpha
 
 
-def as_network(guider: CFGGuider, device: torch.device, arguments: dict[str, Any], level_at: LevelAt) -> Network:
+def as_network(
+    guider: CFGGuider,
+    device: torch.device,
+    arguments: dict[str, Any],
+    level_at: LevelAt,
+    control: ControlNet | None = None,
+) -> Network:
     """A guided model inside a sampler as the core's network, on tiles. ComfyUI gives x_0, from which the raw prediction
-    is computed."""
+    is computed. `control` is the ControlNet in the guider's condition, which sees the tiles of the enlarged picture."""
 
     def network(latent: Tensor, lr: Tensor, timestep: Tensor) -> Tensor:
         level, z_t = level_at(float(timestep[0])), latent.to(device)
         unit = unit_of(level)
         sigma = torch.full((len(z_t),), level.sigma / unit, device=device)
+        if control is not None:
+            control.cond_hint_original, control.cond_hint = (lr / 2 + 0.5).clamp(0, 1), None
         x_0 = guider(z_t / unit, sigma, **arguments)
         return level.output(x_0, z_t).to(latent.device, torch.float32)
 

@@ -38,21 +38,21 @@ class ApplyLoRA(io.ComfyNode):
             display_name="Apply One-Step SR LoRA",
             category=CATEGORY,
             description="Apply a one-step LoRA to a checkpoint: to its MODEL, and to the encoder of its VAE if the "
-            "LoRA has a part for it. TSD-SR needs Stable Diffusion 3 medium, PiSA-SR, OSEDiff, HYPIR, OMGSR-S and "
-            "GDPO-SR need 2.1-base, and a LoRA that you trained needs its own base. The connected MODEL and VAE are "
-            "not changed.",
+            "LoRA has a part for it. TSD-SR needs Stable Diffusion 3 medium, PiSA-SR, OSEDiff, HYPIR, OMGSR-S, "
+            "GDPO-SR and TAD-SeeSR need 2.1-base, and a LoRA that you trained needs its own base. The connected MODEL "
+            "and VAE are not changed.",
             inputs=[
                 io.Model.Input(
                     "model",
                     tooltip="From a checkpoint of the LoRA's base, such as Stable Diffusion 3 medium for TSD-SR or "
-                    "2.1-base for PiSA-SR, OSEDiff, HYPIR, OMGSR-S and GDPO-SR.",
+                    "2.1-base for PiSA-SR, OSEDiff, HYPIR, OMGSR-S, GDPO-SR and TAD-SeeSR.",
                 ),
                 io.Vae.Input("vae", tooltip="From the same checkpoint."),
                 io.Combo.Input(
                     "lora",
                     options=files,
                     tooltip="A file in models/loras: TSD-SR's transformer.safetensors, pisa_sr.pkl, osediff.pkl, "
-                    "HYPIR_sd2.pth, OMGSR-S's adapter_model.safetensors, GDPO-SR's "
+                    "HYPIR_sd2.pth, OMGSR-S's adapter_model.safetensors, GDPO-SR's or TAD-SeeSR's "
                     "diffusion_pytorch_model.safetensors, your own transformer.safetensors or unet.safetensors, or a "
                     "file from onestep-sr convert.",
                 ),

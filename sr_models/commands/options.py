@@ -132,6 +132,9 @@ class ModelOptions:
     "TSD-SR's prompt embeddings: the folder with prompt_embeds.pt and pool_embeds.pt."
     prompt: str | None = None
     "Encode this text instead of the prompt that the LoRA was published with."
+    tagger: Path | None = None
+    """The folder with RAM's files, ram_swin_large_14m.pth, DAPE.pth and ram_tag_list.txt: puts tags of each picture
+    into the prompt of OSEDiff and GDPO-SR; TAD-SeeSR needs it."""
     strength: Annotated[dict[str, float], Parameter(show_default=False)] = field(default_factory=dict)
     """Strength of a part of the LoRA, 1 if not given: for PiSA-SR --strength.pixel (fidelity) and --strength.semantic
     (detail), 0 to 2; for others --strength.unet or --strength.transformer, and --strength.vae."""

@@ -109,6 +109,7 @@ class Upscale:
 
             return run_on_cluster(self.ray, choice, jobs, options)
         from ..core.geometry import latent_tile
+        from ..families.tagger import LICENCE_NOTICE
         from ..jobs.model_choice import open_model
         from ..jobs.run import run_jobs
 
@@ -118,6 +119,8 @@ class Upscale:
             raise UserError(f"{opened.model.recipe.title} has no --detail: leave it out.")
         latent_tile(opened.model.recipe, opened.model.codec.factor, options.upscale.tile, options.upscale.overlap)
         say(opened.family.licence_notice)
+        if choice.tagger is not None:
+            say(LICENCE_NOTICE)
         for warning in opened.warnings:
             warn(f"Warning: {warning}")
         return run_jobs(opened.model, jobs, options, progress)

@@ -42,6 +42,7 @@ class OneStep:
         timestep: the network's timestep.
         noised: start from the LR's latent with added noise, instead of the LR's latent itself.
         noise_timestep: the timestep that gives the level of the added noise; None means `timestep`.
+        from_noise: start from noise alone, with `noised`.
         level, start: the base's noise levels at the two timesteps, if there are two; None until the base is known
             (`on`).
     """
@@ -52,6 +53,7 @@ class OneStep:
     level: Level | None = None
     start: Level | None = None
     evaluations: int = 1
+    from_noise: bool = False
 
     @property
     def noises(self) -> int:
@@ -66,6 +68,7 @@ class OneStep:
         if self.level is None:
             raise ValueError("This step has no noise level: call `on` with the base's process first.")
         z_t = (self.start or self.level).noised(latent, noise) if self.noised else latent
+        z_t = noise if self.from_noise else z_t
         timestep = torch.full((len(latent),), self.level.timestep, device=latent.device)
         return self.level.x_0(network(z_t, lr, timestep), z_t)
 

@@ -33,12 +33,17 @@ class PromptedDenoiser:
 
         @torch.no_grad()
         def network(latent: Tensor, lr: Tensor, timestep: Tensor) -> Tensor:
-            count, inputs = len(latent), (latent.to(device, dtype), timestep.to(device))
-            output = self.call(self.network, *inputs, prompt.expand(count, -1, -1), pooled.expand(count, -1))
+            count = len(latent)
+            each = PromptEmbeddings(prompt.expand(count, -1, -1), pooled.expand(count, -1))
+            output = self.predict(latent.to(device, dtype), lr, timestep.to(device), each)
             return output.to(latent.device, torch.float32)
 
         with self.placement.on_device(self.network):
             return work(network)
+
+    def predict(self, latent: Tensor, lr: Tensor, timesteps: Tensor, condition: PromptEmbeddings) -> Tensor:
+        """The raw prediction. This network does not see the LR picture."""
+        return self.call(self.network, latent, timesteps, condition.prompt, condition.pooled)
 
     def tiles_at_once(self, shape: tuple[int, ...]) -> int:
         return 1 if self.placement.device.type == "cpu" else ACCELERATOR_TILES
@@ -51,4 +56,4 @@ class PromptedDenoiser:
         return self.network.dtype
 
     def in_float32(self) -> PromptedDenoiser:
-        return PromptedDenoiser(copy.deepcopy(self.network).float(), self.call, self.placement)
+        return type(self)(copy.deepcopy(self.network).float(), self.call, self.placement)

@@ -13,13 +13,16 @@ from ..core.recipe import Recipe
 from ..errors import UserError
 from ..families.family import Encode, OneStepLora, OpenedModel, on_base
 from ..families.registry import read_lora
+from ..families.tagger import read_tagger
 from . import sd3, unet
 from .codec import LatentCodec
 from .denoiser import PromptedDenoiser
+from .image_attention import ControlledDenoiser, ControlledUNet, add_image_attentions, open_control
 from .merge import MergedAdapter, replace_weights
 from .offload import Placement
 from .packages import require_diffusers
 from .passes import LoraPasses, PassStrength
+from .tagging import TaggedPrompt, require_tagger
 from .unet_files import is_unet
 
 TARGETS = {"transformer": "the base's transformer", "unet": "the base's U-Net"}
@@ -65,19 +68,24 @@ def open_lora(
     if is_unet(base) != (weights.base.network == "unet"):  # before text encoders, which may be missing
         weights.require_base((unet if is_unet(base) else sd3).open_base(base, dtype).kind, "the base")
     known = _known_embeddings(base, weights, embeddings, prompt)
-    conditioner = _conditioner(base, weights, chosen, prompt, known, placement.device, dtype)
+    require_tagger(weights)
+    conditioner = _conditioner(base, weights, chosen, prompt, known, placement, dtype)
     opened = (unet if is_unet(base) else sd3).open_base(base, dtype)
     warnings = weights.require_base(opened.kind, "the base")
     replace_weights(opened.network, weights.replaced, weights.sentence, whole=not weights.network)
     replace_weights(opened.vae, weights.replaced_vae, weights.sentence, whole=True)
     chosen = on_base(chosen, opened.process)
-    denoiser = partial(PromptedDenoiser, call=opened.call, placement=placement)
-    passes = LoraPasses(opened.network, weights, chosen.step, TARGETS[opened.kind.network], denoiser)
+    add_image_attentions(opened.network, weights.image_attentions, weights.sentence)
+    network, kind = opened.network, PromptedDenoiser
+    if weights.control:
+        network, kind = ControlledUNet(network, open_control(network, weights)), ControlledDenoiser
+    denoiser = partial(kind, call=opened.call, placement=placement)
+    passes = LoraPasses(network, weights, chosen.step, TARGETS[opened.kind.network], denoiser)
     in_vae = [MergedAdapter(opened.vae, each, weights.sentence, VAE_TARGET, str(weights.base)) for each in weights.vae]
     adapters = (*(PassStrength(passes, adapter.name) for adapter in weights.network), *in_vae)
     codec = LatentCodec(opened.vae, placement, float(opened.vae.config.scaling_factor), budget, spill)
-    model = SRModel(chosen, denoiser(opened.network), codec, conditioner, passes=passes)
-    return OpenedModel(weights.family, model, (opened.network, opened.vae), offload, warnings, adapters)
+    model = SRModel(chosen, denoiser(network), codec, conditioner, passes=passes)
+    return OpenedModel(weights.family, model, (network, opened.vae), offload, warnings, adapters)
 
 
 def _known_embeddings(
@@ -97,12 +105,14 @@ def _conditioner(
     recipe: Recipe,
     prompt: str | None,
     known: PromptEmbeddings | None,
-    device: torch.device,
+    placement: Placement,
     dtype: torch.dtype,
 ) -> Conditioner:
     """The model's conditioner. Text encoders are opened only if there is no encoded prompt."""
     text = lora.family.prompt(recipe, prompt)
     if known is not None:
         return lora.family.conditioner(lambda _: known, text)
-    encode: Encode = (unet if is_unet(base) else sd3).open_text_encoders(base, device=device, dtype=dtype)
+    encode: Encode = (unet if is_unet(base) else sd3).open_text_encoders(base, device=placement.device, dtype=dtype)
+    if lora.tagger is not None:
+        return TaggedPrompt(lora.family, encode, read_tagger(lora.tagger, dtype), text, placement)
     return lora.family.conditioner(encode, text)

@@ -146,6 +146,9 @@ class LoraFamily(Family):
         save: writes a LoRA to a single file; None if there is no such format.
         conditioner: creates the conditioner from the encoder and the prompt; by default, one prompt for all pictures.
             In ComfyUI, the user connects the condition instead.
+        tagged_prompt: the prompt with a picture's tags, a format of `tags` and `text` (the user's or the recipe's
+            prompt); empty if the method was trained without tags.
+        sees_picture: whether its network also attends to the tagger's embedding of the picture.
     """
 
     network: NetworkKind
@@ -157,6 +160,8 @@ class LoraFamily(Family):
     passes: Callable[[Any, Strengths], Sequence[tuple[BaseStep, Strengths]]] = one_pass
     save: Callable[[Path, OneStepLora], None] | None = None
     conditioner: Callable[[Encode, str], Conditioner] = fixed_prompt
+    tagged_prompt: str = ""
+    sees_picture: bool = False
 
     def prompt(self, recipe: Recipe, chosen: str | None) -> str:
         """The prompt to use: `chosen`, or the recipe's. Raises UserError for a choice if the prompt is fixed."""
@@ -186,6 +191,10 @@ class OneStepLora:
         network, vae: LoRAs by diffusers' module names.
         replaced, replaced_vae: weights that replace the network's and the VAE's own, by diffusers' parameter names.
         embeddings: the recipe's encoded prompt, if the files contain it.
+        image_attentions: attentions that are added to the network, one after each of its attentions to the prompt, by
+            diffusers' parameter names.
+        control: the weights of a ControlNet, which has image attentions too; empty if the method has none.
+        tagger: RAM's files, as in `read_tagger`, for a prompt with the tags of each picture.
     """
 
     family: LoraFamily
@@ -197,11 +206,20 @@ class OneStepLora:
     replaced: Mapping[str, Tensor] = field(default_factory=dict)
     embeddings: PromptEmbeddings | None = None
     replaced_vae: Mapping[str, Tensor] = field(default_factory=dict)
+    image_attentions: Mapping[str, Tensor] = field(default_factory=dict)
+    control: Mapping[str, Tensor] = field(default_factory=dict)
+    tagger: Path | None = None
 
     @property
     def strengths(self) -> dict[str, float]:
         """The strengths of all adapters by name."""
         return {adapter.name: adapter.strength for adapter in (*self.network, *self.vae)}
+
+    def with_tagger(self, files: Path | None) -> OneStepLora:
+        """The same LoRA with a tagger. Raises UserError if its method does not use tags."""
+        if files is not None and not self.family.tagged_prompt:
+            raise UserError(f"{self.family.title} does not use tags: remove --tagger.")
+        return replace(self, tagger=files)
 
     def at(self, strengths: Strengths) -> OneStepLora:
         """The same LoRA at other strengths; adapters that are not named keep theirs.

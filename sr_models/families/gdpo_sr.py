@@ -64,4 +64,5 @@ FAMILY = LoraFamily(
     read=read,
     files=FILES,
     save=adapter_file.save,
+    tagged_prompt="{tags}, {text}",
 )

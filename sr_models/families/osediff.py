@@ -92,4 +92,5 @@ FAMILY = LoraFamily(
     summary=_summary,
     read=read,
     save=adapter_file.save,
+    tagged_prompt="{tags}, {text},",
 )

@@ -10,7 +10,7 @@ from ..checkpoints.header import Header, read_header
 from ..checkpoints.weights_file import beside
 from ..core.recipe import Recipe
 from ..errors import UserError
-from . import bundled, conv_sr, gdpo_sr, hypir, omgsr_s, osediff, pisa_sr, resshift, trained_here, tsd_sr
+from . import bundled, conv_sr, gdpo_sr, hypir, omgsr_s, osediff, pisa_sr, resshift, tad_seesr, trained_here, tsd_sr
 from .family import Family, LoraFamily, ModelFamily, OneStepLora
 from .other_kinds import OTHER_KINDS
 
@@ -92,6 +92,7 @@ FAMILIES = Registry(
     osediff.FAMILY,
     hypir.FAMILY,
     omgsr_s.FAMILY,
+    tad_seesr.FAMILY,
     gdpo_sr.FAMILY,
 )
 

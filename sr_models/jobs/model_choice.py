@@ -42,12 +42,14 @@ class ModelChoice:
     offload: bool = False
     spill: Path | None = None
     strengths: Mapping[str, float] = field(default_factory=dict)
+    tagger: Path | None = None
 
     def fingerprint(self) -> str:
         """Of everything that decides which model it is, by the content of its files. Empty for a file that is missing,
         which opening the model will report."""
         chosen = BUNDLED if self.model == BUNDLED_NAME and self.lora is None else Path(self.model)
         paths = (chosen, self.autoencoder, self.base, self.lora, self.embeddings)
+        paths += () if self.tagger is None else (self.tagger,)
         digest = hashlib.sha256(repr((self.recipe, self.prompt, *sorted(self.strengths.items()))).encode())
         for path in paths:
             digest.update(b"-" if path is None else _content(path))
@@ -70,7 +72,7 @@ def _content(path: Path) -> bytes:
 
 def _refuse_lora_options(choice: ModelChoice) -> None:
     options = {"--embeddings": choice.embeddings, "--prompt": choice.prompt, "--offload": choice.offload or None}
-    options["--strength"] = choice.strengths or None
+    options |= {"--strength": choice.strengths or None, "--tagger": choice.tagger}
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UserError(f"Only one-step LoRAs take {' and '.join(given)}: give --base and --lora, or leave it out.")
@@ -96,7 +98,7 @@ def open_model(choice: ModelChoice) -> OpenedModel:
         raise UserError(f"{choice.base} does not exist: check the name of the base.")
     return open_lora(
         choice.base,
-        read_lora(choice.lora).at(choice.strengths),
+        read_lora(choice.lora).at(choice.strengths).with_tagger(choice.tagger),
         embeddings=choice.embeddings,
         prompt=choice.prompt,
         recipe=recipe,

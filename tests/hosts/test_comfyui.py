@@ -203,7 +203,7 @@ def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
 @pytest.mark.host
 def test_every_node_has_a_help_page_and_tooltips(host: Host) -> None:
     ours = {kind: info for kind, info in host.object_info.items() if kind.startswith("OneStepSR")}
-    assert len(ours) == len(list((ROOT / "web" / "docs").glob("*.md"))) == 10
+    assert len(ours) == len(list((ROOT / "web" / "docs").glob("*.md"))) == 11
     for kind, info in ours.items():
         page = host.get(f"/extensions/onestep_sr/docs/{kind}.md").decode()
         assert page.startswith(f"# {info['display_name']}\n") and info["description"]

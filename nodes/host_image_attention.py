@@ -1,0 +1,178 @@
+"""Networks of ComfyUI that attend to a picture as well as to a prompt: MODEL and ControlNet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.ops
+import comfy.utils
+import torch
+from comfy import model_management
+from comfy.cldm import cldm
+from comfy.controlnet import ControlNet
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ..sr_models.checkpoints.image_attention import IMAGE, joined, modules_of, split
+from ..sr_models.core.model import Conditioner, Fixed
+from ..sr_models.errors import UserError
+from ..sr_models.families.family import LoraFamily, OneStepLora
+
+Conditioning = list[tuple[Tensor, dict[str, Any]]]
+PICTURE = "onestep_sr_picture"  # the embedding of the picture, in the dictionary of a CONDITIONING
+UNET = "diffusion_model."
+FIRST = "norm.weight"
+NOT_IN_CONTROLNET = ("out_channels", "disable_unet_model_creation")
+
+
+class TextThenImage(SpatialTransformer):
+    """ComfyUI's attention to the prompt, then one to the picture. The condition is from `joined`.
+
+    It has the modules of the first under their own names, so that weights keep their keys, and `image`.
+    """
+
+    def __init__(self, text: SpatialTransformer, image: SpatialTransformer, width: int):
+        nn.Module.__init__(self)
+        modules = {**text._modules, "image": image}
+        self.__dict__.update(text.__dict__ | {"_modules": modules, "width": width})
+
+    def forward(self, x: Tensor, context: Tensor, transformer_options: Mapping[str, Any] = {}) -> Tensor:
+        prompt, picture = split(context, self.width)
+        x = super().forward(x, prompt, transformer_options)
+        # Patches of other packs are meant for attentions to the prompt.
+        rest = {key: value for key, value in transformer_options.items() if not key.startswith("patches")}
+        return self.image(x, picture, rest)
+
+
+def add_image_attentions(patched: ModelPatcher, lora: OneStepLora) -> None:
+    """Put the LoRA's attentions to the picture into a MODEL. Raises UserError for weights that do not fit."""
+    model, size = patched.model, patched.model_size()
+    kind = _Kind(model.get_dtype(), model.manual_cast_dtype)
+    names = comfy.utils.unet_to_diffusers(model.model_config.unet_config)
+    for place, weights in _places(lora.image_attentions, names, lora):
+        key = f"{UNET}{place}"
+        both = _with_image(patched.get_model_object(key), weights, kind, lora)
+        patched.add_object_patch(key, both)
+        size += model_management.module_size(both.image)
+    patched.size = size  # what ComfyUI makes room for
+
+
+def open_control(model: ModelPatcher, lora: OneStepLora) -> ControlNet | None:
+    """The LoRA's ControlNet, as ComfyUI's for this MODEL; None if it has none. Raises UserError for weights that do not
+    fit."""
+    if not lora.control:
+        return None
+    config, device = dict(model.model.model_config.unet_config), model_management.get_torch_device()
+    kind = _Kind(model.model.get_dtype(), model.model.manual_cast_dtype)
+    names = _control_names(comfy.utils.unet_to_diffusers(config), lora.control)
+    config = {key: value for key, value in config.items() if key not in NOT_IN_CONTROLNET}
+    network = cldm.ControlNet(**config | kind.arguments, hint_channels=3)
+    images = {name: tensor for name, tensor in lora.control.items() if f".{IMAGE}." in name}
+    rest = {names.get(name, name): tensor for name, tensor in lora.control.items() if name not in images}
+    _fill(network, rest, lora)
+    for place, weights in _places(images, names, lora):
+        comfy.utils.set_attr(network, place, _with_image(network.get_submodule(place), weights, kind, lora))
+    return ControlNet(network, load_device=device, manual_cast_dtype=kind.compute)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The precision of a network's weights, and of its computation if that is another."""
+
+    weights: torch.dtype
+    compute: torch.dtype | None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        operations = comfy.ops.pick_operations(self.weights, self.compute)
+        return {"dtype": self.weights, "device": model_management.unet_offload_device(), "operations": operations}
+
+
+def _places(
+    images: Mapping[str, Tensor], names: Mapping[str, str], lora: OneStepLora
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """ComfyUI's name of the attention to the prompt before each attention to the picture, and the latter's weights."""
+    modules = modules_of(images)
+    texts = {name for name in names if name.endswith(f".{FIRST}") and ".attentions." in name}
+    if {f"{name.replace(IMAGE, 'attentions')}.{FIRST}" for name in modules} != texts:
+        raise UserError(f"{lora.sentence}, but its image attentions are not those of the connected MODEL.")
+    for name, weights in modules.items():
+        key = names[f"{name.replace(IMAGE, 'attentions')}.{FIRST}"]
+        yield key.removesuffix(f".{FIRST}"), weights
+
+
+def _with_image(text: Any, weights: Mapping[str, Tensor], kind: _Kind, lora: OneStepLora) -> TextThenImage:
+    attention, width = text.transformer_blocks[0].attn1, weights["transformer_blocks.0.attn2.to_k.weight"].shape[1]
+    image = SpatialTransformer(
+        text.in_channels,
+        attention.heads,
+        attention.dim_head,
+        context_dim=width,
+        use_linear=text.use_linear,
+        attn_precision=attention.attn_precision,
+        **kind.arguments,
+    )
+    _fill(image, weights, lora)
+    return TextThenImage(text, image, width)
+
+
+def _control_names(unet_names: Mapping[str, str], control: Mapping[str, Tensor]) -> dict[str, str]:
+    """ComfyUI's names of a ControlNet's parameters by diffusers'."""
+    names = {name: own for name, own in unet_names.items() if name in control}
+    blocks = len({name.split(".")[2] for name in control if name.startswith("controlnet_cond_embedding.blocks.")})
+    modules = {"controlnet_mid_block": "middle_block_out.0", "controlnet_cond_embedding.conv_in": "input_hint_block.0"}
+    modules |= {f"controlnet_cond_embedding.blocks.{i}": f"input_hint_block.{2 * i + 2}" for i in range(blocks)}
+    modules["controlnet_cond_embedding.conv_out"] = f"input_hint_block.{2 * blocks + 2}"
+    down = {name.split(".")[1] for name in control if name.startswith("controlnet_down_blocks.")}
+    modules |= {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in down}
+    for module, own in modules.items():
+        names |= {f"{module}.{end}": f"{own}.{end}" for end in ("weight", "bias")}
+    return names
+
+
+def _fill(module: nn.Module, weights: Mapping[str, Tensor], lora: OneStepLora) -> None:
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{lora.sentence}, but its weights do not fit the connected MODEL ({reason}).") from error
+    module.requires_grad_(False).eval()
+
+
+def conditioner_for(conditioning: Conditioning, family: LoraFamily, control: ControlNet | None) -> Conditioner:
+    """The conditioner for a CONDITIONING, which may have a prompt and an embedding of its own for each picture of a
+    batch. Raises UserError if the family attends to the picture, and there is no embedding."""
+    with_picture = all(PICTURE in more for _, more in conditioning)
+    if family.sees_picture and not with_picture:
+        raise UserError(
+            f"{family.title} attends to the picture, but the connected CONDITIONING has no embedding of it: connect "
+            "One-Step SR Tags."
+        )
+    return SeenPictures(conditioning, control, family.sees_picture) if with_picture else Fixed(conditioning)
+
+
+@dataclass(frozen=True)
+class SeenPictures:
+    """A conditioner with a prompt and an embedding for each picture, which go to the MODEL together if `joins`."""
+
+    conditioning: Conditioning
+    control: ControlNet | None
+    joins: bool
+
+    def __call__(self, picture: Tensor, index: int) -> Conditioning:
+        extras = {} if self.control is None else {"control": self.control, "control_apply_to_uncond": True}
+        return [(self._of(prompt, more[PICTURE], index), _plain(more) | extras) for prompt, more in self.conditioning]
+
+    def _of(self, prompt: Tensor, embedding: Tensor, index: int) -> Tensor:
+        count = len(embedding)
+        if count > 1 and index >= count:
+            raise UserError(f"The CONDITIONING is for {count} images: connect the same IMAGE to One-Step SR Tags.")
+        one = slice(index, index + 1) if count > 1 else slice(0, 1)
+        return joined(prompt[one], embedding[one]) if self.joins else prompt[one]
+
+
+def _plain(more: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in more.items() if key != PICTURE}

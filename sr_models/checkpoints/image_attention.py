@@ -1,0 +1,34 @@
+"""What networks that attend to a picture as well as to a prompt have in common: one condition, and their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PICTURE_TOKENS = 145  # RAM's: the mean and 12 x 12 pixels
+IMAGE = "image_attentions"
+
+
+def joined(prompt: Tensor, picture: Tensor) -> Tensor:
+    """Both in one condition, so that they go through any network's code together: prompt (B, n, c) and picture
+    (B, 145, d), d up to c -> (B, n + 145, c), the picture padded with zeros."""
+    padded = F.pad(picture.to(prompt), (0, prompt.shape[-1] - picture.shape[-1]))
+    return torch.cat([prompt, padded.expand(len(prompt), -1, -1)], dim=1)
+
+
+def split(condition: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The inverse of `joined`; `width` is the picture's."""
+    return condition[:, :-PICTURE_TOKENS], condition[:, -PICTURE_TOKENS:, :width]
+
+
+def modules_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Image attentions by the names of their modules, as `mid_block.image_attentions.0`."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        block, _, rest = name.partition(f".{IMAGE}.")
+        number, _, parameter = rest.partition(".")
+        found.setdefault(f"{block}.{IMAGE}.{number}", {})[parameter] = tensor
+    return found

@@ -1,0 +1,71 @@
+"""TAD-SeeSR (arXiv 2408.07476): SeeSR (arXiv 2311.16518) in one step, on Stable Diffusion 2-base.
+
+The published files are diffusers folders, `unet` and `controlnet`, of whole networks. After each attention to the
+prompt, both have an attention to an embedding of the picture, which is RAM's with DAPE (`tagger`). The ControlNet sees
+the enlarged picture. The step starts at t = 999 from the LR's latent with noise, or from noise alone:
+z_0 = (z - sigma e) / alpha.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..checkpoints.conditions import All, AnyOf, Has, InFolder
+from ..checkpoints.weights_file import read_weights, shortened
+from ..core.recipe import Recipe
+from ..core.step import OneStep
+from ..errors import UserError
+from .bases import SD21
+from .family import LoraFamily, OneStepLora
+
+BASE = replace(SD21, prediction="epsilon")
+UNET, CONTROL = "unet", "controlnet"
+FILES = tuple(f"{part}/diffusion_pytorch_model.safetensors" for part in (UNET, CONTROL))
+IMAGE_ATTENTIONS = ".image_attentions."
+
+RECIPE = Recipe(
+    "tad-seesr",
+    "TAD-SeeSR on Stable Diffusion 2",
+    "arXiv 2408.07476",
+    OneStep(999.0, noised=True),
+    scale=1,
+    tile=320,
+    overlap=4,
+    multiple=1,
+    color="adain",
+    shortest=64,
+)
+FROM_NOISE = replace(RECIPE, name="tad-seesr-noise", step=OneStep(999.0, noised=True, from_noise=True))
+_FIRST = "down_blocks.0.image_attentions.0.proj_in.weight"
+_UNET = All(InFolder(UNET, beside=CONTROL), Has(_FIRST, "conv_out.weight"))
+_CONTROL = Has(_FIRST, "controlnet_cond_embedding.conv_in.weight")
+
+
+def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
+    """Read the published files, given one of them. Raises UserError for one that is missing or incomplete."""
+    folder = path.parent.parent
+    unet, control = (read_weights(folder / name).tensors for name in FILES)
+    for file, tensors in zip(FILES, (unet, control), strict=True):
+        if _FIRST not in tensors:
+            raise UserError(f"{folder / file} is incomplete (it lacks {shortened([_FIRST])}): download it again.")
+    images = {name: tensor for name, tensor in unet.items() if IMAGE_ATTENTIONS in name}
+    rest = {name: tensor for name, tensor in unet.items() if name not in images}
+    file = f"{folder.name}/{FILES[0]}"
+    return OneStepLora(family, file, BASE, RECIPE.name, replaced=rest, image_attentions=images, control=control)
+
+
+FAMILY = LoraFamily(
+    name="tad-seesr",
+    title="TAD-SeeSR",
+    network="unet",
+    licence="Apache-2.0; the base has its own",
+    citation=RECIPE.citation,
+    condition=AnyOf(_UNET, _CONTROL),
+    recipes={recipe.name: recipe for recipe in (RECIPE, FROM_NOISE)},
+    summary=lambda header: "TAD-SeeSR: whole U-Net and ControlNet with image attentions",
+    read=read,
+    files=FILES,
+    tagged_prompt="{tags}, {text},clean, high-resolution, 8k, extremely detailed, best quality, sharp",
+    sees_picture=True,
+)

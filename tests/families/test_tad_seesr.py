@@ -1,0 +1,256 @@
+"""TAD-SeeSR: its published folders, its equation in float64, and what possible mistakes would give."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import small_peft
+import small_seesr
+import small_unet
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from onestep_sr.sr_models.canvas.color import ColorMatch, match
+from onestep_sr.sr_models.canvas.noise import canvas_noise
+from onestep_sr.sr_models.core.options import UpscaleOptions
+from onestep_sr.sr_models.core.upscale import upscale
+from onestep_sr.sr_models.diffusers_host.lora import open_lora
+from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families.catalogue import describe
+from onestep_sr.sr_models.families.convert import convert
+from onestep_sr.sr_models.families.registry import read_lora
+from onestep_sr.sr_models.families.tad_seesr import FAMILY, FILES, FROM_NOISE, RECIPE
+from onestep_sr.sr_models.families.tagger import read_tagger
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+TOLERANCE = 1e-4
+SEED = 7
+TEXT = "a lake"
+FIXED = "clean, high-resolution, 8k, extremely detailed, best quality, sharp"
+AS_LARGE = UpscaleOptions(1, seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("seesr")
+    base = small_unet.write(folder / "base", "2.1-base")
+    small_peft.calm_output(base)
+    lora = small_seesr.write_networks(base, folder / "tadsr")
+    small_seesr.write_ram(folder / "ram")
+    image = small_peft.smooth_image()
+    small_seesr.write_thresholds(folder / "ram", image)
+    return {"base": base, "lora": lora, "ram": folder / "ram", "image": image}
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are not enlarged to 512 px, which would take long."""
+    for recipe in (RECIPE, FROM_NOISE):
+        monkeypatch.setitem(FAMILY.recipes, recipe.name, replace(recipe, shortest=0))
+
+
+def network(case: dict, part: str) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The U-Net or ControlNet in float64, and its attentions to the picture by the name of those to the prompt."""
+    unet: Any = UNet2DConditionModel.from_pretrained(case["base"] / "unet")
+    plain = unet if part == "unet" else ControlNetModel.from_unet(unet)
+    tensors, images = load_file(case["lora"] / part / "diffusion_pytorch_model.safetensors"), {}
+    for name, image in small_seesr.image_attentions(plain, 0).items():
+        image.load_state_dict({key: tensors.pop(f"{name}.{key}") for key in image.state_dict()})
+        images[name.replace("image_attentions", "attentions")] = image.double()
+    plain.load_state_dict(tensors)
+    return plain.double().requires_grad_(False), images
+
+
+def look(plain: nn.Module, images: dict[str, nn.Module], embedding: Tensor, order: str) -> None:
+    """Let each attention to the picture work on the result of the one to the prompt, or before it."""
+    for name, image in images.items():
+        if order == "image, text":
+            plain.get_submodule(name).register_forward_pre_hook(
+                lambda module, args, image=image: (image(args[0], encoder_hidden_states=embedding).sample,)
+            )
+        elif order == "text, image":
+            plain.get_submodule(name).register_forward_hook(
+                lambda module, args, result, image=image: (image(result[0], encoder_hidden_states=embedding).sample,)
+            )
+
+
+def equation(
+    case: dict,
+    *,
+    timestep: int = 999,
+    start: Callable[[Tensor, Tensor], Tensor] | None = None,
+    seed: int = SEED,
+    prompt: str = "{tags}, {text}," + FIXED,
+    unet_order: str = "text, image",
+    control_order: str = "text, image",
+    control_scale: float = 1.0,
+    control_picture: Callable[[Tensor], Tensor] = lambda x: x,
+    seen: Callable[[Tensor], Tensor] = lambda x: x,
+    color: ColorMatch = "adain",
+) -> Tensor:
+    """z = .068265 z_lr + .997667 n, z_0 = (z - .997667 e) / .068265, in float64. What may be passed by name are the
+    places for mistakes."""
+    tagger, image = read_tagger(case["ram"]), case["image"]
+    embedding = tagger.embedding(seen(image))
+    [tags] = tagger.tags(tagger.embedding(image))
+    (unet, of_unet), (control, of_control) = network(case, "unet"), network(case, "controlnet")
+    look(unet, of_unet, embedding.double(), unet_order)
+    look(control, of_control, embedding.double(), control_order)
+    vae: Any = AutoencoderKL.from_pretrained(case["base"] / "vae").double()
+    text = small_peft.encoded(case["base"], prompt.format(tags=tags, text=TEXT)).double()
+    with torch.no_grad():
+        z_lr = 0.18215 * vae.encode(image.double() * 2 - 1).latent_dist.mode()
+        noise = canvas_noise(z_lr.float(), seed).double()
+        alpha, sigma = small_peft.roots(timestep)
+        z = alpha * z_lr + sigma * noise if start is None else start(z_lr, noise)
+        options: dict[str, Any] = {"encoder_hidden_states": text, "return_dict": False}
+        down, middle = control(
+            z, timestep, controlnet_cond=control_picture(image.double()), conditioning_scale=control_scale, **options
+        )
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        e = unet(z, timestep, **options, **residuals)[0]
+        result = vae.decode((z - sigma * e) / alpha / 0.18215).sample / 2 + 0.5
+    return match(result.clamp(0, 1).float(), image, color).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def truth(case) -> Tensor:
+    assert all((a - b).abs() < 1e-6 for a, b in zip(small_peft.roots(999), (0.068265, 0.997667), strict=True))
+    result = equation(case)
+    assert result.std() > 0.02 and (result == result.clamp(0.01, 0.99)).float().mean() > 0.5, "something to compare"
+    return result
+
+
+def opened(case: dict, *, tagger: bool = True, prompt: str | None = TEXT, recipe: str | None = None):
+    lora = read_lora(case["lora"]).with_tagger(case["ram"] if tagger else None)
+    return open_lora(case["base"], lora, prompt=prompt, recipe=recipe, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("file", ["", *FILES])
+def test_the_folder_and_each_of_its_files_give_what_the_equation_says(case, truth, file) -> None:
+    result = upscale(opened(case | {"lora": case["lora"] / file}).model, case["image"], AS_LARGE)
+    assert (result - truth).abs().max() < TOLERANCE
+
+
+def test_from_noise_alone(case) -> None:
+    result = upscale(opened(case, recipe="tad-seesr-noise").model, case["image"], AS_LARGE)
+    assert (result - equation(case, start=lambda z, noise: noise)).abs().max() < TOLERANCE
+
+
+def test_the_command_line_gives_what_the_equation_says(case, truth, tmp_path, capsys) -> None:
+    files = ("--base", case["base"], "--lora", case["lora"], "--tagger", case["ram"], "--prompt", TEXT, "--seed", SEED)
+    assert (small_peft.on_the_command_line(case["image"], tmp_path, *files) - truth).abs().max() < TOLERANCE
+    printed = capsys.readouterr().out
+    assert "Licence of TAD-SeeSR: Apache-2.0" in printed and "Licence of RAM and DAPE: Apache-2.0" in printed
+
+
+def test_tiles_see_their_part_of_the_picture(case) -> None:
+    """Two tiles at once give what each gives alone, and depend on the part of the picture that belongs to them."""
+    model, generator = opened(case).model, torch.Generator().manual_seed(3)
+    latent, lr = torch.randn(2, 4, 4, 4, generator=generator), torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    condition, timestep = model.conditioner(case["image"], 0), torch.full((2,), 999)
+
+    def work(network) -> tuple[Tensor, ...]:
+        both = network(latent, lr, timestep)
+        alone = torch.cat([network(latent[i : i + 1], lr[i : i + 1], timestep[:1]) for i in range(2)])
+        return both, alone, network(latent, lr.flip(0), timestep)
+
+    both, alone, exchanged = model.denoiser.run(work, (2, 4, 4, 4), condition)
+    assert (both - alone).abs().max() < 1e-5 < 1e-3 * (both - exchanged).abs().max()
+
+
+MISTAKES: dict[str, dict[str, Any]] = {
+    "network at t = 998": {"timestep": 998},
+    "start from noise alone": {"start": lambda z, noise: noise},
+    "start from the LR's latent": {"start": lambda z, noise: z},
+    "another seed's noise": {"seed": SEED + 1},
+    "no image attentions in the U-Net": {"unet_order": "text"},
+    "no image attentions in the ControlNet": {"control_order": "text"},
+    "image before text in the U-Net": {"unet_order": "image, text"},
+    "image before text in the ControlNet": {"control_order": "image, text"},
+    "embedding of another picture": {"seen": lambda x: x.flip(-1)},
+    "no ControlNet": {"control_scale": 0.0},
+    "half the ControlNet": {"control_scale": 0.5},
+    "ControlNet sees [-1, 1]": {"control_picture": lambda x: x * 2 - 1},
+    "no tags": {"prompt": ", {text}," + FIXED},
+    "no text": {"prompt": "{tags}, ," + FIXED},
+    "no fixed text": {"prompt": "{tags}, {text},"},
+    "no colours": {"color": "none"},
+    "colours by wavelet": {"color": "wavelet"},
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_each_mistake_would_show(case, truth, mistake) -> None:
+    assert (equation(case, **MISTAKES[mistake]) - truth).abs().max() > 5 * TOLERANCE
+
+
+# Files
+
+
+def test_the_published_files_are_recognised(case) -> None:
+    assert {describe(case["lora"] / file) for file in FILES} == {
+        "TAD-SeeSR: whole U-Net and ControlNet with image attentions"
+    }
+    lora = read_lora(case["lora"])
+    assert (str(lora.base), lora.network, lora.vae) == ("Stable Diffusion 2.1 with epsilon prediction", (), ())
+    assert not any("image_attentions" in name for name in lora.replaced)
+
+
+def test_a_missing_network_is_named(case, tmp_path) -> None:
+    shutil.copytree(case["lora"], tmp_path / "part")
+    (tmp_path / "part" / FILES[1]).unlink()
+    with pytest.raises(UserError, match=r"controlnet/diffusion_pytorch_model\.safetensors does not exist"):
+        read_lora(tmp_path / "part")
+
+
+LACKING = {
+    "of the U-Net": (0, "conv_out.bias", "lacks 1 weights of the base"),
+    "of an image attention": (0, "down_blocks.0.image_attentions.0.norm.weight", "do not fit the base .*norm.weight"),
+    "an image attention": (0, "mid_block.image_attentions.0.", "its image attentions are not those of the base"),
+    "of the ControlNet": (1, "controlnet_mid_block.bias", "do not fit the base .*controlnet_mid_block.bias"),
+    "the ControlNet's attention": (1, "mid_block.image_attentions.0.", "image attentions are not those of the base"),
+}
+
+
+@pytest.mark.parametrize("what", LACKING)
+def test_incomplete_networks_are_refused(case, tmp_path, what) -> None:
+    part, name, words = LACKING[what]
+    folder = shutil.copytree(case["lora"], tmp_path / "part")
+    tensors = {key: tensor for key, tensor in load_file(folder / FILES[part]).items() if not key.startswith(name)}
+    save_file(tensors, folder / FILES[part])
+    with pytest.raises(UserError, match=words):
+        opened(case | {"lora": folder})
+
+
+def test_the_tagger_is_asked_for(case) -> None:
+    with pytest.raises(UserError, match="TAD-SeeSR needs RAM"):
+        opened(case, tagger=False)
+
+
+def test_the_folders_are_not_one_file(case, tmp_path) -> None:
+    with pytest.raises(UserError, match="cannot be converted to one file"):
+        convert(case["lora"], tmp_path / "tad.safetensors")
+
+
+# Tags in the prompts of other families
+
+
+def test_osediff_with_tags_is_osediff_with_that_prompt(case, tmp_path) -> None:
+    torch.save(small_peft.osediff(case["base"]), tmp_path / "osediff.pkl")
+    tagger = read_tagger(case["ram"])
+    [tags] = tagger.tags(tagger.embedding(case["image"]))
+    assert tags.count("tag ") > 1
+    lora, plain = case | {"lora": tmp_path / "osediff.pkl"}, UpscaleOptions(1)
+    expected = upscale(opened(lora, tagger=False, prompt=f"{tags}, {TEXT},").model, case["image"], plain)
+    assert torch.equal(upscale(opened(lora).model, case["image"], plain), expected)
+
+
+def test_a_method_without_tags_refuses_the_tagger(case, tmp_path) -> None:
+    torch.save(small_peft.pisa_sr(case["base"]), tmp_path / "pisa_sr.pkl")
+    with pytest.raises(UserError, match="PiSA-SR does not use tags: remove --tagger"):
+        opened(case | {"lora": tmp_path / "pisa_sr.pkl"}, prompt=None)

@@ -96,10 +96,12 @@ class ModelFamily(Family):
     """Attributes:
     outline: header, and a recipe's name or None -> the recipe that `open` uses, and the codec's factor.
     open: header, options -> the model, on the CPU.
+    beside: the names of files that are also needed, in the model's folder.
     """
 
     outline: Callable[[Header, str | None], tuple[Recipe, int]]
     open: Callable[[Header, OpenOptions], OpenedModel]
+    beside: tuple[str, ...] = ()
 
 
 # Methods that are a LoRA for a Stable Diffusion

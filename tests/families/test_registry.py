@@ -24,10 +24,13 @@ def header(*names: str, metadata: dict | None = None, kind="safetensors") -> Hea
     return Header(Path("file.safetensors"), dict.fromkeys(names, (4, 4)), metadata or {}, kind)
 
 
+STACK = "feature_extractor.0.weight"
+FACES = dict.fromkeys((*resshift.NETWORK.names, "feature_extractor.8.op.weight"), (4, 4)) | {STACK: (16, 3, 3, 3)}
 OWN_VAE = "vae.encoder.conv_in.lora_A.weight"
 OURS = {
     "bundled": header("conv_in.weight", metadata={"onestep_sr": "{}"}),
     "resshift": header(*resshift.NETWORK.names),
+    "tad-faceir": Header(Path("TAD-faceir.pth"), FACES),
     "tsd-sr": header("transformer.pos_embed.proj.lora_A.weight"),
     "tsd-sr, VAE": header("transformer.encoder.conv_in.lora_A.weight"),
     "tsd-sr, one file": header("transformer.x.lora_A.weight", OWN_VAE, metadata={"onestep_sr_lora": "{}"}),
@@ -53,7 +56,6 @@ def test_exactly_one_family_matches_each_file(kind) -> None:
 
 with torch.device("meta"):
     VQ = {name: tuple(tensor.shape) for name, tensor in VQAutoencoder().state_dict().items()}
-FACES = ("feature_extractor.0.weight", "feature_extractor.2.op.weight")
 CODEBOOK = "quantize.embedding.weight"
 
 
@@ -80,7 +82,7 @@ OTHERS = {
     "VQ": (of_shapes(VQ), "this file as its autoencoder"),
     "VQ of faces": (of_shapes(VQ | {CODEBOOK: (4096, 8)}), "is the VQ-f8 autoencoder of models for faces: choose"),
     "VQ-GAN": (of_shapes(VQ | {CODEBOOK: (16384, 256)}), "is a VAE"),
-    "TAD-faceir": (header(*resshift.NETWORK.names, *FACES), "is TAD-SR's model for faces (TAD-faceir), which restores"),
+    "inpainting": (of_shapes(FACES | {STACK: (16, 4, 3, 3)}), "is a ResShift model for inpainting, which is not an"),
     "GFPGAN": (header("conv_body_first.weight", "stylegan_decoder.style_mlp.1.weight"), "is a face restoration model"),
     "CodeFormer": (
         header("position_emb", CODEBOOK, "encoder.blocks.0.weight", "fuse_convs_dict.32.scale.0.weight"),
@@ -203,6 +205,7 @@ def test_recipes_that_workflows_name_are_those_of_each_lora() -> None:
 def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
     assert [line.split()[0] for line in recipes()] == [
         *("bundled", "tad-sr", "sinsr", "resshift", "resshift-s4", "resshift-ddim", "resshift-s4-ddim"),
+        *("tad-faceir", "resshift-faceir"),
         *("tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff", "hypir", "omgsr-s", "gdpo-sr"),
     ]
     (tmp_path / "model.gguf").write_bytes(b"GGUF")

@@ -10,7 +10,20 @@ from ..checkpoints.header import Header, read_header
 from ..checkpoints.weights_file import beside
 from ..core.recipe import Recipe
 from ..errors import UserError
-from . import bundled, conv_sr, gdpo_sr, hypir, omgsr_s, osediff, pisa_sr, resshift, tad_faceir, trained_here, tsd_sr
+from . import (
+    adcsr,
+    bundled,
+    conv_sr,
+    gdpo_sr,
+    hypir,
+    omgsr_s,
+    osediff,
+    pisa_sr,
+    resshift,
+    tad_faceir,
+    trained_here,
+    tsd_sr,
+)
 from .family import Family, LoraFamily, ModelFamily, OneStepLora
 from .other_kinds import OTHER_KINDS
 
@@ -95,6 +108,7 @@ FAMILIES = Registry(
     conv_sr.FAMILY,
     resshift.FAMILY,
     tad_faceir.FAMILY,
+    adcsr.FAMILY,
     tsd_sr.FAMILY,
     trained_here.FAMILY,
     pisa_sr.FAMILY,

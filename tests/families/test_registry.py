@@ -11,7 +11,7 @@ from onestep_sr.sr_models.checkpoints.conditions import All
 from onestep_sr.sr_models.checkpoints.header import Header
 from onestep_sr.sr_models.core.step import OneStep
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.families import bundled, resshift, trained_here, tsd_sr
+from onestep_sr.sr_models.families import adcsr, bundled, resshift, trained_here, tsd_sr
 from onestep_sr.sr_models.families.catalogue import describe, files_in, recipes
 from onestep_sr.sr_models.families.loading import recipe_of
 from onestep_sr.sr_models.families.registry import FAMILIES, Registry, read_lora
@@ -31,6 +31,14 @@ OURS = {
     "bundled": header("conv_in.weight", metadata={"onestep_sr": "{}"}),
     "resshift": header(*resshift.NETWORK.names),
     "tad-faceir": Header(Path("TAD-faceir.pth"), FACES),
+    "adcsr": Header(
+        Path("net_params_200.pkl"),
+        dict.fromkeys(
+            (f"body.1.{adcsr.ATTENTION}", "body.1.conv_out.weight", "body.2.resnets.0.conv1.weight"), (256, 240, 3, 3)
+        )
+        | {"body.1.conv_in.weight": (240, 12, 3, 3)},
+    ),
+    "adcsr, one file": header("unet.conv_in.weight", metadata={"onestep_sr_family": "adcsr"}),
     "tsd-sr": header("transformer.pos_embed.proj.lora_A.weight"),
     "tsd-sr, VAE": header("transformer.encoder.conv_in.lora_A.weight"),
     "tsd-sr, one file": header("transformer.x.lora_A.weight", OWN_VAE, metadata={"onestep_sr_lora": "{}"}),
@@ -205,7 +213,7 @@ def test_recipes_that_workflows_name_are_those_of_each_lora() -> None:
 def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
     assert [line.split()[0] for line in recipes()] == [
         *("bundled", "tad-sr", "sinsr", "resshift", "resshift-s4", "resshift-ddim", "resshift-s4-ddim"),
-        *("tad-faceir", "resshift-faceir"),
+        *("tad-faceir", "resshift-faceir", "adcsr"),
         *("tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff", "hypir", "omgsr-s", "gdpo-sr"),
     ]
     (tmp_path / "model.gguf").write_bytes(b"GGUF")

@@ -20,42 +20,37 @@ from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families import tad_faceir
 from onestep_sr.sr_models.families.catalogue import describe
 from onestep_sr.sr_models.families.loading import load, recipe_of
-from onestep_sr.sr_models.families.tad_faceir import F8, FAMILY, RECIPES
-from onestep_sr.sr_models.networks.swin_unet_faces import FaceUNet, FaceUNetConfig
-from onestep_sr.sr_models.networks.vq_autoencoder import FACES_F8, VQAutoencoder, VQConfig
+from onestep_sr.sr_models.families.tad_faceir import F8, RECIPES
+from onestep_sr.sr_models.networks.swin_unet_faces import FaceUNet
+from onestep_sr.sr_models.networks.vq_autoencoder import FACES_F8, VQAutoencoder
 from reference_swin import ReferenceUNet
-from small_swin import randomised
+from small_models import FACES, FACES_VQ, use_small_networks, write_faces
+from small_models import FACES_NAMES as NAMES
 from torch import Tensor
 
 TOLERANCE = 1e-4
 SEED = 7
-SMALL = FaceUNetConfig(channels=32, multipliers=(1, 2), swin_channels=64, window=4, mlp_ratio=2, native_size=8)
-SMALL_VQ = VQConfig(32, (1, 1, 1, 2), (1, 2, 1, 1), latent_channels=8, codes=64)
 PUBLISHED = RECIPES["tad-faceir"]
 SAME_SIZE = UpscaleOptions(1, seed=SEED)
-NAMES = "TAD-faceir.pth", F8.file
 
 
 @pytest.fixture(scope="module")
-def networks() -> tuple[FaceUNet, VQAutoencoder]:
-    return randomised(FaceUNet(SMALL)), randomised(VQAutoencoder(SMALL_VQ), 1)
+def written(tmp_path_factory):
+    return write_faces(tmp_path_factory.mktemp("faces")).parent
 
 
 @pytest.fixture(scope="module")
-def written(networks, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faces")
+def networks(written) -> tuple[FaceUNet, VQAutoencoder]:
+    networks = FaceUNet(FACES), VQAutoencoder(FACES_VQ)
     for name, network in zip(NAMES, networks, strict=True):
-        torch.save({"state_dict": network.state_dict()}, folder / name)
-    return folder
+        network.load_state_dict(torch.load(written / name, weights_only=True)["state_dict"])
+    return networks
 
 
 @pytest.fixture
 def folder(written, monkeypatch):
     """The files of small networks, which do not enlarge pictures to 512 px."""
-    monkeypatch.setattr(tad_faceir, "FaceUNet", partial(FaceUNet, SMALL))
-    monkeypatch.setattr(tad_faceir, "F8", replace(F8, config=SMALL_VQ))
-    for name, recipe in RECIPES.items():
-        monkeypatch.setitem(FAMILY.recipes, name, replace(recipe, shortest=0))
+    use_small_networks(monkeypatch.setattr)
     return written
 
 
@@ -95,14 +90,14 @@ def equation(
     the picture. What may be passed by name are the places for mistakes."""
     unet, vq = networks
     weights = {name: value.double() for name, value in unet.state_dict().items()}
-    vq = VQAutoencoder(SMALL_VQ).double()
+    vq = VQAutoencoder(FACES_VQ).double()
     vq.load_state_dict(networks[1].state_dict())
     with torch.no_grad():
         z_y = vq.encode(image.double() * 2 - 1)
         z_t = from_picture * z_y + 2 * sqrt_eta * canvas_noise(z_y.float(), seed).double()
         lr = image.double() * (1 - lr_from) + lr_from
         features = stack(weights, lr / divisor if scaled_lr else lr, order)
-        reference = ReferenceUNet(unet.state_dict(), replace(SMALL, published_mask=published_mask))
+        reference = ReferenceUNet(unet.state_dict(), replace(FACES, published_mask=published_mask))
         z_0 = reference(z_t / divisor, features, torch.tensor([timestep]))
         found = vq.decode(z_0) if is_quantised else vq.decoder(vq.post_quant_conv(z_0))
     return z_0, (found / 2 + 0.5).clamp(0, 1)
@@ -181,8 +176,8 @@ def test_a_larger_result_is_that_of_the_enlarged_picture(folder, image) -> None:
 
 def test_a_small_picture_is_restored_at_the_native_size(folder, image, monkeypatch) -> None:
     """512 px; here 128."""
-    assert RECIPES["tad-faceir"].shortest == 0 and PUBLISHED.shortest * F8.config.factor == 512
-    monkeypatch.setitem(FAMILY.recipes, "tad-faceir", replace(PUBLISHED, shortest=16))
+    assert PUBLISHED.shortest * F8.config.factor == 512
+    monkeypatch.setitem(tad_faceir.RECIPES, "tad-faceir", replace(PUBLISHED, shortest=16))
     model, face = load(folder / NAMES[0]).model, image[:, :, :, :64]
     plain = upscale(model, resize(face, (128, 128)), SAME_SIZE)
     assert (upscale(model, face, SAME_SIZE) - resize(plain, (64, 64)).clamp(0, 1)).abs().max() < TOLERANCE

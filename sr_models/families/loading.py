@@ -29,7 +29,7 @@ def load(
 
     Args:
         path: this project's own safetensors file (the bundled model by default), or a published file of TAD-SR,
-            TAD-faceir, SinSR or ResShift.
+            TAD-faceir, SinSR, ResShift or AdcSR.
         autoencoder: the autoencoder of a published file; None looks in the same folder for the one with its published
             name. This project's own files need none.
         recipe: the recipe of a published file; None detects it from the file name.

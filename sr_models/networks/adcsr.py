@@ -5,7 +5,9 @@ Module names follow diffusers', as the published file's do. Source: AdcSR (arXiv
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -134,6 +136,10 @@ class Downsample(nn.Module):
 class Level(nn.Module):
     """The residual blocks of one resolution, each followed by its attention if `heads` is not 0."""
 
+    attentions: nn.ModuleList
+    downsamplers: nn.ModuleList
+    upsamplers: nn.ModuleList
+
     def __init__(self, widths: list[tuple[int, int]], heads: int):
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(*width) for width in widths)
@@ -187,7 +193,7 @@ class AdcUNet(nn.Module):
         """`lr` (B, 3, 2 h, 2 w) in [-1, 1], h and w multiples of `config.multiple` -> (B, widths[0], h, w)."""
         x = self.conv_in(F.pixel_unshuffle(lr, UNSHUFFLE))
         skips = [x]
-        for level in self.down_blocks:
+        for level in cast(Iterable[Level], self.down_blocks):
             for index in range(2):
                 x = level.block(index, x)
                 skips.append(x)
@@ -195,7 +201,7 @@ class AdcUNet(nn.Module):
                 x = level.downsamplers[0](x)
                 skips.append(x)
         x = self.mid_block(x)
-        for level in self.up_blocks:
+        for level in cast(Iterable[Level], self.up_blocks):
             for index in range(3):
                 x = level.block(index, torch.cat([x, skips.pop()], dim=1))
             if hasattr(level, "upsamplers"):

@@ -49,7 +49,7 @@ def write_adcsr(folder: Path) -> Path:
     """The published files, of small random networks."""
     unet, half = randomised(AdcUNet(ADCSR)).state_dict(), randomised(HalfDecoder(ADCSR.decoder), 1).state_dict()
     for kind in ("weight", "bias"):  # as a trained one, it stays in range
-        half[f"decoder.conv_out.{kind}"] *= 0.3
+        half[f"decoder.conv_out.{kind}"] *= 0.2
     decoder = {diffusers_vae_parameter(name).removeprefix("decoder."): tensor for name, tensor in half.items()}
     decoder = {n: t[..., 0, 0] if ".to_" in n and t.ndim == 4 else t for n, t in decoder.items()}
     for kind in ("weight", "bias"):

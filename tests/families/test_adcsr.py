@@ -43,7 +43,7 @@ def file(written, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def image() -> Tensor:
-    return 0.35 + 0.3 * torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(3))
+    return 0.4 + 0.22 * torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(3))
 
 
 class Reference:

@@ -25,7 +25,6 @@ from ..sr_models.errors import UserError
 from ..sr_models.families.bundled import BUNDLED
 from ..sr_models.families.loading import load
 from ..sr_models.families.registry import FAMILIES, identify
-from ..sr_models.families.resshift import AUTOENCODER_NAME
 from . import host, host_upscale_model, pace
 from .schema import advanced, schema
 
@@ -61,7 +60,7 @@ class LoadModel(io.ComfyNode):
                     "autoencoder",
                     options=[AUTO, *autoencoders],
                     default=AUTO,
-                    tooltip=f"Published files need the VQ-f4 autoencoder. auto: uses {AUTOENCODER_NAME} from the "
+                    tooltip="Published files need an autoencoder. auto: uses the one with its published name from the "
                     "model's folder.",
                 ),
                 io.Combo.Input(
@@ -86,7 +85,8 @@ class LoadModel(io.ComfyNode):
         """Makes the host read files again that were replaced on disk. Linked inputs are None here."""
         paths = [model_path(model or BUNDLED_NAME)]
         if model not in (None, BUNDLED_NAME):
-            paths.append(_autoencoder_path(autoencoder or AUTO) or paths[0].with_name(AUTOENCODER_NAME))
+            chosen = _autoencoder_path(autoencoder or AUTO)
+            paths += [paths[0].with_name(name) for name in FAMILIES.files_beside] if chosen is None else [chosen]
         return file_stamps(paths)
 
     @classmethod

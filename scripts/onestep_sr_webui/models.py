@@ -20,14 +20,13 @@ from ...sr_models.families.bundled import BUNDLED
 from ...sr_models.families.family import LoraFamily, OpenedModel
 from ...sr_models.families.loading import load
 from ...sr_models.families.registry import FAMILIES, files_with, identify, read_lora
-from ...sr_models.families.resshift import AUTOENCODER_NAME
 from ...sr_models.files.picture import from_pillow, to_pillow
 from ...sr_models.jobs.run import enlarge
 from . import host
 
 TITLE = "One-Step SR"
 BUNDLED_NAME = f"{TITLE} x4"
-PARTS = (AUTOENCODER_NAME, PROMPT_FILE, POOLED_FILE)  # parts of a model, not listed as models
+PARTS = (*FAMILIES.files_beside, PROMPT_FILE, POOLED_FILE)  # parts of a model, not listed as models
 NETWORK = "transformer"  # LoRAs for a U-Net need a diffusers folder, which the host's list of checkpoints has not
 WORKSPACE = 2**30  # bytes to free at least in addition to the weights
 

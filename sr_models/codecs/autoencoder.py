@@ -46,10 +46,29 @@ class AutoencoderCodec:
         return (latent[:, :3] / 2 + 0.5).clamp(0, 1)
 
     def memory(self, height: int, width: int) -> int:
-        needed = int(seamless.workspace(self.autoencoder, height, width) / SHARE)
+        needed = int(self._workspace(height, width) / SHARE)
         return min(needed, self.budget) if self.budget else needed
+
+    def _workspace(self, height: int, width: int) -> int:
+        return seamless.workspace(self.autoencoder, height, width)
 
     def _run(self, function: Callable[..., Tensor], canvas: Tensor, stage: Stage | None) -> Tensor:
         budget = self.budget or free_budget(next(self.autoencoder.parameters()).device)
         run = partial(function, self.autoencoder, canvas.float(), progress=stage, spill=self.spill)
         return within_budget(lambda budget: run(budget=budget), budget)
+
+
+class DecoderCodec(AutoencoderCodec):
+    """A decoder without an encoder, for networks that give its features and look at the LR picture themselves."""
+
+    def encode(self, image: Tensor, stage: Stage | None = None) -> Tensor:
+        """Zeros, which only have the latent's shape."""
+        height, width = (side // self.factor for side in image.shape[-2:])
+        return image.new_zeros(1).expand(len(image), self.latent_channels, height, width)
+
+    def preview(self, latent: Tensor) -> Tensor:
+        """The features' mean, in grey."""
+        return latent.mean(dim=1, keepdim=True).sigmoid().expand(-1, 3, -1, -1)
+
+    def _workspace(self, height: int, width: int) -> int:
+        return seamless.decoding_workspace(self.autoencoder, height // self.factor, width // self.factor)

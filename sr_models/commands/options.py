@@ -106,7 +106,7 @@ class OpeningOptions:
     """How a model is opened."""
 
     autoencoder: Path | None = None
-    "The VQ-f4 autoencoder of a published file; by default `autoencoder_vq_f4.pth` in the same folder."
+    "The autoencoder of a published file; by default the one with its published name in the same folder."
     device: Device = "auto"
     "Device to compute on; auto is the fastest available."
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

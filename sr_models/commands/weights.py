@@ -74,10 +74,10 @@ class Download:
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Put the two files of a one-step LoRA, and the prompt embeddings if any, into one file."""
+    """Put the files of a one-step LoRA (and the prompt embeddings if any), or AdcSR's two files, into one file."""
 
     lora: Path = field(kw_only=False)
-    "The folder of TSD-SR's LoRA or your own, or one of its two files."
+    "The folder of TSD-SR's LoRA or your own, or one of its two files; or AdcSR's net_params_200.pkl."
     output: Output
     "The .safetensors file to write."
     embeddings: Path | None = None

@@ -96,10 +96,14 @@ class ModelFamily(Family):
     """Attributes:
     outline: header, and a recipe's name or None -> the recipe that `open` uses, and the codec's factor.
     open: header, options -> the model, on the CPU.
+    beside: the names of files that are also needed, in the model's folder.
+    save: writes the model of a header to a single file; None if there is no such format.
     """
 
     outline: Callable[[Header, str | None], tuple[Recipe, int]]
     open: Callable[[Header, OpenOptions], OpenedModel]
+    beside: tuple[str, ...] = ()
+    save: Callable[[Path, Header], None] | None = None
 
 
 # Methods that are a LoRA for a Stable Diffusion

@@ -28,10 +28,10 @@ def load(
     """Read an SR model onto the CPU, to pass to `upscale`.
 
     Args:
-        path: this project's own safetensors file (the bundled model by default), or a published TAD-SR, SinSR or
-            ResShift x4 file.
-        autoencoder: the VQ-f4 autoencoder of a published file; None looks for `autoencoder_vq_f4.pth` in the same
-            folder. This project's own files need none.
+        path: this project's own safetensors file (the bundled model by default), or a published file of TAD-SR,
+            TAD-faceir, SinSR, ResShift or AdcSR.
+        autoencoder: the autoencoder of a published file; None looks in the same folder for the one with its published
+            name. This project's own files need none.
         recipe: the recipe of a published file; None detects it from the file name.
         dtype: precision of the weights and the computation: float32, float16 or bfloat16.
         budget, spill: the autoencoder's memory budget, and the folder for what exceeds it, as in `AutoencoderCodec`.

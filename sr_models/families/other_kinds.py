@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..checkpoints.conditions import All, AnyOf, Condition, Has, HasPrefix, HasSuffix, Kind, Not, Shape
-from . import resshift
+from . import resshift, tad_faceir
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,19 @@ def _checkpoint(title: str, part: str, base: str) -> OtherKind:
 # The first match is used, so specific kinds come before general ones.
 OTHER_KINDS = (
     OtherKind(
-        "TAD-SR's model for faces (TAD-faceir), which restores a face without enlarging it",
-        resshift.FACES,
-        "choose a TAD-SR, SinSR or ResShift x4 file",
+        "a ResShift model for inpainting, which is not an upscaler",
+        All(resshift.NETWORK, HasPrefix(resshift.STACK)),
+        "choose a TAD-SR, SinSR or ResShift x4 file, or a model for faces",
     ),
     OtherKind(
-        "the VQ-f4 autoencoder, which is not an upscaler",
-        resshift.AUTOENCODER,
+        f"the {resshift.F4.title}, which is not an upscaler",
+        resshift.F4.condition,
         "choose a TAD-SR, SinSR or ResShift file, and this file as its autoencoder",
     ),
     OtherKind(
-        "the VQ-f8 autoencoder of models for faces",
-        All(resshift.VQ, Shape("quantize.embedding.weight", 4096, 8)),
-        "choose a TAD-SR, SinSR or ResShift x4 file, and autoencoder_vq_f4.pth as its autoencoder",
+        f"the {tad_faceir.F8.title}",
+        tad_faceir.F8.condition,
+        "choose TAD-faceir.pth or ResShift's model for faces, and this file as its autoencoder",
     ),
     OtherKind(
         "a GGUF file, which contains a quantized model",

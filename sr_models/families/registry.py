@@ -10,7 +10,21 @@ from ..checkpoints.header import Header, read_header
 from ..checkpoints.weights_file import beside
 from ..core.recipe import Recipe
 from ..errors import UserError
-from . import bundled, conv_sr, gdpo_sr, hypir, omgsr_s, osediff, pisa_sr, resshift, tad_seesr, trained_here, tsd_sr
+from . import (
+    adcsr,
+    bundled,
+    conv_sr,
+    gdpo_sr,
+    hypir,
+    omgsr_s,
+    osediff,
+    pisa_sr,
+    resshift,
+    tad_faceir,
+    tad_seesr,
+    trained_here,
+    tsd_sr,
+)
 from .family import Family, LoraFamily, ModelFamily, OneStepLora
 from .other_kinds import OTHER_KINDS
 
@@ -61,8 +75,16 @@ class Registry:
     @property
     def model_recipes(self) -> dict[str, Recipe]:
         """Recipes that can be chosen for files of methods that open by themselves, by name."""
-        families = (family for family in self if isinstance(family, ModelFamily))
-        return {name: recipe for family in families for name, recipe in family.recipes.items()}
+        return {name: recipe for family in self._models for name, recipe in family.recipes.items()}
+
+    @property
+    def files_beside(self) -> list[str]:
+        """Names of the files that models need in their folder."""
+        return [name for family in self._models for name in family.beside]
+
+    @property
+    def _models(self) -> list[ModelFamily]:
+        return [family for family in self if isinstance(family, ModelFamily)]
 
     def identify(self, header: Header) -> Family:
         """The family of a file. For any other file, raises a UserError that says what it is."""
@@ -86,6 +108,8 @@ FAMILIES = Registry(
     bundled.FAMILY,
     conv_sr.FAMILY,
     resshift.FAMILY,
+    tad_faceir.FAMILY,
+    adcsr.FAMILY,
     tsd_sr.FAMILY,
     trained_here.FAMILY,
     pisa_sr.FAMILY,

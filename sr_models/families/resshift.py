@@ -5,11 +5,12 @@ The weights do not show the schedule that they were trained with, so it is detec
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from ..checkpoints.conditions import All, Has, HasPrefix, Not, Shape
+from ..checkpoints.conditions import All, Condition, Has, HasPrefix, Not, Shape
 from ..checkpoints.header import Header, header_of
 from ..checkpoints.weights_file import WeightsFile, beside, fill, read_weights
 from ..codecs.autoencoder import AutoencoderCodec
@@ -24,12 +25,25 @@ from ..networks.vq_autoencoder import VQAutoencoder, VQConfig
 from .family import ModelFamily, OpenedModel, OpenOptions
 
 NETWORK = Has("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.blocks.0.attn.qkv.weight")
-# TAD-faceir has the same network behind a stack of convolutions for the LR picture.
-FACES = All(NETWORK, HasPrefix("feature_extractor."))
+STACK = "feature_extractor."  # convolutions for the LR picture, of models that restore without enlarging
 VQ = Has("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight")
-AUTOENCODER = All(VQ, Shape("quantize.embedding.weight", None, 3))
 VALUES_PER_PIXEL = 3600  # of one pass of the network, computed by benchmarks/tile_cost.py
-AUTOENCODER_NAME = "autoencoder_vq_f4.pth"
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A published VQ autoencoder: its file, title and sizes."""
+
+    file: str
+    title: str
+    config: VQConfig
+
+    @property
+    def condition(self) -> Condition:
+        return All(VQ, Shape("quantize.embedding.weight", self.config.codes, self.config.latent_channels))
+
+
+F4 = Autoencoder("autoencoder_vq_f4.pth", "VQ-f4 autoencoder", VQConfig())
 
 T15 = ResShiftSchedule()
 T4 = ResShiftSchedule(steps=4, min_noise=0.2, largest_start=1.0)  # the journal version has no bound
@@ -72,36 +86,49 @@ def load_network(file: WeightsFile, dtype: torch.dtype) -> SwinUNet:
     return network
 
 
-def load_autoencoder(file: WeightsFile, dtype: torch.dtype) -> VQAutoencoder:
-    """Raises UserError for a file that is not `autoencoder_vq_f4.pth`."""
-    if AUTOENCODER.missing(header_of(file)):
-        raise UserError(f"{file.name} is not the VQ-f4 autoencoder: choose autoencoder_vq_f4.pth.")
+def load_autoencoder(file: WeightsFile, dtype: torch.dtype, kind: Autoencoder = F4) -> VQAutoencoder:
+    """Raises UserError for a file that is not this autoencoder."""
+    if kind.condition.missing(header_of(file)):
+        raise UserError(f"{file.name} is not the {kind.title}: choose {kind.file}.")
     with torch.device("meta"):
-        autoencoder = VQAutoencoder()
-    fill(autoencoder, file, "VQ-f4 autoencoder", dtype)
+        autoencoder = VQAutoencoder(kind.config)
+    fill(autoencoder, file, kind.title, dtype)
     return autoencoder
 
 
+def autoencoder_path(header: Header, kind: Autoencoder, chosen: Path | None) -> Path:
+    """The chosen file, else the one in the model's folder. Raises UserError if it does not exist."""
+    path = beside(header.path, kind.file) if chosen is None else chosen
+    if not path.is_file():
+        raise UserError(
+            f"{header.name} needs an autoencoder, but {path} does not exist: copy {kind.file} there, or choose "
+            "the autoencoder's file."
+        )
+    return path
+
+
+def opened(
+    family: ModelFamily, recipe: Recipe, network: SwinUNet, autoencoder: VQAutoencoder, options: OpenOptions
+) -> OpenedModel:
+    """A model of this kind of network and autoencoder."""
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    sizes = autoencoder.config
+    codec = AutoencoderCodec(
+        autoencoder, sizes.factor, sizes.latent_channels, budget=options.budget, spill=options.spill
+    )
+    recipe = replace(recipe, multiple=network.config.multiple)
+    model = SRModel(recipe, NetworkDenoiser(network, VALUES_PER_PIXEL), codec)
+    return OpenedModel(family, model, (network, autoencoder))
+
+
 def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
-    return recipe_for(header.name, chosen), VQConfig().factor
+    return recipe_for(header.name, chosen), F4.config.factor
 
 
 def _open(header: Header, options: OpenOptions) -> OpenedModel:
-    recipe, path = recipe_for(header.name, options.recipe), options.autoencoder
-    path = beside(header.path, AUTOENCODER_NAME) if path is None else path
-    if not path.is_file():
-        raise UserError(
-            f"{header.name} needs an autoencoder, but {path} does not exist: copy {AUTOENCODER_NAME} there, or choose "
-            "the autoencoder's file."
-        )
+    recipe, path = recipe_for(header.name, options.recipe), autoencoder_path(header, F4, options.autoencoder)
     network = load_network(read_weights(header.path), options.dtype)
-    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    vq = load_autoencoder(read_weights(path), options.dtype)
-    codec = AutoencoderCodec(
-        vq, vq.config.factor, vq.config.latent_channels, budget=options.budget, spill=options.spill
-    )
-    recipe = replace(recipe, multiple=network.config.multiple)
-    return OpenedModel(FAMILY, SRModel(recipe, NetworkDenoiser(network, VALUES_PER_PIXEL), codec), (network, vq))
+    return opened(FAMILY, recipe, network, load_autoencoder(read_weights(path), options.dtype), options)
 
 
 FAMILY = ModelFamily(
@@ -109,9 +136,10 @@ FAMILY = ModelFamily(
     title="TAD-SR, SinSR or ResShift x4",
     licence="non-commercial: S-Lab License 1.0, and CC BY-NC-SA 4.0 for SinSR",
     citation=PAPER,
-    condition=All(NETWORK, Not(FACES, "is TAD-SR's model for faces")),
+    condition=All(NETWORK, Not(HasPrefix(STACK), "is a model that restores without enlarging")),
     recipes=RECIPES,
     summary=lambda header: f"{recipe_for(header.name).title}, x4",
     outline=_outline,
     open=_open,
+    beside=(F4.file,),
 )

@@ -111,9 +111,9 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, out_channels: int):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -297,7 +297,7 @@ class SwinUNet(nn.Module):
                 channels = width
                 skips.append(channels)
             if level < len(widths) - 1:
-                self.input_blocks.append(TimedBlocks([Downsample(channels)]))
+                self.input_blocks.append(TimedBlocks([Downsample(channels, channels)]))
                 skips.append(channels)
 
         self.middle_block = TimedBlocks(

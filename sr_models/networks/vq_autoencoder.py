@@ -1,4 +1,4 @@
-"""The VQ-f4 autoencoder of latent diffusion, used by ResShift, SinSR and TAD-SR.
+"""The VQ autoencoder of latent diffusion, used by ResShift, SinSR and TAD-SR.
 
 Module names follow `autoencoder_vq_f4.pth`. Source: latent diffusion (arXiv 2112.10752).
 """
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Sizes; the defaults are the published model's (55,322,782 parameters)."""
+    """Sizes; the defaults are VQ-f4's (55,322,782 parameters).
+
+    `blocks_per_level`: of the encoder, for all levels or for each; the decoder has one more.
+    """
 
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 4)
-    blocks_per_level: int = 2
+    blocks_per_level: int | tuple[int, ...] = 2
     latent_channels: int = 3
     codes: int = 8192
 
@@ -28,6 +31,15 @@ class VQConfig:
     def factor(self) -> int:
         """Ratio of picture side to latent side."""
         return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Residual blocks of the encoder's levels, finest first."""
+        same = self.blocks_per_level
+        return (same,) * len(self.multipliers) if isinstance(same, int) else same
+
+
+FACES_F8 = VQConfig(64, (1, 2, 4, 8), (1, 2, 3, 4), latent_channels=8, codes=4096)  # 77,009,115 parameters
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -117,7 +129,7 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             before = widths[level - 1] if level else config.channels
-            self.down.append(Level(before, width, config.blocks_per_level))
+            self.down.append(Level(before, width, config.blocks[level]))
             if level < len(widths) - 1:
                 self.down[level].downsample = Downsample(width)
         self.mid = Middle(widths[-1])
@@ -139,7 +151,7 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1])
         above = [*widths[1:], widths[-1]]
         self.up = nn.ModuleList(
-            Level(above[level], width, config.blocks_per_level + 1) for level, width in enumerate(widths)
+            Level(above[level], width, config.blocks[level] + 1) for level, width in enumerate(widths)
         )
         for level, width in enumerate(widths):
             if level:
@@ -171,7 +183,7 @@ class Quantizer(nn.Module):
 
 
 class VQAutoencoder(nn.Module):
-    """Picture (B, 3, H, W) in [-1, 1] <-> latent (B, 3, H/4, W/4); scale factor 1."""
+    """Picture (B, 3, H, W) in [-1, 1] <-> latent (B, c, H/f, W/f), as configured; scale factor 1."""
 
     def __init__(self, config: VQConfig | None = None):
         super().__init__()

@@ -73,6 +73,12 @@ def vq():
     return stirred(VQAutoencoder(VQConfig(channels=32, multipliers=(1, 2, 2), blocks_per_level=1, codes=64)))
 
 
+def vq_of_faces():
+    """As many blocks in each level as it wants."""
+    torch.manual_seed(0)
+    return stirred(VQAutoencoder(VQConfig(32, (1, 2, 2), (1, 2, 3), latent_channels=8, codes=64)))
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Two that wait for each other after every small band starve on a busy machine."""
@@ -82,7 +88,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-KINDS = [stable_diffusion, stable_diffusion_3, attention_in_levels, without_attention, vq]
+KINDS = [stable_diffusion, stable_diffusion_3, attention_in_levels, without_attention, vq, vq_of_faces]
 
 
 def untiled(autoencoder, direction, canvas):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_size import on_meta, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onestep_sr.sr_models.checkpoints.header import header_of
@@ -26,7 +27,6 @@ from safetensors.torch import save_file
 
 RECIPES = {
     "TAD-SR.pth": "tad-sr",
-    "TAD-faceir.pth": "tad-sr",
     "SinSR_v1.pth": "sinsr",
     "SinSR_v2.pth": "sinsr",
     "resshift_realsrx4_s15_v1.pth": "resshift",
@@ -35,21 +35,6 @@ RECIPES = {
     "resshift_bicsrx4_s4.pth": "resshift-s4",
 }
 STEPS = {"tad-sr": (15, 1), "sinsr": (15, 1), "resshift": (15, 15), "resshift-s4": (4, 4)}
-
-
-def on_meta(network_class):
-    with torch.device("meta"):
-        return network_class()
-
-
-def weights_of(network_class, dtype=torch.float16) -> dict[str, torch.Tensor]:
-    """A full-size state dict in which each tensor is one expanded number."""
-    state = on_meta(network_class).state_dict()
-    numbers = torch.linspace(0.01, 0.02, len(state)).to(dtype)
-    return {
-        name: numbers[i].expand(tensor.shape) if tensor.is_meta else tensor
-        for i, (name, tensor) in enumerate(state.items())
-    }
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +112,12 @@ def test_wrappers_and_prefixes_are_dropped(tmp_path, unet_weights, wrapper, pref
     assert mismatches(file, on_meta(SwinUNet)) == []
 
 
-def test_the_model_for_faces_is_named_for_what_it_is(tmp_path, unet_weights):
-    """Its network is the same but for its width at the entrance and the exit, behind convolutions for the LR."""
-    stack = {f"feature_extractor.{place}.weight": torch.zeros(1) for place in (0, 3, 6)}
-    torch.save(unet_weights | stack, tmp_path / "TAD-faceir.pth")
-    assert "is TAD-SR's model for faces (TAD-faceir), which restores a face without" in refusal(
-        tmp_path / "TAD-faceir.pth"
+def test_a_model_for_inpainting_is_named_for_what_it_is(tmp_path, unet_weights):
+    """Its network is the same but for its width at the entrance, behind convolutions for the picture and its mask."""
+    stack = {"feature_extractor.0.weight": torch.zeros(16, 4, 3, 3)}
+    torch.save(unet_weights | stack, tmp_path / "resshift_inpainting_face_s4.pth")
+    assert "is a ResShift model for inpainting, which is not an upscaler" in refusal(
+        tmp_path / "resshift_inpainting_face_s4.pth"
     )
 
 

@@ -11,7 +11,7 @@ from onestep_sr.sr_models.checkpoints.conditions import All
 from onestep_sr.sr_models.checkpoints.header import Header
 from onestep_sr.sr_models.core.step import OneStep
 from onestep_sr.sr_models.errors import UserError
-from onestep_sr.sr_models.families import bundled, resshift, trained_here, tsd_sr
+from onestep_sr.sr_models.families import adcsr, bundled, resshift, trained_here, tsd_sr
 from onestep_sr.sr_models.families.catalogue import describe, files_in, recipes
 from onestep_sr.sr_models.families.loading import recipe_of
 from onestep_sr.sr_models.families.registry import FAMILIES, Registry, read_lora
@@ -24,10 +24,21 @@ def header(*names: str, metadata: dict | None = None, kind="safetensors") -> Hea
     return Header(Path("file.safetensors"), dict.fromkeys(names, (4, 4)), metadata or {}, kind)
 
 
+STACK = "feature_extractor.0.weight"
+FACES = dict.fromkeys((*resshift.NETWORK.names, "feature_extractor.8.op.weight"), (4, 4)) | {STACK: (16, 3, 3, 3)}
 OWN_VAE = "vae.encoder.conv_in.lora_A.weight"
 OURS = {
     "bundled": header("conv_in.weight", metadata={"onestep_sr": "{}"}),
     "resshift": header(*resshift.NETWORK.names),
+    "tad-faceir": Header(Path("TAD-faceir.pth"), FACES),
+    "adcsr": Header(
+        Path("net_params_200.pkl"),
+        dict.fromkeys(
+            (f"body.1.{adcsr.ATTENTION}", "body.1.conv_out.weight", "body.2.resnets.0.conv1.weight"), (256, 240, 3, 3)
+        )
+        | {"body.1.conv_in.weight": (240, 12, 3, 3)},
+    ),
+    "adcsr, one file": header("unet.conv_in.weight", metadata={"onestep_sr_family": "adcsr"}),
     "tsd-sr": header("transformer.pos_embed.proj.lora_A.weight"),
     "tsd-sr, VAE": header("transformer.encoder.conv_in.lora_A.weight"),
     "tsd-sr, one file": header("transformer.x.lora_A.weight", OWN_VAE, metadata={"onestep_sr_lora": "{}"}),
@@ -53,7 +64,6 @@ def test_exactly_one_family_matches_each_file(kind) -> None:
 
 with torch.device("meta"):
     VQ = {name: tuple(tensor.shape) for name, tensor in VQAutoencoder().state_dict().items()}
-FACES = ("feature_extractor.0.weight", "feature_extractor.2.op.weight")
 CODEBOOK = "quantize.embedding.weight"
 
 
@@ -80,7 +90,7 @@ OTHERS = {
     "VQ": (of_shapes(VQ), "this file as its autoencoder"),
     "VQ of faces": (of_shapes(VQ | {CODEBOOK: (4096, 8)}), "is the VQ-f8 autoencoder of models for faces: choose"),
     "VQ-GAN": (of_shapes(VQ | {CODEBOOK: (16384, 256)}), "is a VAE"),
-    "TAD-faceir": (header(*resshift.NETWORK.names, *FACES), "is TAD-SR's model for faces (TAD-faceir), which restores"),
+    "inpainting": (of_shapes(FACES | {STACK: (16, 4, 3, 3)}), "is a ResShift model for inpainting, which is not an"),
     "GFPGAN": (header("conv_body_first.weight", "stylegan_decoder.style_mlp.1.weight"), "is a face restoration model"),
     "CodeFormer": (
         header("position_emb", CODEBOOK, "encoder.blocks.0.weight", "fuse_convs_dict.32.scale.0.weight"),
@@ -206,6 +216,7 @@ def test_recipes_that_workflows_name_are_those_of_each_lora() -> None:
 def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
     assert [line.split()[0] for line in recipes()] == [
         *("bundled", "tad-sr", "sinsr", "resshift", "resshift-s4", "resshift-ddim", "resshift-s4-ddim"),
+        *("tad-faceir", "resshift-faceir", "adcsr"),
         *("tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff", "hypir", "omgsr-s"),
         *("tad-seesr", "tad-seesr-noise", "gdpo-sr"),
     ]

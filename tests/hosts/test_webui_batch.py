@@ -117,6 +117,20 @@ def test_loras_that_the_host_cannot_run_are_not_listed(adapter, files):
     assert list(models.listed()) == ["One-Step SR x4", "One-Step SR: TAD-SR", "TSD-SR: tsdsr"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("net_params_200.pkl", "halfDecoder.ckpt"), ("TAD-faceir.pth", "ffhq512_vq_f8_dim8_face.pth")],
+    ids=["adcsr", "tad-faceir"],
+)
+def test_the_second_file_of_a_model_is_not_listed_and_is_watched(adapter, files, names):
+    models, _ = adapter
+    for name in names:
+        (files[0] / name).touch()
+    choice = models.listed()[f"One-Step SR: {Path(names[0]).stem}"]
+    assert f"One-Step SR: {Path(names[1]).stem}" not in models.listed()
+    assert files[0] / names[1] in models._files(choice)
+
+
 @pytest.mark.parametrize("name", ["One-Step SR: TAD-SR", "TSD-SR: tsdsr"])
 def test_a_model_is_opened_again_only_if_one_of_its_files_was_replaced(adapter, files, name, monkeypatch):
     models, _ = adapter

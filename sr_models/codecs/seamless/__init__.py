@@ -24,7 +24,7 @@ from .passes import BandedForward, Progress, comfortable_budget, make_store, sta
 
 WRAPPED = 16  # latent pixels that continue a canvas
 
-__all__ = ["decode", "encode", "supports", "workspace", "wrapped"]
+__all__ = ["decode", "decoding_workspace", "encode", "supports", "workspace", "wrapped"]
 
 
 def supports(autoencoder: nn.Module) -> bool:
@@ -106,8 +106,13 @@ def workspace(autoencoder: nn.Module, height: int, width: int, dtype: torch.dtyp
     """
     dtype = dtype or next(autoencoder.parameters()).dtype
     encoder = stages(encoder_layers(autoencoder), height, width)
-    decoder = stages(decoder_layers(autoencoder), *encoder[-1].output)
-    return max(comfortable_budget(plan, dtype) for plan in (encoder, decoder))
+    return max(comfortable_budget(encoder, dtype), decoding_workspace(autoencoder, *encoder[-1].output, dtype))
+
+
+def decoding_workspace(autoencoder: nn.Module, height: int, width: int, dtype: torch.dtype | None = None) -> int:
+    """`workspace` of `decode` alone, for a latent of this size."""
+    dtype = dtype or next(autoencoder.parameters()).dtype
+    return comfortable_budget(stages(decoder_layers(autoencoder), height, width), dtype)
 
 
 @torch.no_grad()

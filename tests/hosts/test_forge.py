@@ -286,7 +286,7 @@ def test_tsd_sr_runs_on_a_checkpoint_of_the_host(results, data):
         ("gone", "One-Step SR: gone no longer exists"),
         ("empty", "empty.pth is empty"),
         ("no checkpoint", "TSD-SR: tsdsr needs Stable Diffusion 3"),
-        ("wrong checkpoint", "other.safetensors holds no Stable Diffusion 3 transformer"),
+        ("wrong checkpoint", "other.safetensors does not contain a Stable Diffusion 3 transformer"),
     ],
 )
 def test_failures_are_one_sentence_under_the_picture(results, name, words):

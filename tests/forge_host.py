@@ -1,48 +1,105 @@
-"""Run scripts in a real Forge without a checkpoint, in a separate process."""
+"""Run scripts in a real Automatic1111, Forge, Forge Neo or reForge without a checkpoint, in a separate process."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from limits import HANGING_SECONDS
 from places import HOST_SCRIPTS
 
 SCRIPT = HOST_SCRIPTS / "in_forge.py"
-HOW_TO_GET_ONE = (
-    "no Forge: clone github.com/lllyasviel/stable-diffusion-webui-forge into ~/forge, install its "
-    "requirements_versions.txt into a .venv in it or beside it, and clone huggingface_guess into its repositories; "
-    "or name one with FORGE_PATH and FORGE_PYTHON"
-)
-OPTIONS = ["--skip-torch-cuda-test", "--always-cpu", "--skip-version-check", "--api"]
+OPTIONS = ("--skip-torch-cuda-test", "--skip-version-check", "--api")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
 
 
-def installed_host() -> Path | None:
-    folder = Path(os.environ.get("FORGE_PATH", Path.home() / "forge" / "stable-diffusion-webui-forge"))
-    return folder if (folder / "modules_forge").is_dir() and interpreter(folder) else None
+@dataclass(frozen=True)
+class WebUI:
+    """A host: its folder in ~/forge unless the variable PREFIX_PATH names another, and its options for a CPU."""
+
+    title: str
+    prefix: str
+    repository: str
+    options: tuple[str, ...]
+    checkpoints: str = "--ckpt-dir"
+    requirements: str = "requirements_versions.txt"
+    also: str = ""
+
+    @property
+    def folder(self) -> Path:
+        name = self.repository.rpartition("/")[2].partition(",")[0]
+        return Path(os.environ.get(f"{self.prefix}_PATH", Path.home() / "forge" / name))
+
+    @property
+    def interpreter(self) -> str | None:
+        """The one in the variable PREFIX_PYTHON, or that of a virtual environment in the folder or beside it."""
+        if f"{self.prefix}_PYTHON" in os.environ:
+            return os.environ[f"{self.prefix}_PYTHON"]
+        places = (self.folder, self.folder.parent)
+        found = (place / name / "bin" / "python" for place in places for name in (".venv", "venv"))
+        return next((str(path) for path in found if path.exists()), None)
+
+    @property
+    def is_installed(self) -> bool:
+        return (self.folder / "webui.py").is_file() and self.interpreter is not None
+
+    @property
+    def how_to_get_it(self) -> str:
+        return (
+            f"no {self.title}: clone github.com/{self.repository} into ~/forge, install its {self.requirements} into a "
+            f".venv in it or beside it{self.also}; or name one with {self.prefix}_PATH and {self.prefix}_PYTHON"
+        )
+
+    def run(self, data: Path, *options: str) -> str:
+        """Run SCRIPT (described there) with its own data folder; returns its output."""
+        command = [self.interpreter, SCRIPT, *OPTIONS, *self.options, "--data-dir", data]
+        command += [self.checkpoints, data / "checkpoints", *options]
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=HANGING_SECONDS,
+            env=os.environ | ENVIRONMENT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-5000:]
+        return done.stdout
 
 
-def interpreter(folder: Path) -> str | None:
-    if "FORGE_PYTHON" in os.environ:
-        return os.environ["FORGE_PYTHON"]
-    found = (place / name / "bin" / "python" for place in (folder, folder.parent) for name in (".venv", "venv"))
-    return next((str(path) for path in found if path.exists()), None)
-
-
-def run_in_forge(folder: Path, data: Path, *options: str) -> str:
-    """Run SCRIPT (described there) with its own data folder; returns its output."""
-    command = [interpreter(folder), SCRIPT, *OPTIONS, "--data-dir", data, *options]
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=HANGING_SECONDS,
-        env=os.environ | ENVIRONMENT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
+NO_MODEL = ("--skip-load-model-at-start", "--no-download-sd-model")
+STABILITY = ", and clone Stability-AI/stablediffusion, Stability-AI/generative-models, crowsonkb/k-diffusion and "
+STABILITY += "salesforce/BLIP into its repositories, under the names in modules/paths.py"
+AUTOMATIC1111 = WebUI(
+    "Automatic1111 1.10",
+    "A1111",
+    "AUTOMATIC1111/stable-diffusion-webui",
+    ("--use-cpu", "all", "--no-half", *NO_MODEL),
+    also=STABILITY,
+)
+FORGE = WebUI(
+    "Forge",
+    "FORGE",
+    "lllyasviel/stable-diffusion-webui-forge",
+    ("--always-cpu",),
+    also=", and clone lllyasviel/huggingface_guess into its repositories",
+)
+FORGE_NEO = WebUI(
+    "Forge Neo",
+    "FORGE_NEO",
+    "Haoming02/sd-webui-forge-classic, branch neo,",
+    ("--cpu",),
+    checkpoints="--ckpt-dirs",
+    requirements="requirements.txt",
+)
+REFORGE = WebUI(
+    "reForge",
+    "REFORGE",
+    "Panchovix/stable-diffusion-webui-reForge",
+    ("--always-cpu", "--unet-in-fp8-e4m3fn"),
+    also=STABILITY,
+)
+HOSTS = {host.prefix: host for host in (AUTOMATIC1111, FORGE, FORGE_NEO, REFORGE)}

@@ -35,7 +35,13 @@ class ExtrasSection(ScriptPostprocessing):
         with InputAccordion(False, label=self.name, elem_id="extras_onestep_sr") as parts["enable"]:
             with FormRow():
                 parts["model"] = _list("model", "Model", lambda: list(models.listed()), models.BUNDLED_NAME)
-                parts["checkpoint"] = _list("checkpoint", "SD3, for TSD-SR", host.checkpoint_names)
+                parts["checkpoint"] = _list(
+                    "checkpoint",
+                    "SD3, for TSD-SR",
+                    host.checkpoint_names,
+                    refresh=host.list_checkpoints,
+                    info="One-Step SR opens it itself, also where the host no longer loads Stable Diffusion 3.",
+                )
             with FormRow():
                 parts["scale"] = _part(gr.Slider, "scale", "Scale", value=4.0, **SCALES)
                 color = {"choices": COLORS, "value": host.setting("color")}
@@ -127,8 +133,15 @@ def _part(kind: type, name: str, label: str, **arguments: Any) -> Any:
     return kind(label=label, elem_id=f"extras_onestep_sr_{name}", **arguments)
 
 
-def _list(name: str, label: str, choices: Callable[[], list[str]], value: str | None = None) -> Any:
-    """A dropdown with a refresh button."""
-    component = _part(gr.Dropdown, name, label, value=value, choices=choices())
-    create_refresh_button(component, lambda: None, lambda: {"choices": choices()}, f"extras_onestep_sr_{name}_refresh")
+def _list(
+    name: str,
+    label: str,
+    choices: Callable[[], list[str]],
+    value: str | None = None,
+    refresh: Callable[[], None] = lambda: None,
+    info: str | None = None,
+) -> Any:
+    """A dropdown with a refresh button, which calls `refresh` before it asks for the choices again."""
+    component = _part(gr.Dropdown, name, label, value=value, choices=choices(), info=info)
+    create_refresh_button(component, refresh, lambda: {"choices": choices()}, f"extras_onestep_sr_{name}_refresh")
     return component

@@ -1,7 +1,8 @@
-"""Interface to Automatic1111 or Forge: folders, settings, device, memory, progress and Interrupt."""
+"""Interface to Automatic1111, Forge, Forge Neo or reForge: folders, settings, device, memory, progress, Interrupt."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import gradio as gr
 import torch
-from modules import devices, modelloader, sd_models, shared
+from modules import devices, modelloader, scripts, sd_models, shared
 from modules.paths import models_path
 from PIL import Image
 from torch import Tensor
@@ -24,12 +25,12 @@ from ...sr_models.core.options import UpscaleOptions
 from ...sr_models.core.upscale import Progress
 from ...sr_models.jobs.model_choice import DTYPES
 
-try:
-    from backend import memory_management  # Forge's; Automatic1111 has none
-except ImportError:
-    memory_management = None
+# That of Forge and Forge Neo, or reForge's; Automatic1111 has none.
+MEMORY_MANAGEMENT = ("backend.memory_management", "ldm_patched.modules.model_management")
+memory_management = next((sys.modules[name] for name in MEMORY_MANAGEMENT if name in sys.modules), None)
 
 MODEL_FOLDER = Path(models_path, "OneStepSR")  # depends on --data-dir and --models-dir
+COMFYUI_FOLDER = "onestep_sr"
 AUTO = "auto"
 
 
@@ -45,13 +46,30 @@ def weights_files(folder: Path) -> list[Path]:
     return [Path(name) for name in modelloader.load_models(str(folder), ext_filter=list(SUFFIXES))]
 
 
-def lora_folder() -> Path:
-    """The host's LoRA folder, as set by its built-in Lora extension."""
-    return Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(models_path, "Lora"))
+def lora_folders() -> list[Path]:
+    """The host's LoRA folder, as set by its built-in Lora extension, and Forge Neo's further ones."""
+    own = getattr(shared.cmd_opts, "lora_dir", None) or Path(models_path, "Lora")
+    return [Path(folder) for folder in (own, *_lora_dirs())]
+
+
+def model_folders() -> list[Path]:
+    """The pack's model folder, and those of ComfyUI or Automatic1111, beside LoRA folders that Forge Neo shares."""
+    names = (MODEL_FOLDER.name, COMFYUI_FOLDER)
+    return [MODEL_FOLDER, *(Path(folder).with_name(name) for folder in _lora_dirs() for name in names)]
+
+
+def _lora_dirs() -> list[str]:
+    """Forge Neo's `--lora-dirs`, to which it adds those of a ComfyUI or Automatic1111 that it refers to."""
+    return getattr(shared.cmd_opts, "lora_dirs", [])
 
 
 def checkpoint_names() -> list[str]:
     return sd_models.checkpoint_tiles()
+
+
+def list_checkpoints() -> None:
+    """Let the host look for new checkpoints."""
+    sd_models.list_models()
 
 
 def checkpoint_path(name: str | None) -> Path | None:
@@ -113,10 +131,12 @@ def device() -> torch.device:
 
 
 def compute_dtype() -> torch.dtype:
-    """The precision from the Settings page; `auto` means the host's precision, or on a CPU the core's default."""
+    """The precision from the Settings page; `auto` means the host's precision, or the core's default on a CPU and for
+    a host that only stores weights in its precision (reForge's `--unet-in-fp8-*`)."""
     if setting("dtype") != AUTO:
         return DTYPES[setting("dtype")]
-    return default_dtype(device()) if device().type == "cpu" else devices.dtype
+    hosts = device().type != "cpu" and devices.dtype in DTYPES.values()
+    return devices.dtype if hosts else default_dtype(device())
 
 
 @contextmanager
@@ -131,7 +151,7 @@ def plain_torch() -> Iterator[None]:
 def room_for(size: int) -> Iterator[None]:
     """Try to free `size` bytes on the device by unloading the host's own model for the time being."""
     if memory_management is not None:
-        memory_management.free_memory(size, device())  # Forge reloads its model when needed
+        memory_management.free_memory(size, device())  # the host reloads its model when needed
         yield
         return
     model = sd_models.model_data.sd_model
@@ -143,6 +163,18 @@ def room_for(size: int) -> Iterator[None]:
         yield
     finally:
         sd_models.send_model_to_device(model)
+
+
+@contextmanager
+def counted_when_done() -> Iterator[None]:
+    """Extras counts a picture as done when it starts, which would fill the bar at the last one's first tile. Count it
+    when it is done. In Extras the job has the name of a section; during a generation the count is right."""
+    early = shared.state.job in {section.name for section in scripts.scripts_postproc.scripts_in_preferred_order()}
+    shared.state.job_no -= early
+    try:
+        yield
+    finally:
+        shared.state.job_no += early
 
 
 def task() -> str:
@@ -173,7 +205,6 @@ def tile_progress() -> Progress:
     def update(done: int, total: int, preview: Tensor) -> None:
         state = shared.state
         state.sampling_step, state.sampling_steps = done, total
-        # In Extras the bar counts pictures, and is full when the last one starts.
         state.textinfo = text if done == total else " ".join(filter(None, [text, f"tile {done} of {total}"]))
         if shared.opts.live_previews_enable:
             state.assign_current_image(_picture(preview))

@@ -44,14 +44,14 @@ class Choice:
 
 
 def listed() -> dict[str, Choice]:
-    """The available models, by the names that the host shows: the bundled one, those in the pack's model folder, and
-    published sets of files in the host's LoRA folder."""
-    parts = {*PARTS, *(name for family in FAMILIES.loras for name in family.files[1:])}
-    ours = [path for path in host.weights_files(host.MODEL_FOLDER) if path.name not in parts]
+    """The available models, by the names that the host shows: the bundled one, those in the pack's model folders, and
+    published sets of files in the host's LoRA folders. Of two with the same name, the first folder's is listed."""
+    ours = {path: _inside(path, folder) for folder in reversed(host.model_folders()) for path in _models_in(folder)}
     loras = {path: family for path in ours if (family := _lora_family(path))}
     choices = {BUNDLED_NAME: Choice(BUNDLED)}
-    choices |= {f"{TITLE}: {_inside(path)}": Choice(path) for path in ours if path not in loras}
-    loras |= {path: family for path in host.weights_files(host.lora_folder()) if (family := _set_of(path))}
+    choices |= {f"{TITLE}: {name}": Choice(path) for path, name in ours.items() if path not in loras}
+    sets = (path for folder in reversed(host.lora_folders()) for path in host.weights_files(folder))
+    loras |= {path: family for path in sets if (family := _set_of(path))}
     return choices | {
         f"{family.title}: {_set_name(path)}": Choice(path, is_lora=True)
         for path, family in loras.items()
@@ -89,8 +89,13 @@ def _set_of(path: Path) -> LoraFamily | None:
     return None
 
 
-def _inside(path: Path) -> str:
-    return path.relative_to(host.MODEL_FOLDER).with_suffix("").as_posix()
+def _models_in(folder: Path) -> list[Path]:
+    parts = {*PARTS, *(name for family in FAMILIES.loras for name in family.files[1:])}
+    return [path for path in host.weights_files(folder) if path.name not in parts]
+
+
+def _inside(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def _set_name(lora: Path) -> str:
@@ -110,7 +115,7 @@ def upscale(choice: Choice, image: Image.Image, options: UpscaleOptions) -> Imag
         opened = _open(choice, host.compute_dtype(), host.budget(), file_stamps(_files(choice)))
         beside = max(WORKSPACE, workspace(opened.model, (image.height, image.width), options))
         try:
-            with host.room_for(opened.size + beside), opened.on_device(host.device()):
+            with host.counted_when_done(), host.room_for(opened.size + beside), opened.on_device(host.device()):
                 policy = _tile_policy(choice, host.task())
                 reports = host.tile_progress(), host.warn, policy, host.stage_progress()
                 return to_pillow(enlarge(opened.model, from_pillow(image), options, *reports))
@@ -157,7 +162,8 @@ def _files(choice: Choice) -> list[Path]:
 
 
 def _embedding_files() -> list[Path]:
-    return [path for path in host.weights_files(host.MODEL_FOLDER) if path.name in (PROMPT_FILE, POOLED_FILE)]
+    files = [path for folder in host.model_folders() for path in host.weights_files(folder)]
+    return [path for path in files if path.name in (PROMPT_FILE, POOLED_FILE)]
 
 
 def _embeddings() -> Path:

@@ -13,6 +13,7 @@ from ...sr_models.jobs.model_choice import DTYPES
 from .host import AUTO
 
 SECTION = ("onestep_sr", "One-Step SR")
+CATEGORY = "postprocessing"  # with the host's Upscaling; hosts without categories ignore it
 COLORS = [AUTO, *COLOR_MATCHES]
 TILES = {"minimum": 0, "maximum": 4096, "step": 64}
 DETAILS = {"minimum": 0, "maximum": 1, "step": 0.05}
@@ -39,4 +40,5 @@ def add_settings() -> None:
 
 def _add(name: str, default: object, label: str, component: type, arguments: Mapping[str, object]) -> None:
     info = shared.OptionInfo(default, label, component, dict(arguments), section=SECTION)
+    info.category_id = CATEGORY
     shared.opts.add_option(f"{SECTION[0]}_{name}", info)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from modules import modelloader, script_loading, shared
 from modules.upscaler import LANCZOS, Upscaler, UpscalerData
 from PIL import Image
 
@@ -32,3 +33,22 @@ class UpscalerOneStepSR(Upscaler):
             choice = models.Choice(Path(str(selected_model)))
             img = models.upscale(choice, img, host.default_options(min(scale, MAX_SCALE))) or img
         return img if img.size == size else img.resize(size, LANCZOS)
+
+
+def keep_listed() -> None:
+    """Add our upscalers to the lists of Forge Neo and reForge, now and whenever they list upscalers anew.
+
+    Those two have a fixed list of classes. Others list subclasses of `Upscaler`, so ours are there and nothing is done.
+    """
+    if any(isinstance(entry.scaler, UpscalerOneStepSR) for entry in shared.sd_upscalers):
+        return
+    list_theirs = modelloader.load_upscalers
+
+    def list_all() -> None:
+        list_theirs()
+        shared.sd_upscalers += UpscalerOneStepSR().scalers
+
+    shared.sd_upscalers += UpscalerOneStepSR().scalers
+    for module in (modelloader, *script_loading.loaded_scripts.values()):  # the refresh button is in one of its scripts
+        if getattr(module, "load_upscalers", None) is list_theirs:
+            module.load_upscalers = list_all

@@ -1,4 +1,4 @@
-"""The Automatic1111 and Forge adapter: in a real Forge without a checkpoint, and what needs none."""
+"""The adapter in real hosts without a checkpoint (Automatic1111, Forge, Forge Neo, reForge), and what needs no host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import small_sd3
 import torch
-from forge_host import HOW_TO_GET_ONE, installed_host, run_in_forge
+from forge_host import AUTOMATIC1111, FORGE, FORGE_NEO, HOSTS, REFORGE, WebUI
 from onestep_sr.sr_models.core.devices import default_dtype
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
@@ -31,11 +31,17 @@ from safetensors.torch import save_file
 DTYPE = default_dtype(torch.device("cpu"))
 
 
+@pytest.fixture(scope="module", params=HOSTS)
+def host(request: pytest.FixtureRequest) -> WebUI:
+    found = HOSTS[request.param]
+    if not found.is_installed:
+        pytest.skip(found.how_to_get_it)
+    return found
+
+
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A typical data folder: the extension under another name, models, checkpoints and pictures."""
-    if not installed_host():
-        pytest.skip(HOW_TO_GET_ONE)
+def data(host: WebUI, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A typical data folder: the extension under another name, models, checkpoints, pictures and a ComfyUI."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "extensions").mkdir()
     (folder / "extensions" / "1 upscaler-main").symlink_to(ROOT, target_is_directory=True)
@@ -46,6 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (models / "empty.pth").touch()
     write_published(models)
     write_tsd_sr(folder, tmp_path_factory.mktemp("small"))
+    write_comfyui(folder)
     return folder
 
 
@@ -92,10 +99,21 @@ def write_tsd_sr(folder: Path, small: Path) -> None:
     save_file({"weight": torch.zeros(2)}, folder / "checkpoints" / "other.safetensors")
 
 
+def write_comfyui(folder: Path) -> None:
+    """An installation of ComfyUI, which Forge Neo can refer to, with one file of each kind."""
+    models = folder / "ComfyUI" / "models"
+    shutil.copytree(folder / "models" / "Lora" / "tsdsr", models / "loras" / "theirs")
+    (models / "checkpoints").mkdir()
+    save_file({"weight": torch.zeros(2)}, models / "checkpoints" / "theirs.safetensors")
+    (models / "onestep_sr").mkdir()
+    shutil.copy(BUNDLED, models / "onestep_sr" / "theirs.safetensors")
+
+
 @pytest.fixture(scope="module")
-def results(data: Path) -> dict:
+def results(host: WebUI, data: Path) -> dict:
     """The results of in_forge.py; `log` is the host's output."""
-    log = run_in_forge(installed_host(), data, "--ckpt-dir", str(data / "checkpoints"))
+    refers = ("--forge-ref-comfy-home", data / "ComfyUI") if host is FORGE_NEO else ()
+    log = host.run(data, *refers)
     return {"log": log, **json.loads((data / "results" / "results.json").read_text())}
 
 
@@ -127,15 +145,75 @@ def test_the_folder_loads_under_any_name_and_apart_from_an_installed_package(res
     assert results["our packages"] == ["onestep_sr_extension"]
 
 
+UPSCALERS = ["One-Step SR x4", "One-Step SR: empty", "One-Step SR: faces/mine", "One-Step SR: TAD-SR"]
+UPSCALER_LISTS = (
+    "extras_upscaler_1",
+    "txt2img_hr_upscaler",
+    "script_sd_upscale_upscaler_index",
+    "setting_upscaler_for_img2img",
+)
+
+
+def ours(names: list[str]) -> list[str]:
+    return sorted(name for name in names if "One-Step" in name)
+
+
 @pytest.mark.host
-def test_upscalers_are_the_models_that_need_no_checkpoint(results):
-    names = ["One-Step SR x4", "One-Step SR: empty", "One-Step SR: faces/mine", "One-Step SR: TAD-SR"]
-    assert [name for name in results["upscalers"] if "Step" in name or "SR:" in name] == names
-    assert [name for name in results["listed"] if "One-Step" in name] == names
-    for place in ("extras_upscaler_1", "txt2img_hr_upscaler", "script_sd_upscale_upscaler_index"):
-        assert set(names) <= set(results["lists"][place])
-    assert set(results["lists"]["extras_onestep_sr_model"]) == {*names, "TSD-SR: tsdsr"}
-    assert set(results["lists"]["extras_onestep_sr_checkpoint"]) == {"sd3.safetensors", "other.safetensors"}
+def test_upscalers_are_the_models_that_need_no_checkpoint_listed_once(results, host):
+    theirs = ["One-Step SR: theirs"] if host is FORGE_NEO else []
+    names = sorted([*UPSCALERS, *theirs])
+    assert ours(results["upscalers"]) == ours(results["listed"]) == names
+    for place in UPSCALER_LISTS:
+        assert ours(results["lists"][place]) == names, place
+    loras = ["TSD-SR: theirs", "TSD-SR: tsdsr"] if theirs else ["TSD-SR: tsdsr"]
+    assert sorted(results["lists"]["extras_onestep_sr_model"]) == sorted([*names, *loras])
+
+
+@pytest.mark.host
+def test_checkpoints_are_those_of_the_host(results, host):
+    theirs = {"theirs.safetensors"} if host is FORGE_NEO else set()
+    assert set(results["lists"]["extras_onestep_sr_checkpoint"]) == {"sd3.safetensors", "other.safetensors", *theirs}
+    assert "no longer loads Stable Diffusion 3" in results["info"]
+
+
+@pytest.mark.host
+def test_refreshing_finds_new_files_and_loses_none(results, host):
+    before, after = results["lists"], results["refreshed"]
+    new = {"extras_onestep_sr_model": "One-Step SR: new", "extras_onestep_sr_checkpoint": "new.safetensors"}
+    if host is FORGE_NEO:  # the only one that can refresh its upscalers
+        new["extras_upscaler_1"] = "One-Step SR: new"
+        assert sorted(after["all"]) == sorted([*results["upscalers"], "One-Step SR: new"])
+    for place, name in new.items():
+        assert sorted(after[place]) == sorted([*before[place], name])
+
+
+@pytest.mark.host
+def test_a_video_in_extras_is_upscaled_frame_by_frame(results, host):
+    if host is not FORGE_NEO:
+        pytest.skip("only Forge Neo has videos in Extras")
+    assert results["video"] == [[60, 80, 3]] * 3
+
+
+@pytest.mark.host
+def test_a_torch_file_needs_no_check_of_the_host(results, host):
+    """Automatic1111 refuses what recent versions of torch save, and its `torch.load` returns None for it."""
+    assert results["host reads"] is (host is not AUTOMATIC1111)
+
+
+@pytest.mark.host
+def test_settings_are_beside_those_of_upscaling(results):
+    assert results["categories"]["onestep_sr_tile"] == results["categories"]["ESRGAN_tile"]
+
+
+@pytest.mark.host
+def test_memory_and_precision_are_those_of_the_host(results, host):
+    managers = {FORGE: "backend.memory_management", FORGE_NEO: "backend.memory_management"}
+    managers |= {REFORGE: "ldm_patched.modules.model_management", AUTOMATIC1111: None}
+    assert results["memory management"] == managers[host]
+    (theirs, on_gpu), (_, on_cpu) = results["precision"]
+    assert on_cpu == str(DTYPE)
+    # reForge was started with --unet-in-fp8-e4m3fn, which is only for storing weights.
+    assert (theirs, on_gpu) == (("torch.float8_e4m3fn", "torch.float32") if host is REFORGE else (theirs, theirs))
 
 
 @pytest.mark.host
@@ -177,6 +255,8 @@ def test_interrupt_ends_a_run_within_a_tile_and_saves_nothing(results):
     assert run["saved"] == []
     assert run["tiles"] <= run["tiles at the interrupt"] + 2 < run["of"]
     assert re.search(r"tile \d+ of \d+", run["progress"]["textinfo"])
+    assert 0 < run["progress"]["progress"] < 0.5  # of the first of two pictures
+    assert run["job"][1] == 2
     assert run["progress"]["current_image"]
 
 
@@ -206,7 +286,7 @@ def test_tsd_sr_runs_on_a_checkpoint_of_the_host(results, data):
         ("gone", "One-Step SR: gone no longer exists"),
         ("empty", "empty.pth is empty"),
         ("no checkpoint", "TSD-SR: tsdsr needs Stable Diffusion 3"),
-        ("wrong checkpoint", "other.safetensors holds no Stable Diffusion 3 transformer"),
+        ("wrong checkpoint", "other.safetensors does not contain a Stable Diffusion 3 transformer"),
     ],
 )
 def test_failures_are_one_sentence_under_the_picture(results, name, words):

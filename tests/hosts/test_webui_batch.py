@@ -1,4 +1,4 @@
-"""The Automatic1111 adapter's batches, with a host of empty modules."""
+"""The Automatic1111 adapter's batches, lists and settings, with a host of empty modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from onestep_sr.sr_models.families.bundled import FAMILY as BUNDLED
 from PIL import Image
 
 ADAPTER = "onestep_sr.scripts.onestep_sr_webui"
-SUBMODULES = ("devices", "modelloader", "paths", "sd_models", "shared")
+SUBMODULES = ("devices", "modelloader", "paths", "script_loading", "scripts", "sd_models", "shared", "upscaler")
 
 
 class Limited:
@@ -54,6 +54,9 @@ class Limited:
 def adapter(monkeypatch, tmp_path):
     modules = MagicMock()
     modules.shared.state = SimpleNamespace(interrupted=False, skipped=False, textinfo="", job_timestamp="1")
+    modules.shared.state.job, modules.shared.state.job_no = "Batch 1 out of 1", 1
+    modules.shared.cmd_opts = SimpleNamespace()  # Automatic1111's, without its Lora extension
+    modules.scripts.scripts_postproc.scripts_in_preferred_order.return_value = [SimpleNamespace(name="One-Step SR")]
     modules.shared.opts = SimpleNamespace(live_previews_enable=False, onestep_sr_dtype="fp32", onestep_sr_budget=0)
     modules.devices.without_autocast = nullcontext
     modules.devices.device_esrgan = torch.device("cpu")
@@ -62,7 +65,6 @@ def adapter(monkeypatch, tmp_path):
     parts = {f"modules.{name}": getattr(modules, name) for name in SUBMODULES}
     for name, module in {"gradio": modules.gradio, "modules": modules, **parts}.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setitem(sys.modules, "backend", None)
     models = importlib.import_module(f"{ADAPTER}.models")
     yield models, modules
     for name in [name for name in sys.modules if name.startswith(ADAPTER)]:
@@ -213,3 +215,101 @@ def test_callers_that_know_no_size_and_strength_get_the_scale(section, monkeypat
     extras.process(picture, enable=True, model=models.BUNDLED_NAME, scale=2.5, overlap=64)
     assert (picture.shared.target_width, picture.shared.target_height) == (100, 75)
     assert asked == [UpscaleOptions(2.5, overlap=64)]
+
+
+@pytest.mark.parametrize(
+    ("job", "counted"), [("One-Step SR", 2), ("Batch 3 out of 3", 3)], ids=["extras", "generation"]
+)
+def test_extras_counts_a_picture_when_it_is_done(adapter, monkeypatch, job, counted):
+    models, modules = adapter
+    modules.shared.state.job, modules.shared.state.job_no = job, 3
+    seen = []
+
+    class Watched(Limited):
+        def __call__(self, latent, lr, timestep):
+            seen.append(modules.shared.state.job_no)
+            return torch.zeros_like(latent)
+
+    opened = models.OpenedModel(BUNDLED, replace(formula_model(), denoiser=Watched()))
+    monkeypatch.setattr(models, "_open", lambda *choice: opened)
+    models.upscale(models.Choice(Path("model.safetensors")), Image.new("RGB", (16, 16)), UpscaleOptions(2))
+    assert set(seen) == {counted}
+    assert modules.shared.state.job_no == 3
+
+
+def test_forge_neo_also_lists_the_folders_of_an_installation_that_it_refers_to(adapter, files, tmp_path):
+    models, modules = adapter
+    theirs = tmp_path / "ComfyUI" / "models"
+    for name in ("onestep_sr/SinSR_v1.pth", "onestep_sr/TAD-SR.pth", "onestep_sr/prompt_embeds.pt"):
+        (theirs / name).parent.mkdir(parents=True, exist_ok=True)
+        (theirs / name).write_bytes(b"one")
+    for name in ("transformer", "vae"):
+        (theirs / "loras" / "shared").mkdir(parents=True, exist_ok=True)
+        (theirs / "loras" / "shared" / f"{name}.safetensors").write_bytes(b"one")
+    modules.shared.cmd_opts.lora_dirs = [str(theirs / "loras"), str(tmp_path / "missing" / "loras")]
+    listed = models.listed()
+    assert {"One-Step SR: SinSR_v1", "TSD-SR: shared", "TSD-SR: tsdsr"} < set(listed)
+    assert listed["One-Step SR: TAD-SR"].file == files[0] / "TAD-SR.pth"  # the host's own folder goes first
+    assert models._embeddings().parent.parent == files[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "theirs", "precision"),
+    [
+        ("cuda", torch.bfloat16, torch.bfloat16),
+        ("cuda", torch.float8_e4m3fn, torch.float16),
+        ("cpu", torch.float16, torch.float32),
+    ],
+    ids=str,
+)
+def test_the_automatic_precision_is_one_to_compute_in(adapter, monkeypatch, device, theirs, precision):
+    models, modules = adapter
+    modules.shared.opts.onestep_sr_dtype = "auto"
+    modules.devices.device_esrgan, modules.devices.dtype = torch.device(device), theirs
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert models.host.compute_dtype() == precision
+
+
+@pytest.mark.parametrize("manager", ["backend.memory_management", "ldm_patched.modules.model_management"])
+def test_a_host_with_memory_management_makes_room(adapter, monkeypatch, manager):
+    models, _ = adapter
+    monkeypatch.setitem(sys.modules, manager, managed := MagicMock())
+    host = importlib.reload(models.host)
+    with host.room_for(2**20):
+        managed.free_memory.assert_called_once_with(2**20, torch.device("cpu"))
+
+
+class Listed:
+    """A host's class of upscalers."""
+
+    def __init__(self, create_dirs=False):
+        pass
+
+
+def test_upscalers_are_added_once_to_a_fixed_list_and_stay_when_it_is_made_anew(adapter, monkeypatch):
+    _, modules = adapter
+    modules.upscaler.Upscaler = Listed
+    modules.upscaler.UpscalerData = lambda name, path, scaler, scale: SimpleNamespace(name=name, scaler=scaler)
+    ours = importlib.import_module(f"{ADAPTER}.upscaler")
+
+    def load_upscalers():
+        modules.shared.sd_upscalers = [SimpleNamespace(name="None", scaler=None)]
+
+    script = SimpleNamespace(load_upscalers=load_upscalers)  # has imported the function by name
+    modules.modelloader.load_upscalers = load_upscalers
+    modules.script_loading.loaded_scripts = {"upscale.py": script, "other.py": SimpleNamespace()}
+    load_upscalers()
+    for place, name in ((ours, "keep_listed"), (script, "load_upscalers"), (modules.modelloader, "load_upscalers")) * 2:
+        getattr(place, name)()
+        assert [entry.name for entry in modules.shared.sd_upscalers] == ["None", "One-Step SR x4"]
+
+
+def test_nothing_is_changed_where_the_host_lists_our_upscalers(adapter):
+    _, modules = adapter
+    modules.upscaler.Upscaler = Listed
+    modules.upscaler.UpscalerData = lambda name, path, scaler, scale: SimpleNamespace(name=name, scaler=scaler)
+    ours = importlib.import_module(f"{ADAPTER}.upscaler")
+    modules.shared.sd_upscalers, listing = ours.UpscalerOneStepSR().scalers, modules.modelloader.load_upscalers
+    ours.keep_listed()
+    assert len(modules.shared.sd_upscalers) == 1
+    assert modules.modelloader.load_upscalers is listing

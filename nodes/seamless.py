@@ -1,4 +1,4 @@
-"""Nodes to encode and decode images of any size without seams, in the menu group `latent` like the stock VAE nodes."""
+"""Nodes to encode and decode images of any size without seams, beside the stock VAE nodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from . import host, host_vae
 from .schema import schema
 
-CATEGORY = "latent"
+CATEGORY = host.menu_of("VAEDecode", "latent")
 MEMORY_TOOLTIP = "Memory to use on the VAE's device, in MB. 0: all free memory. Less is slower, with the same result."
 
 
@@ -35,7 +35,7 @@ class EncodeSeamless(io.ComfyNode):
     @classmethod
     def execute(cls, pixels, vae, memory: int) -> io.NodeOutput:
         latent = host_vae.encode(vae, pixels, memory * 2**20, host.Bar().stage)
-        return io.NodeOutput({"samples": latent})
+        return io.NodeOutput({"samples": latent.to(host.intermediate_dtype())})
 
 
 class DecodeSeamless(io.ComfyNode):
@@ -58,4 +58,5 @@ class DecodeSeamless(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, vae, memory: int) -> io.NodeOutput:
-        return io.NodeOutput(host_vae.decode(vae, samples["samples"], memory * 2**20, host.Bar().stage))
+        image = host_vae.decode(vae, samples["samples"], memory * 2**20, host.Bar().stage)
+        return io.NodeOutput(image.to(host.intermediate_dtype()))

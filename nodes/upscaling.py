@@ -183,6 +183,7 @@ class UpscaleImage(io.ComfyNode):
             ],
             outputs=[io.Image.Output(display_name="IMAGE", tooltip="The image, exactly upscale_by times as large.")],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the image's size, for the plan of a page that was loaded again
         )
 
     @classmethod

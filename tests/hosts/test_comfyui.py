@@ -51,6 +51,7 @@ NAMED_IN_WORKFLOWS = (
 WITHOUT_DOWNLOADS = ("quick-start", "region-only", "video-frames")
 HOSTS = installed_hosts()
 LOOK_AT_HOST = HOST_SCRIPTS / "import_pack.py"
+MADE_UP_PACK = HOST_SCRIPTS / "made_up_pack"
 WRITE_CLIP = HOST_SCRIPTS / "write_clip.py"
 LOAD, UPSCALE = "OneStepSRLoadModel", "OneStepSRUpscaleImage"
 
@@ -97,6 +98,7 @@ def host(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytes
     subprocess.run([str(interpreter(request.param)), str(WRITE_CLIP), str(base / "input" / "example.mp4")], check=True)
     (base / "models" / "onestep_sr" / "readme.txt").write_text("No weights.")
     save_file({"weight": torch.zeros(2)}, base / "models" / "onestep_sr" / "other.safetensors")
+    shutil.copytree(MADE_UP_PACK, base / "custom_nodes" / MADE_UP_PACK.name)
     (base / "elsewhere" / "models" / "mine.safetensors").symlink_to(BUNDLED)
     running = start(request.param, base)
     yield running
@@ -173,6 +175,8 @@ def test_the_host_is_not_modified(folder: Path | None, tmp_path: Path) -> None:
     assert seen["opened"] == [str(ROOT / "pyproject.toml")]  # by the host, which looks for a web folder in it
     assert seen["imported"] == []  # what takes time to import, the host has already
     assert seen["connected"] == seen["after_import"] == seen["after_run"] == []
+    assert seen["model_folder"]  # created where there was none
+    assert seen["between_nodes"] == ["torch.float32", seen["hosts_half"]]
 
 
 @pytest.mark.host
@@ -195,6 +199,18 @@ def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
         widgets = [spec[1] for name, spec in info["input"]["required"].items() if name not in ("sr_model", "image")]
         assert all(options["tooltip"] for options in widgets)
         assert info["description"] and info["category"] == "image/upscaling/One-Step SR"
+
+
+@pytest.mark.host
+def test_other_nodes_are_in_the_menu_groups_of_their_stock_counterparts(host: Host) -> None:
+    beside = {
+        "OneStepSRVAEEncode": "VAEEncode",
+        "OneStepSRVAEDecode": "VAEDecode",
+        "OneStepSRMatchColor": "ImageBlur",
+        "OneStepSRCompareImages": "PreviewImage",
+    }
+    for ours, stock in beside.items():
+        assert host.object_info[ours]["category"] == host.object_info[stock]["category"]
 
 
 @pytest.mark.host
@@ -477,6 +493,34 @@ def test_models_come_from_both_folders_without_a_restart(host: Host, expected: P
     assert_same_picture(result, expected / "sky.png")
     new.write_bytes(b"")  # the next run reads a replaced file again
     assert "is empty" in host.error(quick_start(host, "sky.png", model="new/later.safetensors", seed=3))
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("masked", [False, True], ids=["open socket", "connected socket"])
+def test_a_prompt_with_a_renamed_node_keeps_its_settings(host: Host, masked: bool) -> None:
+    load = {"class_type": "LoadImage", "inputs": {"image": "houses.png"}}
+    inputs = {"picture": ["1", 0], "seed": 5, "strength": 0.25, "mode": "b"} | ({"mask": ["1", 1]} if masked else {})
+    prompt = {"1": load, "2": {"class_type": "MadeUpOld", "inputs": inputs, "_meta": {"title": "Mine"}}}
+    entry = host.wait(host.queue(prompt))
+    assert entry["outputs"]["2"]["text"] == [f"5 0.25 b {masked}"]
+
+
+@pytest.mark.host
+def test_pages_are_told_how_to_replace_a_renamed_node(host: Host) -> None:
+    try:
+        told = host.get_json("/node_replacements")["MadeUpOld"]
+    except urllib.error.HTTPError:
+        pytest.skip("this host's page does not replace nodes")
+    pairs = [("image", "picture"), ("seed", "seed"), ("amount", "strength"), ("mode", "mode"), ("mask", "mask")]
+    assert told == [
+        {
+            "old_node_id": "MadeUpOld",
+            "new_node_id": "MadeUpNew",
+            "old_widget_ids": ["seed", "", "strength", "mode"],
+            "input_mapping": [{"new_id": new, "old_id": old} for new, old in pairs],
+            "output_mapping": None,
+        }
+    ]
 
 
 @pytest.mark.host

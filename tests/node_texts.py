@@ -16,7 +16,7 @@ from comfyui_host import installed_hosts, start, stop
 from places import ROOT
 
 LOCALES = ROOT / "locales"
-LANGUAGES = ("en", "zh", "ja", "fr", "de", "es")
+LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "es", "ru", "ar", "tr", "pt-BR", "fa", "uk", "de")  # de: hosts that have it
 Texts = dict[str, Any]
 
 

@@ -37,7 +37,7 @@ def main() -> None:
     before = resize(photo, (after.shape[-2], after.shape[-1])).clamp(0, 1)
     (ROOT / "docs").mkdir(exist_ok=True)
     side_by_side(before, after, README_BOX).save(ROOT / "docs" / "before-after.jpg", quality=90)
-    side_by_side(before, after, TEMPLATE_BOX).save(ROOT / "workflows" / "onestep-sr-quick-start.jpg", quality=88)
+    side_by_side(before, after, TEMPLATE_BOX).save(ROOT / "workflows" / "onestep-sr-01-quick-start.jpg", quality=88)
 
 
 if __name__ == "__main__":

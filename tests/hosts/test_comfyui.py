@@ -34,11 +34,11 @@ from comfyui_host import (
 from limits import HANGING_SECONDS
 from node_texts import LANGUAGES, node_texts, texts_of
 from PIL import Image
-from places import HOST_SCRIPTS, PHOTOS, ROOT
+from places import HOST_SCRIPTS, PHOTOS, ROOT, template
 from safetensors.torch import save_file
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-QUICK_START = ROOT / "workflows" / "onestep-sr-quick-start.json"
+QUICK_START = template("quick-start")
 BUNDLED = ROOT / "sr_models" / "weights" / "onestep-sr-x4.safetensors"
 NAMED_IN_WORKFLOWS = (
     "checkpoints/sd3_medium.safetensors",
@@ -264,7 +264,7 @@ def test_a_workflow_file_fits_the_nodes(host: Host, path: Path) -> None:
 @pytest.mark.host
 @pytest.mark.parametrize("name", WITHOUT_DOWNLOADS)
 def test_a_workflow_without_downloads_runs(host: Host, name: str) -> None:
-    workflow = json.loads((ROOT / "workflows" / f"onestep-sr-{name}.json").read_text())
+    workflow = json.loads(template(name).read_text())
     entry = host.wait(host.queue(to_prompt(workflow, host.object_info)))
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
     files = [file for output in entry["outputs"].values() for file in output.get("images", ())]
@@ -273,7 +273,7 @@ def test_a_workflow_without_downloads_runs(host: Host, name: str) -> None:
 
 @pytest.mark.host
 def test_a_region_only_takes_the_models_detail_where_it_is_masked(host: Host, expected: Path) -> None:
-    workflow = json.loads((ROOT / "workflows" / "onestep-sr-region-only.json").read_text())
+    workflow = json.loads(template("region-only").read_text())
     prompt = to_prompt(workflow, host.object_info)
     node(prompt, "LoadImage")["inputs"]["image"] = "half.png"
     result = pixels(next(path for path in host.results(prompt) if path.parent.name == "output"))

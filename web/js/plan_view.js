@@ -74,7 +74,7 @@ function addView(node) {
 }
 
 app.registerExtension({
-  name: "onestep-sr.plan",
+  name: "onestepsr.plan",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
     addView(node)

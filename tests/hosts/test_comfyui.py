@@ -322,7 +322,7 @@ def test_the_plan_is_shown_before_a_run_and_the_time_after_one(host: Host) -> No
         "height": 768,
     }
     assert host.results(quick_start(host, "sky.png", seed=77))
-    assert re.search(r", about \d+ s$", plan()["text"])
+    assert re.search(r", about \d+ (s|min)$", plan()["text"])
     assert plan(overlap=300)["text"] == "Overlap 300 does not fit a tile of 512: choose 0 to 256."
     assert plan(model={"model": "../secret.safetensors", "recipe": "auto"})["width"] is None
     large = plan(node="OneStepSRModel", model={"recipe": "tsd-sr"}, tile=0, upscale_by=8)

@@ -38,6 +38,7 @@ from places import HOST_SCRIPTS, PHOTOS, ROOT, template
 from safetensors.torch import save_file
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 QUICK_START = template("quick-start")
 BUNDLED = ROOT / "sr_models" / "weights" / "onestep-sr-x4.safetensors"
 NAMED_IN_WORKFLOWS = (
@@ -150,8 +151,27 @@ def test_a_workflow_file_is_sound(path: Path) -> None:
             title = 30
             apart = x >= u + other_width or u >= x + width or y - title >= v + other_height or v - title >= y + height
             assert apart, "nodes lie on each other"
+    (note,) = (entry for entry in nodes.values() if entry["type"] == "MarkdownNote")
+    assert note["title"] and "`" not in note["widgets_values"][0]  # Nodes 2.0 draws inline code as dark boxes
     with Image.open(path.with_suffix(".jpg")) as picture:
         assert picture.width <= 640 and path.with_suffix(".jpg").stat().st_size < 60_000
+
+
+def test_quick_start_is_the_first_template() -> None:
+    assert WORKFLOWS[0] == QUICK_START
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_one_node_whose_links_fit(path: Path) -> None:
+    blueprint = json.loads(path.read_text())
+    (node,), (inside,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
+    assert node["type"] == inside["id"] and node["title"] == inside["name"] == path.stem and inside["description"]
+    assert [entry["name"] for entry in node["inputs"]] == [entry["name"] for entry in inside["inputs"]]
+    nodes = {entry["id"]: entry for entry in inside["nodes"]}
+    for link in inside["links"]:
+        source, target = nodes.get(link["origin_id"]), nodes.get(link["target_id"])
+        ends = (source or {"outputs": inside["inputs"]})["outputs"], (target or {"inputs": inside["outputs"]})["inputs"]
+        assert ends[0][link["origin_slot"]]["type"] == ends[1][link["target_slot"]]["type"] == link["type"]
 
 
 @pytest.mark.host

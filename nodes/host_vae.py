@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from comfy import model_management
 from comfy.sd import VAE
 from torch import Tensor
 
+from ..sr_models.canvas.wrap import Wrap
 from ..sr_models.codecs import seamless
 from ..sr_models.core.memory import SHARE, SMALLEST_BUDGET, container_memory, within_budget
 from ..sr_models.errors import UserError
@@ -21,24 +23,27 @@ def supports(vae: VAE) -> bool:
     return vae.latent_dim == 2 and seamless.supports(vae.first_stage_model)
 
 
-def encode(vae: VAE, image: Tensor, budget: int = 0, progress: Progress | None = None) -> Tensor:
+def encode(vae: VAE, image: Tensor, budget: int = 0, progress: Progress | None = None, wrap: Wrap = "none") -> Tensor:
     """Images (B, H, W, C) in [0, 1] -> the VAE's latents (B, c, H/8, W/8), the same as from VAE Encode.
 
-    `budget`: bytes on the VAE's device; 0 uses all free memory. Sides are cropped to multiples of 8, as in VAE
-    Encode. Raises UserError for a VAE that is not supported.
+    `budget`: bytes on the VAE's device; 0 uses all free memory. `wrap`: as in `seamless.wrapped`. Sides are cropped to
+    multiples of 8, as in VAE Encode. Raises UserError for a VAE that is not supported.
     """
     _require_support(vae, "VAE Encode (Tiled)")
     pixels = vae.process_input(vae.vae_encode_crop_pixels(image)[..., :3].movedim(-1, 1))
     needed = _memory(vae, vae.memory_used_encode(pixels.shape, vae.vae_dtype), *pixels.shape[2:])
-    return _within_memory(vae, seamless.encode, pixels.float(), needed, budget, progress).to(vae.output_device)
+    function = partial(seamless.wrapped, seamless.encode, wrap)
+    return _within_memory(vae, function, pixels.float(), needed, budget, progress).to(vae.output_device)
 
 
-def decode(vae: VAE, latent: Tensor, budget: int = 0, progress: Progress | None = None) -> Tensor:
-    """Latents (B, c, h, w) -> images (B, 8 h, 8 w, 3) in [0, 1], as from VAE Decode; `budget` as in `encode`."""
+def decode(vae: VAE, latent: Tensor, budget: int = 0, progress: Progress | None = None, wrap: Wrap = "none") -> Tensor:
+    """Latents (B, c, h, w) -> images (B, 8 h, 8 w, 3) in [0, 1], as from VAE Decode; `budget` and `wrap` as in
+    `encode`."""
     _require_support(vae, "VAE Decode (Tiled)")
     height, width = (side * vae.downscale_ratio for side in latent.shape[2:])
     needed = _memory(vae, vae.memory_used_decode(latent.shape, vae.vae_dtype), height, width)
-    image = _within_memory(vae, seamless.decode, latent.float(), needed, budget, progress)
+    function = partial(seamless.wrapped, seamless.decode, wrap)
+    image = _within_memory(vae, function, latent.float(), needed, budget, progress)
     return vae.process_output(image).to(vae.output_device).movedim(1, -1)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ..sr_models.canvas.target import FACTOR, Size, chosen_target
+from ..sr_models.canvas.wrap import WRAPS, Wrap
 from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
 from ..sr_models.core.forecast import Forecast, forecast
 from ..sr_models.core.options import UpscaleOptions
@@ -26,7 +28,8 @@ MOST_PIXELS = 2**20  # of any length in a question
 
 @dataclass(frozen=True)
 class Question:
-    """The page's request: the node connected as SR_MODEL, its widgets, the image's size, the upscale node's widgets."""
+    """The page's request: the node connected as SR_MODEL, its widgets, the images' size and number, the upscale node's
+    widgets. Width and height are 0 where the page does not know them; then only the model is checked."""
 
     node: str
     model: dict[str, Any]
@@ -35,41 +38,67 @@ class Question:
     upscale_by: float
     tile: int
     overlap: int
+    size: str = FACTOR
+    pixels: int = 0
+    megapixels: float = 0.0
+    wrap: str = WRAPS[0]
+    count: int = 1
 
 
 def add_route() -> None:
-    """POST a Question as JSON -> {text, width, height}: the line to show, and the result's size or None."""
+    """POST a Question as JSON -> {text, width, height, noise}: the line to show, the result's size or None, and
+    whether the model starts from noise, None if unknown."""
     host.add_route(ROUTE, answer)
 
 
 def answer(content: Any) -> dict[str, Any]:
     """Raises ValueError for content that is not a Question."""
     question = question_of(content)
-    options = UpscaleOptions(question.upscale_by, question.tile or None, question.overlap)
+    recipe: Recipe | None = None
     try:
         recipe, factor = _recipe(question.node, question.model)
+        if not question.width or not question.height:
+            return _answer("", recipe)
+        target = chosen_target(question.size, question.pixels, question.megapixels)
+        wrap = cast("Wrap", question.wrap)  # other texts are refused
+        options = UpscaleOptions(question.upscale_by, question.tile or None, question.overlap, target=target, wrap=wrap)
         run = forecast(recipe, factor, (question.height, question.width), options)
     except UserError as error:
-        return {"text": str(error), "width": None, "height": None}
-    return {"text": _line(recipe, run), "width": run.result[1], "height": run.result[0]}
+        return _answer(str(error), recipe)
+    return _answer(_line(recipe, run, question.count), recipe, run.result)
+
+
+def _answer(text: str, recipe: Recipe | None, result: Size | None = None) -> dict[str, Any]:
+    width, height = (None, None) if result is None else (result[1], result[0])
+    noise = None if recipe is None else recipe.step.noises > 0
+    return {"text": text, "width": width, "height": height, "noise": noise}
 
 
 def question_of(content: Any) -> Question:
     """The request, its types and ranges checked. Raises ValueError for content that is not a Question."""
-    names = [field.name for field in fields(Question)]
-    if not isinstance(content, dict) or sorted(content) != sorted(names):
-        raise ValueError(f"it must be an object with {', '.join(names)}")
+    names = {field.name: field.default is MISSING for field in fields(Question)}
+    needed = {name for name, is_needed in names.items() if is_needed}
+    if not isinstance(content, dict) or not needed <= content.keys() <= names.keys():
+        raise ValueError(f"it must be an object with {', '.join(name for name in names if name in needed)}")
     if not isinstance(content["model"], dict):
         raise ValueError("model must be an object")
     return Question(
         _text(content, "node"),
         content["model"],
-        width=int(_number(content, "width", least=1)),
-        height=int(_number(content, "height", least=1)),
+        width=int(_number(content, "width")),
+        height=int(_number(content, "height")),
         upscale_by=float(_number(content, "upscale_by")),
         tile=int(_number(content, "tile")),
         overlap=int(_number(content, "overlap")),
+        **_optional(content),
     )
+
+
+def _optional(content: dict[str, Any]) -> dict[str, Any]:
+    """The parts that a page of an earlier version does not send."""
+    texts = {name: _text(content, name) for name in ("size", "wrap") if name in content}
+    whole = {name: int(_number(content, name)) for name in ("pixels", "count") if name in content}
+    return texts | whole | {name: float(_number(content, name)) for name in ("megapixels",) if name in content}
 
 
 def _number(content: dict[str, Any], name: str, least: int = 0) -> float:
@@ -105,12 +134,13 @@ def _recipe_of_file(stamp: Stamp, recipe: str | None) -> tuple[Recipe, int]:
 
 
 def _lora_recipe(name: str, lora: Any) -> Recipe:
-    """The recipe of One-Step SR Model; `lora` is the file in Apply One-Step SR LoRA before it, if the page found it."""
+    """The recipe of the node that combines a LoRA's parts; `lora` is the file in Apply One-Step SR LoRA before it, if
+    the page found it."""
     if name != upscaling.AUTO and name not in FAMILIES.lora_recipes:
         raise ValueError("recipe must be one of the node's choices")
     if lora not in host.weights_files(stable_diffusion.LORA_FOLDER):
         if name == upscaling.AUTO:
-            raise UserError("The estimate needs Apply One-Step SR LoRA before One-Step SR Model.")
+            raise UserError(f"The estimate needs Apply One-Step SR LoRA before {upscaling.COMBINER}.")
         return FAMILIES.lora_recipes[name]
     [stamp] = file_stamps([host.weights_path(lora, stable_diffusion.LORA_FOLDER)])
     recipes = _recipes_of_lora(stamp)
@@ -123,19 +153,20 @@ def _recipes_of_lora(stamp: Stamp) -> Mapping[str, Recipe]:
     path = Path(stamp[0])
     family = identify(path)
     if not isinstance(family, LoraFamily):
-        raise UserError(f"{path.name} is a {family.title} model, not a LoRA: choose another file.")
+        raise UserError(f"{path.name} is a {family.title} model, not a LoRA: choose it in {upscaling.LOADER}.")
     return family.recipes
 
 
-def _line(recipe: Recipe, run: Forecast) -> str:
+def _line(recipe: Recipe, run: Forecast, images: int) -> str:
+    size = f"{run.result[1]} x {run.result[0]} px"
+    if not run.work:
+        return f"{size}: only shrunk, without the model"
     count = run.columns * run.rows
     tiles = "1 tile" if count == 1 else f"{count} tiles ({run.columns} x {run.rows})"
-    seconds = pace.expected_seconds(recipe.name, run.work)
+    seconds = pace.expected_seconds(recipe.name, run.work * images)
     time = "time known after a run" if seconds is None else f"about {_duration(seconds)}"
-    return (
-        f"{run.result[1]} x {run.result[0]} px: {tiles} of {run.tile[1]} x {run.tile[0]} px, "
-        f"{_size(run.memory)} of main memory, {time}"
-    )
+    each = "" if images == 1 else f"{images} images, each "
+    return f"{each}{size}: {tiles} of {run.tile[1]} x {run.tile[0]} px, {_size(run.memory)} of main memory, {time}"
 
 
 def _size(amount: int) -> str:

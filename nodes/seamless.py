@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
+from ..sr_models.canvas.wrap import WRAPS, Wrap
 from . import host, host_vae
-from .schema import schema
+from .schema import advanced, schema
 
 CATEGORY = host.menu_of("VAEDecode", "latent")
 MEMORY_TOOLTIP = "Memory to use on the VAE's device, in MB. 0: all free memory. Less is slower, with the same result."
+
+
+def _wrap_input() -> Any:
+    return advanced(
+        io.Combo.Input(
+            "wrap",
+            optional=True,
+            options=list(WRAPS),
+            default=WRAPS[0],
+            tooltip="For tileable textures and panoramas. x: the right border continues at the left one. y: the lower "
+            "one at the upper.",
+        )
+    )
 
 
 class EncodeSeamless(io.ComfyNode):
@@ -28,13 +44,14 @@ class EncodeSeamless(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
+                _wrap_input(),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The same as from VAE Encode.")],
         )
 
     @classmethod
-    def execute(cls, pixels, vae, memory: int) -> io.NodeOutput:
-        latent = host_vae.encode(vae, pixels, memory * 2**20, host.Bar().stage)
+    def execute(cls, pixels, vae, memory: int, wrap: Wrap = "none") -> io.NodeOutput:
+        latent = host_vae.encode(vae, pixels, memory * 2**20, host.Bar().stage, wrap)
         return io.NodeOutput({"samples": latent.to(host.intermediate_dtype())})
 
 
@@ -52,11 +69,12 @@ class DecodeSeamless(io.ComfyNode):
                 io.Latent.Input("samples", tooltip="The latent, of any size."),
                 io.Vae.Input("vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
+                _wrap_input(),
             ],
             outputs=[io.Image.Output(display_name="IMAGE", tooltip="The same as from VAE Decode.")],
         )
 
     @classmethod
-    def execute(cls, samples, vae, memory: int) -> io.NodeOutput:
-        image = host_vae.decode(vae, samples["samples"], memory * 2**20, host.Bar().stage)
+    def execute(cls, samples, vae, memory: int, wrap: Wrap = "none") -> io.NodeOutput:
+        image = host_vae.decode(vae, samples["samples"], memory * 2**20, host.Bar().stage, wrap)
         return io.NodeOutput(image.to(host.intermediate_dtype()))

@@ -16,7 +16,7 @@ from ..sr_models.families.registry import FAMILIES, files_with, read_lora
 from ..sr_models.families.tsd_sr import TSD_SR
 from . import host, host_lora, host_sampler, host_sd
 from .schema import advanced, schema
-from .upscaling import AUTO, SRModelSocket
+from .upscaling import AUTO, COMBINER, SRModelSocket
 
 CATEGORY = "image/upscaling/One-Step SR/Stable Diffusion"
 LORA_FOLDER = "loras"
@@ -194,7 +194,9 @@ class Prompt(io.ComfyNode):
                 io.Model.Input("model", optional=True, tooltip="From Apply One-Step SR LoRA, for 'from LoRA'."),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="CONDITIONING", tooltip="For One-Step SR Model or BasicGuider.")
+                io.Conditioning.Output(
+                    display_name="CONDITIONING", tooltip="For Combine TSD-SR Parts (One-Step SR) or BasicGuider."
+                )
             ],
         )
 
@@ -288,7 +290,7 @@ class Model(io.ComfyNode):
         return schema(
             node_id=MODEL_ID,
             search_aliases=["tsd-sr", *UNET_FAMILIES, "sr model", "super resolution"],
-            display_name="One-Step SR Model",
+            display_name=COMBINER,
             category=CATEGORY,
             description="Combine a MODEL and a VAE that have a one-step LoRA, and the prompt, into one model for "
             "Upscale Image (One-Step SR).",

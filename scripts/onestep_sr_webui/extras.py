@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -11,10 +12,13 @@ from modules.scripts_postprocessing import PostprocessedImage, ScriptPostprocess
 from modules.ui_common import create_refresh_button
 from modules.ui_components import FormRow, InputAccordion
 
-from ...sr_models.canvas.target import MAX_SCALE, MIN_SCALE
+from ...sr_models.canvas.target import FACTOR, MAX_SCALE, MIN_SCALE, MIN_SIDE, SIZES, Target, chosen_target
+from ...sr_models.canvas.wrap import WRAPS
+from ...sr_models.core.options import UpscaleOptions
 from . import host, models
-from .settings import COLORS, DETAILS, OVERLAPS, TILES
+from .settings import COLORS, DETAILS, OVERLAPS, STRENGTHS, TILES
 
+SIZE_PARTS = ("size", "pixels", "megapixels")
 SCALES = {"minimum": MIN_SCALE, "maximum": MAX_SCALE, "step": 0.05}
 
 
@@ -43,13 +47,32 @@ class ExtrasSection(ScriptPostprocessing):
             detail = DETAILS | {"value": host.setting("detail")}
             parts["detail"] = _part(gr.Slider, "detail", "Detail, for models that have it", **detail)
             parts["seed"] = _part(gr.Number, "seed", "Seed", value=0, precision=0, minimum=0)
+            with FormRow():
+                parts["size"] = _part(gr.Dropdown, "size", "Size", choices=list(SIZES), value=FACTOR)
+                side = {"value": 4096, "precision": 0, "minimum": MIN_SIDE}
+                parts["pixels"] = _part(gr.Number, "pixels", "Length of the side, px", **side)
+                parts["megapixels"] = _part(gr.Number, "megapixels", "Megapixels", value=12)
+            with FormRow():
+                strength = STRENGTHS | {"value": host.setting("strength")}
+                parts["strength"] = _part(gr.Slider, "strength", "Strength of the model's detail", **strength)
+                wrap = {"choices": list(WRAPS), "value": WRAPS[0]}
+                parts["wrap"] = _part(gr.Dropdown, "wrap", "Wrap, for tileable textures and panoramas", **wrap)
         return parts
 
-    def process_firstpass(self, pp: PostprocessedImage, enable: bool | None = None, scale: float = 1, **_: Any) -> None:
+    def process_firstpass(
+        self,
+        pp: PostprocessedImage,
+        enable: bool | None = None,
+        scale: float = 1,
+        size: str | None = None,
+        pixels: int | None = None,
+        megapixels: float | None = None,
+        **_: Any,
+    ) -> None:
         """Tell other sections the size of the result."""
         if enable:
-            pp.shared.target_width = round(pp.image.width * scale)
-            pp.shared.target_height = round(pp.image.height * scale)
+            options = UpscaleOptions(scale, target=_target(size, pixels, megapixels))
+            pp.shared.target_height, pp.shared.target_width = options.size(pp.image.height, pp.image.width)
 
     def process(
         self,
@@ -63,6 +86,7 @@ class ExtrasSection(ScriptPostprocessing):
         color: Any = host.AUTO,
         seed: int = 0,
         detail: float | None = None,
+        **more: Any,
     ) -> None:
         """Replace the picture by the upscaled one. If the user interrupts, it is skipped and nothing is saved.
 
@@ -70,7 +94,9 @@ class ExtrasSection(ScriptPostprocessing):
         """
         if not enable:
             return
-        choice, options = models.choose(model, checkpoint), host.options(scale, tile, overlap, color, seed, detail)
+        strength, wrap, target = more.get("strength"), more.get("wrap"), _target(*map(more.get, SIZE_PARTS))
+        options = host.options(scale, tile, overlap, color, seed, detail, strength, wrap)
+        choice, options = models.choose(model, checkpoint), replace(options, target=target)
         result = models.upscale(choice, pp.image, options)
         if result is None:
             shared.state.skipped = True
@@ -80,13 +106,21 @@ class ExtrasSection(ScriptPostprocessing):
         pp.info |= {
             f"{self.name} model": model,
             f"{self.name} checkpoint": choice.checkpoint and choice.checkpoint.name,
-            f"{self.name} scale": options.scale,
+            f"{self.name} scale": options.scale if target is None else None,
+            f"{self.name} size": target and str(target),
             f"{self.name} tile": options.tile,
             f"{self.name} overlap": options.overlap,
             f"{self.name} color": options.color,
             f"{self.name} seed": options.seed,
             f"{self.name} detail": options.detail,
+            f"{self.name} strength": None if options.strength == 1 else options.strength,
+            f"{self.name} wrap": None if options.wrap == WRAPS[0] else options.wrap,
         }
+
+
+def _target(size: str | None, pixels: float | None, megapixels: float | None) -> Target | None:
+    """The chosen size; None for the scale, and where a caller of the API gives no size."""
+    return chosen_target(size or FACTOR, int(pixels or 0), megapixels or 0.0)
 
 
 def _part(kind: type, name: str, label: str, **arguments: Any) -> Any:

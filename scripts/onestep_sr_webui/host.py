@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...sr_models.canvas.color import ColorMatch
+from ...sr_models.canvas.wrap import WRAPS, Wrap
 from ...sr_models.checkpoints.weights_file import SUFFIXES
 from ...sr_models.core.devices import default_dtype
 from ...sr_models.core.memory import available
@@ -74,15 +75,28 @@ def options(
     color: ColorMatch | Literal["auto"],
     seed: int | None = 0,
     detail: float | None = None,
+    strength: float | None = None,
+    wrap: Wrap | None = None,
 ) -> UpscaleOptions:
-    """Options for the core. Tile 0, color `auto` and no detail mean the model's defaults; an empty seed means 0."""
+    """Options for the core. Tile 0, color `auto` and no detail mean the model's defaults; an empty seed means 0, an
+    empty strength 1."""
     matched = None if color == AUTO else color
-    return UpscaleOptions(scale, int(tile) or None, int(overlap), matched, int(seed or 0), detail=detail)
+    return UpscaleOptions(
+        scale,
+        int(tile) or None,
+        int(overlap),
+        matched,
+        int(seed or 0),
+        detail=detail,
+        strength=1.0 if strength is None else strength,
+        wrap=wrap or WRAPS[0],
+    )
 
 
 def default_options(scale: float) -> UpscaleOptions:
     """Options with the values of the Settings page."""
-    return options(scale, setting("tile"), setting("overlap"), setting("color"), detail=setting("detail"))
+    tile, overlap, color = setting("tile"), setting("overlap"), setting("color")
+    return options(scale, tile, overlap, color, detail=setting("detail"), strength=setting("strength"))
 
 
 def budget() -> int | None:

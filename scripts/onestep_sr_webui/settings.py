@@ -16,6 +16,7 @@ SECTION = ("onestep_sr", "One-Step SR")
 COLORS = [AUTO, *COLOR_MATCHES]
 TILES = {"minimum": 0, "maximum": 4096, "step": 64}
 DETAILS = {"minimum": 0, "maximum": 1, "step": 0.05}
+STRENGTHS = {"minimum": 0, "maximum": 1, "step": 0.05}
 OVERLAPS = {"minimum": 0, "maximum": 1024, "step": 8}
 
 
@@ -25,6 +26,7 @@ def add_settings() -> None:
     _add("overlap", 64, "Tile overlap, in pixels of the result (at most half a tile)", gr.Slider, OVERLAPS)
     _add("color", AUTO, "Match the picture's colours (auto: the model's default)", gr.Radio, {"choices": COLORS})
     _add("detail", DETAIL, "Detail, for models with a faithful and a detailed set of weights", gr.Slider, DETAILS)
+    _add("strength", 1.0, "Strength: how much of the model's detail a result has", gr.Slider, STRENGTHS)
     _add("dtype", AUTO, "Precision (auto: same as the host)", gr.Radio, {"choices": [AUTO, *DTYPES]})
     _add(
         "budget",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 
@@ -16,7 +16,11 @@ MIN_SCALE, MAX_SCALE = 1.0, 8.0
 
 Size = tuple[int, int]
 SideKind = Literal["longest", "shortest", "width", "height"]
+FACTOR, MEGAPIXELS, FIT = "factor", "megapixels", "fit"
 PRESETS = {"1080p": (1920, 1080), "1440p": (2560, 1440), "4k": (3840, 2160), "8k": (7680, 4320)}
+
+SIZES = (FACTOR, "longest side", "shortest side", "width", "height", MEGAPIXELS, *(f"{FIT} {name}" for name in PRESETS))
+"""What a user interface offers; see `chosen_target`."""
 
 
 def is_whole(value: Any) -> bool:
@@ -130,12 +134,40 @@ class Factor:
         return self.scale
 
 
+@dataclass(frozen=True)
+class Exact:
+    """This size, whose sides are the picture's times nearly the same factor; for the core's own use."""
+
+    height: int
+    width: int
+
+    def factor(self, height: int, width: int) -> float:
+        return min(self.height / height, self.width / width)
+
+
+def chosen_target(size: str, pixels: int, megapixels: float) -> Target | None:
+    """The target of one of SIZES, of which `pixels` is the length of a side; None for the factor.
+
+    Raises UserError for other sizes, and as the targets do.
+    """
+    kind, _, preset = size.partition(" ")
+    if size not in SIZES:
+        raise UserError(f"Size {size!r} is unknown: choose one of {', '.join(SIZES)}.")
+    if size == FACTOR:
+        return None
+    if size == MEGAPIXELS:
+        return Megapixels(megapixels)
+    return Box.parse(preset) if kind == FIT else Side(cast("SideKind", kind), pixels)
+
+
 def size_for(target: Target, height: int, width: int) -> Size:
     """The result's size for a picture: both sides times the same factor, rounded, and at least 1 px.
 
     A picture that is larger than its target has a factor under 1. Raises UserError for a scale out of bounds, for a
     picture under 8 px a side, and for a result of more than 8 times the picture's size.
     """
+    if isinstance(target, Exact):
+        return target.height, target.width
     factor = target.factor(height, width)
     if min(height, width) < MIN_SIDE:
         raise UserError(f"The picture is {width} x {height} px: it needs at least {MIN_SIDE} px a side.")

@@ -33,6 +33,9 @@ class Upscale:
     output: Output
     "A folder, or a file for one input."
     size: SizeOptions = field(default_factory=SizeOptions)
+    # Before the model, whose --strength.PART would else take --strength, too.
+    amount: Annotated[float, Parameter(name="--strength", accepts_keys=False, validator=Number(gte=0, lte=1))] = 1.0
+    "How much of the model's detail the result has, from 0 (as enlarged without a model) to 1."
     model: ModelOptions = field(default_factory=ModelOptions)
     tile: AtLeastZero = 0
     "Tile side in px of the network's result; 0: the model's own."
@@ -42,6 +45,8 @@ class Upscale:
     "Match the result's colours to the input's."
     detail: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None
     "From 0 (faithful) to 1 (detailed), for models with both; by default the model's own."
+    wrap: Literal["none", "x", "y", "both"] = "none"
+    "For tileable textures and panoramas: x where the right border continues at the left one, y for lower and upper."
     seed: Seed = 0
     "Seed of the noise."
     format: Literal["same", "png", "jpg", "webp", "tif", "avif", "gif"] = "same"
@@ -88,6 +93,8 @@ class Upscale:
             detail=self.detail,
             target=self.size.target(),
             batch=self.batch or None,
+            strength=self.amount,
+            wrap=self.wrap,
         )
         return FileOptions(
             upscale, self.memory or None, self.quality, self.overwrite, self.compare, self.strip_metadata

@@ -1,4 +1,5 @@
-"""What comes before and after the network: hidden colours filled; colours matched, greys kept grey, alpha back on.
+"""What comes before and after the network: hidden colours filled; colours matched, detail at its strength, greys kept
+grey, alpha back on.
 
 The second stage works row by row or on all rows at once.
 """
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..canvas import color as colors
 from ..canvas.resample_rows import Rows, resized_rows, rows_of
+from ..canvas.strength import at_strength, reach
 from ..canvas.transparency import fill_transparent, is_grey, to_grey
 from .geometry import Size
 
@@ -27,7 +29,7 @@ def visible(image: Tensor) -> Tensor:
     return torch.cat([torch.stack(filled), image[:, 3:]], dim=1)
 
 
-def finished_rows(rows: Rows, picture: Tensor, size: Size, method: colors.ColorMatch) -> Rows:
+def finished_rows(rows: Rows, picture: Tensor, size: Size, method: colors.ColorMatch, strength: float = 1.0) -> Rows:
     """A function (top, bottom) -> rows (3 or 4, n, W) in [0, 1] of the finished result.
 
     Args:
@@ -35,8 +37,11 @@ def finished_rows(rows: Rows, picture: Tensor, size: Size, method: colors.ColorM
         picture: (1, 3 or 4, h, w) in [0, 1], that the result was made from, as `visible` gives it; a fourth channel
             is alpha, which is resized by itself. Where R = G = B in all its pixels, the result has R = G = B too.
         size: the result's (height, width).
+        strength: how much of the network's detail it has; see `at_strength`.
     """
     matched = _matched_rows(rows, picture[:, :3], size, method)
+    if strength != 1:
+        matched = _blended_rows(matched, picture[:, :3], size, strength)
     if is_grey(picture[0, :3]):
         matched = _grey_rows(matched)
     if picture.shape[1] == 3:
@@ -69,6 +74,19 @@ def _matched_rows(rows: Rows, image: Tensor, size: Size, method: colors.ColorMat
         return around[0, :, top - first : bottom - first].clamp(0, 1)
 
     return by_wavelet
+
+
+def _blended_rows(rows: Rows, image: Tensor, size: Size, strength: float) -> Rows:
+    factors = size[0] / image.shape[-2], size[1] / image.shape[-1]
+    around = reach(factors[0])
+
+    def blended(top: int, bottom: int) -> Tensor:
+        first, last = max(0, top - around), min(size[0], bottom + around)
+        found = rows(first, last)[None]
+        mixed = at_strength(found, _resized(image, size, first, last).clamp(0, 1), strength, factors)
+        return mixed[0, :, top - first : bottom - first].clamp(0, 1)
+
+    return blended
 
 
 def _resized(image: Tensor, size: Size, top: int, bottom: int) -> Tensor:

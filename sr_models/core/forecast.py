@@ -40,17 +40,18 @@ def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) 
     size = options.size(*image)
     if options.only_shrinks(*image):
         return Forecast(size, (0, 0), 0, 0, work=0, memory=memory_of(recipe, size, image))
-    way = geometry(recipe, factor, image, size)
+    continued, options = options.continued(*image)
+    way = geometry(recipe, factor, continued.whole, continued.whole_result)
     tile, overlap = TilePolicy().side_and_overlap(way.latent, recipe, factor, options)
     height, width = min(tile, way.latent[0]), min(tile, way.latent[1])
     rows, columns = (window_count(side, tile, overlap) for side in way.latent)
     return Forecast(
-        way.result,
+        size,
         (height * factor, width * factor),
         rows,
         columns,
         work=rows * columns * height * width,
-        memory=memory_of(recipe, size, image),
+        memory=memory_of(recipe, continued.whole_result, continued.whole),
     )
 
 
@@ -70,7 +71,8 @@ def workspace(model: SRModel, image: Size, options: UpscaleOptions) -> int:
     recipe, codec = model.recipe, model.codec
     if options.only_shrinks(*image):
         return 0
-    canvas = geometry(recipe, codec.factor, image, options.size(*image)).latent
+    continued, options = options.continued(*image)
+    canvas = geometry(recipe, codec.factor, continued.whole, continued.whole_result).latent
     tile, _ = TilePolicy().side_and_overlap(canvas, recipe, codec.factor, options)
     network = model.denoiser.memory((1, codec.latent_channels, min(tile, canvas[0]), min(tile, canvas[1])))
     return max(network, codec.memory(canvas[0] * codec.factor, canvas[1] * codec.factor))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..canvas.color import ColorMatch
-from ..canvas.target import Box, Factor, Size, Target, is_number, is_whole, size_for
+from ..canvas.target import Box, Exact, Factor, Size, Target, is_number, is_whole, size_for
+from ..canvas.wrap import Continuation, Wrap, require_wrap
 from ..errors import UserError
 
 
@@ -24,6 +25,10 @@ class UpscaleOptions:
         seed: seed of the noise, for methods that start from noise. All pictures of a batch use the same seed, so that
             a picture's result does not depend on its place in the batch.
         detail: from 0 (faithful) to 1 (detailed), for models that have both; None uses the model's default.
+        strength: how much of the network's detail the result has, from 0 to 1. It counts for frequencies that the
+            picture itself cannot hold, which at 0 are those of the bicubically enlarged picture.
+        wrap: "x", "y" or "both" for pictures whose right border continues at the left one, or the lower one at the
+            upper, such as tileable textures and panoramas.
         batch: how many tiles the network processes at once; None lets the denoiser choose.
     """
 
@@ -35,6 +40,8 @@ class UpscaleOptions:
     batch: int | None = None
     detail: float | None = None
     target: Target | str | None = None
+    strength: float = 1.0
+    wrap: Wrap = "none"
 
     def __post_init__(self) -> None:
         for name in ("tile", "overlap", "seed", "batch"):
@@ -43,6 +50,9 @@ class UpscaleOptions:
                 raise UserError(f"{name.capitalize()} {value!r} is not a whole number: choose one, or leave it out.")
         if self.detail is not None and not is_number(self.detail):
             raise UserError(f"Detail {self.detail!r} is not a number: choose one from 0 (faithful) to 1 (detailed).")
+        if not is_number(self.strength) or not 0 <= self.strength <= 1:
+            raise UserError(f"Strength {self.strength!r} is out of bounds: choose a number from 0 to 1.")
+        require_wrap(self.wrap)
         if self.target is not None and not isinstance(self.target, str) and not hasattr(self.target, "factor"):
             raise UserError(
                 f"Target {self.target!r} is not a size: choose Side, Megapixels, Box or a text such as '4k'."
@@ -62,6 +72,14 @@ class UpscaleOptions:
     def only_shrinks(self, height: int, width: int) -> bool:
         """Whether the result is smaller than the picture."""
         return self.goal.factor(height, width) < 1
+
+    def continued(self, height: int, width: int) -> tuple[Continuation, UpscaleOptions]:
+        """How a picture of this size is continued where it wraps, and the options for the continued picture.
+
+        Raises UserError as `size` does.
+        """
+        way = Continuation.of(self.wrap, (height, width), self.size(height, width))
+        return way, self if way.by == (0, 0) else replace(self, wrap="none", target=Exact(*way.whole_result))
 
 
 DEFAULTS = UpscaleOptions()

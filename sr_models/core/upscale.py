@@ -38,7 +38,8 @@ def upscale(
         image: (B, 3 or 4, H, W) float32 in [0, 1], at least 8 px a side; a fourth channel is alpha,
             which is enlarged bicubically on its own. Colours under alpha 0 have no influence, and a grey picture
             (R = G = B) stays grey.
-        options: scale, tiles, colours and seed. Where memory runs out, the batch is halved, then the tile.
+        options: size, tiles, colours, seed, strength and wrap. Where memory runs out, the batch is halved,
+            then the tile.
         progress: called after each tile with (tiles done, tiles in all, a rough picture (3, h, w) in
             [0, 1] that grows). Whatever it raises ends the run.
         notice: called with a sentence where the run differs from what was asked.
@@ -48,14 +49,15 @@ def upscale(
             None is for this call alone.
 
     Returns:
-        (B, 3 or 4, round(scale H), round(scale W)) float32 in [0, 1], on the image's device.
+        (B, 3 or 4, round(scale H), round(scale W)), or the target's size: float32 in [0, 1], on the image's device.
 
     Raises:
         UserError: for a size, scale, tile, overlap or detail out of bounds, an unknown colour match, values that are
             not finite in the picture or from the network, or too little memory.
     """
     size, method = result_size(image, options), options.color or model.recipe.color
-    image, model = visible(image), model.at_detail(options.detail)
+    way, options = options.continued(image.shape[-2], image.shape[-1])
+    image, model = visible(way.continued(image)), model.at_detail(options.detail)
     policy = policy or TilePolicy()
     with out_of_memory_as_user_error():
         # Channels last, so that a host that keeps pictures that way need not copy it.
@@ -64,7 +66,8 @@ def upscale(
         for index, picture in enumerate(image.split(1)):
             run = Run(model, options, policy, _for_picture(progress, index, len(image)), notice, stage)
             [rows] = result_rows(run, picture[:, :3], index=index)
-            result[index] = finished_rows(rows_of(rows), picture, size, method)(0, size[0])
+            finished = finished_rows(rows_of(rows), picture, way.whole_result, method, options.strength)
+            result[index] = way.closed(finished)(0, size[0])
     return result
 
 

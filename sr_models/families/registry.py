@@ -125,7 +125,10 @@ def read_lora(path: Path, partner: Path | None = None) -> OneStepLora:
     family = identify(file)
     if isinstance(family, LoraFamily):
         return family.read(family, file, partner)
-    raise UserError(f"{file.name} is a {family.title} model, not a LoRA: choose it as the model.")
+    raise UserError(
+        f"{file.name} is a {family.title} model, not a LoRA: choose it in ComfyUI's Load 4x Super Resolution Model "
+        "(One-Step SR), or as --model on the command line."
+    )
 
 
 def files_with(path: Path) -> list[Path]:

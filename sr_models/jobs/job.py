@@ -56,7 +56,8 @@ class FileOptions:
         made = {"software": f"{SOFTWARE} {release()}", "scale": str(self.upscale.goal)}
         if not self.upscale.only_shrinks(source.pixels.shape[-2], source.pixels.shape[-1]):
             detail = {} if self.upscale.detail is None else {"detail": f"{self.upscale.detail:g}"}
-            made = {"model": model.recipe.title, **made, "seed": str(self.upscale.seed), **detail}
+            strength = {} if self.upscale.strength == 1 else {"strength": f"{self.upscale.strength:g}"}
+            made = {"model": model.recipe.title, **made, "seed": str(self.upscale.seed), **detail, **strength}
         return describe(source.metadata, made, self.strip)
 
 

@@ -50,22 +50,28 @@ def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions, re
     The spool stays when the run is interrupted, and the same call resumes with it. Raises UserError as `upscale` and
     `write_picture` do.
     """
-    image = visible(as_batch(picture))
-    size = result_size(image, run.options)
+    batch = as_batch(picture)
+    size = result_size(batch, run.options)
+    way, continued = run.options.continued(batch.shape[-2], batch.shape[-1])
+    image = visible(way.continued(batch))
     if options.compare:
         raise UserError(f"A comparison of {size[1]} x {size[0]} px does not fit in memory: leave out --compare.")
     require_writable(job.target, *size)
     if picture.excess is not None:
         run.notice("Values outside 0 to 1 are not kept: the result is written row by row.")
     described = replace(picture, metadata=options.described(picture, run.model))
-    settings = SpoolSize(*size, channels=3), _settings(run, job.source, options.fingerprint)
+    settings = SpoolSize(*way.whole_result, channels=3), _settings(run, job.source, options.fingerprint)
     try:
         with out_of_memory_as_user_error(), Spool(job.target, *settings) as spool:
             remove_temporaries(job.target, of_dead_only=False)
-            if spool.finished < size[0]:
-                for rows in result_rows(run, image[:, :3], banded=True, first=spool.finished):
+            if spool.finished < way.whole_result[0]:
+                for rows in result_rows(
+                    replace(run, options=continued), image[:, :3], banded=True, first=spool.finished
+                ):
                     spool.append(rows)
-            rows = finished_rows(spool.read, image, size, run.options.color or run.model.recipe.color)
+            method = run.options.color or run.model.recipe.color
+            finished = finished_rows(spool.read, image, way.whole_result, method, run.options.strength)
+            rows = way.closed(finished)
             write_whole(job.target, partial(_write, described, rows, size, options.quality), ready)
             spool.discard()
     except OSError as error:
@@ -89,7 +95,9 @@ def _on_white(rows: Rows, top: int, bottom: int) -> Tensor:
 
 def _settings(run: Run, source: Path, model: str) -> dict[str, object]:
     """What the spool's rows depend on."""
-    kept = {name: asdict(run.options)[name] for name in ("scale", "tile", "overlap", "seed", "detail", "target")}
+    kept = {
+        name: asdict(run.options)[name] for name in ("scale", "tile", "overlap", "seed", "detail", "target", "wrap")
+    }
     recipe, dtype = run.model.recipe, str(run.model.denoiser.dtype)
     return kept | {
         "source": fingerprint(source),

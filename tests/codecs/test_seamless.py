@@ -149,6 +149,35 @@ def test_pictures_of_any_size_are_encoded_as_untiled(height):
     assert (result - untiled(autoencoder, "encode", picture)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+@pytest.mark.parametrize(("wrap", "sides"), [("x", [3]), ("y", [2]), ("both", [2, 3])], ids=["x", "y", "both"])
+def test_a_wrapped_canvas_continues_across_its_borders(direction, wrap, sides):
+    """The middle of three copies side by side has no border there: the steps to the next copy are what is wanted."""
+    autoencoder, function = stable_diffusion(), getattr(seamless, direction)
+    canvas = canvas_for(autoencoder, direction, (20, 24))
+    found = seamless.wrapped(function, wrap, autoencoder, canvas, budget=ROOMY)
+    height, width = found.shape[2:]
+    down, right = 3 if 2 in sides else 1, 3 if 3 in sides else 1
+    copies = function(autoencoder, canvas.repeat(1, 1, down, right), budget=ROOMY)
+    middle = copies.roll((-height, -width), (2, 3))[..., :height, :width]
+    for side in sides:
+        wanted, across = (step_across(image, side) for image in (middle, found))
+        assert across == pytest.approx(wanted, rel=0.05)
+
+
+def step_across(image, side):
+    """The step from one border to the opposite one, over the mean of all steps inside."""
+    steps = (image - image.roll(1, side)).abs().mean([0, 1, 5 - side])
+    return float(steps[0] / steps[1:].mean())
+
+
+def test_nothing_wraps_unless_it_is_asked_for():
+    autoencoder = stable_diffusion()
+    canvas = canvas_for(autoencoder, "decode", (8, 9))
+    found = seamless.wrapped(seamless.decode, "none", autoencoder, canvas, budget=ROOMY)
+    assert torch.equal(found, seamless.decode(autoencoder, canvas, budget=ROOMY))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["roomy", "tight"])
 @pytest.mark.parametrize("direction", ["encode", "decode"])

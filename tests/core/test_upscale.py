@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from formula_model import formula_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onestep_sr.sr_models.canvas.resample_rows import rows_of
 from onestep_sr.sr_models.canvas.target import Side
 from onestep_sr.sr_models.codecs.autoencoder import AutoencoderCodec
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
 from onestep_sr.sr_models.core import report, rows
+from onestep_sr.sr_models.core.finish import finished_rows, visible
 from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
 from onestep_sr.sr_models.core.options import UpscaleOptions
@@ -22,6 +24,7 @@ from onestep_sr.sr_models.core.process import flow_level
 from onestep_sr.sr_models.core.recipe import Recipe
 from onestep_sr.sr_models.core.schedule import ResShiftSchedule
 from onestep_sr.sr_models.core.step import OneStep, ResShiftStep
+from onestep_sr.sr_models.core.tile_policy import TilePolicy
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.bundled import BUNDLED
@@ -660,3 +663,87 @@ def test_a_picture_larger_than_its_target_is_shrunk_without_the_network() -> Non
     expected = F.interpolate(image, size=(30, 45), mode="bicubic", antialias=True).clamp(0, 1)
     assert (result - expected).abs().max() < 1e-5
     assert heard == ["The picture is larger than the size to reach: it was shrunk, without the network."]
+
+
+# Strength and wrap
+
+
+def spectrum(image):
+    """Power over the frequencies (rows, columns) of a picture's inside, faded out towards its borders."""
+    window = torch.hann_window(image.shape[-1], periodic=False, dtype=torch.float64)
+    return torch.fft.fft2((image.double() - image.mean()) * window[:, None] * window).abs().square().sum((0, 1))
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load().model
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_strength_leaves_the_pictures_own_frequencies_alone(bundled, strength):
+    image = 0.3 + 0.4 * picture(32, 32)
+    full, weak = (upscale(bundled, image, UpscaleOptions(strength=value)) for value in (1, strength))
+    change, frequency = spectrum(weak - full), torch.fft.fftfreq(128).abs()
+    own = torch.maximum(frequency[:, None], frequency) < 0.75 / 8
+    above = torch.maximum(frequency[:, None], frequency) > 1.25 / 8
+    assert change[own].sum() < 1e-3 * change.sum()
+    left = spectrum(weak - bicubic(image, 4))[above].sum() / spectrum(full - bicubic(image, 4))[above].sum()
+    assert left == pytest.approx(strength**2, abs=0.01)
+
+
+def test_strength_1_changes_no_bit_and_bands_change_nothing(bundled):
+    image = picture(40, 24, channels=4)
+    assert torch.equal(upscale(bundled, image, UpscaleOptions(strength=1.0)), upscale(bundled, image))
+    weak = upscale(bundled, image, UpscaleOptions(strength=0.3))
+    run = rows.Run(bundled, UpscaleOptions(strength=0.3), TilePolicy())
+    shown = visible(image)
+    [found] = rows.result_rows(run, shown[:, :3])
+    finished = finished_rows(rows_of(found), shown, (160, 96), "none", 0.3)
+    parts = [finished(top, min(160, top + 37)) for top in range(0, 160, 37)]
+    assert torch.allclose(torch.cat(parts, dim=-2), weak[0], atol=1e-5)
+
+
+def smooth_texture(seed):
+    """(1, 3, 24, 24), periodic in both directions."""
+    image = F.pad(picture(24, 24, seed=seed), (2, 2, 2, 2), mode="circular")
+    return (0.5 + 2 * (F.avg_pool2d(image, 5, 1) - 0.5)).clamp(0, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scale", "period"), [(4, 4), (2.5, 5)], ids=["x4", "x2.5"])
+def test_the_steps_across_the_wrap_are_as_those_inside(bundled, scale, period):
+    """Compared with every `period`-th step, because steps depend on their place in a network's pixels."""
+    options = UpscaleOptions(scale, wrap="both")
+    across, inside = torch.zeros(2), torch.zeros(2)
+    for shift in range(0, 24, 4):  # each of these places of the texture is once at the wrap, and else inside
+        texture = torch.cat([smooth_texture(seed).roll((shift, shift), (2, 3)) for seed in range(2)])
+        result = upscale(bundled, texture, options)
+        steps = [(result - result.roll(1, dim)).abs().mean([0, 1, 5 - dim])[::period] for dim in (2, 3)]
+        across += torch.stack([step[0] for step in steps])
+        inside += torch.stack([step[1:].mean() for step in steps])
+    assert ((across / inside - 1).abs() < 0.05).all()
+
+
+@pytest.mark.parametrize(("wrap", "wrapped"), [("x", {3}), ("y", {2}), ("both", {2, 3})], ids=["x", "y", "both"])
+def test_only_the_chosen_sides_wrap(wrap, wrapped):
+    image = smooth_texture(0)
+    result = upscale(model(), image, UpscaleOptions(wrap=wrap))
+    everywhere = bicubic(image.repeat(1, 1, 3, 3), 4)[..., 96:192, 96:192].clamp(0, 1)
+    for dim in (2, 3):
+        first, expected = result.select(dim, 0), everywhere.select(dim, 0)
+        inner = (first - expected)[..., 16:80].abs().max()
+        assert inner < 1e-4 if dim in wrapped else inner > 1e-3
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(8, 40), st.integers(8, 40), st.floats(1, 8), st.sampled_from(["x", "y", "both"]))
+def test_a_wrapped_result_has_exactly_the_requested_size(height, width, scale, wrap):
+    image = picture(height, width, channels=4)
+    options = UpscaleOptions(scale, wrap=wrap, strength=0.5)
+    assert upscale(model(), image, options).shape == (1, 4, round(scale * height), round(scale * width))
+
+
+@pytest.mark.parametrize("wrong", [{"strength": 1.1}, {"strength": -0.1}, {"strength": "1"}, {"wrap": "xy"}], ids=str)
+def test_a_strength_or_wrap_out_of_bounds_is_refused(wrong):
+    with pytest.raises(UserError, match="choose"):
+        UpscaleOptions(**wrong)

@@ -202,19 +202,22 @@ def test_the_host_is_not_modified(folder: Path | None, tmp_path: Path) -> None:
 @pytest.mark.host
 def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
     load, upscale = host.object_info[LOAD], host.object_info[UPSCALE]
-    assert load["display_name"] == "Load One-Step SR Model"
+    assert load["display_name"] == "Load 4x Super Resolution Model (One-Step SR)"
     assert load["input_order"]["required"] == ["model", "autoencoder", "recipe"]
-    assert load["output"] == ["SR_MODEL"]
+    assert load["output"] == ["SR_MODEL", "UPSCALE_MODEL"]
     assert upscale["display_name"] == "Upscale Image (One-Step SR)"
     order = upscale["input_order"]
     assert order["required"] == ["sr_model", "image", "upscale_by", "tile", "overlap", "color", "seed"]
-    assert order["optional"] == ["detail", "mask"]
+    new = ["size", "pixels", "megapixels", "strength", "wrap", "region"]  # at the end, with defaults as before
+    assert order["optional"] == ["detail", "mask", *new]
+    optional = upscale["input"]["optional"]
+    assert [optional[name][1]["default"] for name in ("size", "strength", "wrap")] == ["factor", 1.0, "none"]
     assert upscale["input"]["optional"]["detail"][1]["default"] == 0.7
     required = upscale["input"]["required"]
     defaults = {name: required[name][1]["default"] for name in ("upscale_by", "tile", "overlap", "color", "seed")}
     assert defaults == {"upscale_by": 4.0, "tile": 0, "overlap": 64, "color": "auto", "seed": 0}
     assert required["seed"][1]["control_after_generate"] is False
-    assert (upscale["output"], upscale["output_name"]) == (["IMAGE"], ["IMAGE"])
+    assert upscale["output"] == ["IMAGE", "IMAGE", "MASK"] and upscale["output_name"] == ["IMAGE", "RGB", "MASK"]
     for info in (load, upscale):
         widgets = [spec[1] for name, spec in info["input"]["required"].items() if name not in ("sr_model", "image")]
         assert all(options["tooltip"] for options in widgets)
@@ -340,6 +343,7 @@ def test_the_plan_is_shown_before_a_run_and_the_time_after_one(host: Host) -> No
         "text": "1024 x 768 px: 6 tiles (3 x 2) of 512 x 512 px, 50 MB of main memory, time known after a run",
         "width": 1024,
         "height": 768,
+        "noise": True,
     }
     assert host.results(quick_start(host, "sky.png", seed=77))
     assert re.search(r", about \d+ (s|min)$", plan()["text"])
@@ -405,6 +409,75 @@ def test_a_batch_gives_each_picture_its_own_result(host: Host, expected: Path) -
     assert len(results) == 2
     for result, name in zip(results, ("houses.png", "sky.png"), strict=True):
         assert_same_picture(result, expected / name)
+
+
+@pytest.mark.host
+def test_nodes_are_found_by_the_words_that_people_type(host: Host) -> None:
+    names = [info["display_name"].lower() for kind, info in host.object_info.items() if kind.startswith("OneStepSR")]
+    assert len(set(names)) == len(names)
+    for word in ("tsd", "super resolution", "upscale", "4x"):
+        assert any(word in name for name in names), word
+
+
+@pytest.mark.host
+def test_sizes_and_strength_reach_the_core_and_old_prompts_have_none(host: Host, expected: Path) -> None:
+    prompt = quick_start(host, "sky.png")
+    for name in ("size", "pixels", "megapixels", "strength", "wrap"):
+        del node(prompt, UPSCALE)["inputs"][name]
+    (old,) = host.results(prompt)
+    assert_same_picture(old, expected / "sky.png")
+    for settings, size in (
+        ({"size": "longest side", "pixels": 150}, (150, 125)),
+        ({"size": "megapixels", "megapixels": 0.03}, (190, 158)),
+        ({"size": "width", "pixels": 48, "strength": 0.5, "wrap": "both"}, (48, 40)),
+    ):
+        (result,) = host.results(quick_start(host, "sky.png", **settings))
+        assert Image.open(result).size == size
+    (plain,) = host.results(quick_start(host, "sky.png", strength=0.0))
+    bicubic = Image.open(host.base / "input" / "sky.png").resize((384, 320), Image.Resampling.BICUBIC)
+    far, near = (np.abs(pixels(path) - np.asarray(bicubic).astype(int)).mean() for path in (old, plain))
+    assert near < far
+
+
+@pytest.mark.host
+def test_rgb_and_mask_fit_stock_nodes(host: Host, expected: Path) -> None:
+    prompt = quick_start(host, "transparent.png")
+    upscaled = next(key for key, entry in prompt.items() if entry["class_type"] == UPSCALE)
+    blend = {"image1": [upscaled, 1], "image2": ["scaled", 0], "blend_factor": 0.0, "blend_mode": "normal"}
+    source = node(prompt, UPSCALE)["inputs"]["image"]
+    scaled = {"image": source, "upscale_method": "bicubic", "scale_by": 4.0}
+    prompt["scaled"] = {"class_type": "ImageScaleBy", "inputs": scaled}
+    prompt["blend"] = {"class_type": "ImageBlend", "inputs": blend}
+    prompt["join"] = {"class_type": "JoinImageWithAlpha", "inputs": {"image": ["blend", 0], "alpha": [upscaled, 2]}}
+    node(prompt, "SaveImage")["inputs"]["images"] = ["join", 0]
+    (result,) = host.results(prompt)
+    assert_same_picture(result, expected / "transparent.png")
+
+
+@pytest.mark.host
+def test_the_stock_upscale_node_runs_the_bundled_model(host: Host, expected: Path) -> None:
+    """Its tiles are 512 px, so this picture is one."""
+    prompt = quick_start(host, "sky.png")
+    loader = next(key for key, entry in prompt.items() if entry["class_type"] == LOAD)
+    inputs = {"upscale_model": [loader, 1], "image": node(prompt, UPSCALE)["inputs"]["image"]}
+    prompt["stock"] = {"class_type": "ImageUpscaleWithModel", "inputs": inputs}
+    node(prompt, "SaveImage")["inputs"]["images"] = ["stock", 0]
+    del prompt[next(key for key, entry in prompt.items() if entry["class_type"] == UPSCALE)]
+    (result,) = host.results(prompt)
+    assert_same_picture(result, expected / "sky.png")
+
+
+@pytest.mark.host
+def test_a_region_is_upscaled_and_the_rest_enlarged(host: Host, expected: Path) -> None:
+    prompt = quick_start(host, "half.png")
+    inputs = node(prompt, UPSCALE)["inputs"]
+    inputs["region"] = inputs.pop("mask")
+    (found,) = host.results(prompt)
+    result, margin = pixels(found), 24
+    plain = Image.open(host.base / "input" / "half.png").convert("RGB").resize((384, 320), Image.Resampling.BICUBIC)
+    middle = result.shape[1] // 2
+    assert np.abs(result - np.asarray(plain).astype(int))[:, middle + margin :].mean() < 2
+    assert np.abs(result - pixels(expected / "houses.png"))[:, : middle - margin].mean() < 6
 
 
 def batch_of_two(host: Host) -> Prompt:

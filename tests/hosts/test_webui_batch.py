@@ -162,3 +162,40 @@ def test_the_host_is_asked_for_the_memory_of_a_tile(adapter, monkeypatch):
     monkeypatch.setattr(models.host, "room_for", lambda size: asked.append(size) or nullcontext())
     models.upscale(models.Choice(Path("model.safetensors")), Image.new("RGB", (16, 16)), UpscaleOptions(2))
     assert asked == [2**31 * 16]
+
+
+@pytest.fixture
+def section(adapter, monkeypatch):
+    """The section in Extras, with parts of the host that do nothing."""
+    models, modules = adapter
+    modules.scripts_postprocessing.ScriptPostprocessing = object
+    for name in ("scripts_postprocessing", "ui_common", "ui_components"):
+        monkeypatch.setitem(sys.modules, f"modules.{name}", getattr(modules, name))
+    return importlib.import_module(f"{ADAPTER}.extras").ExtrasSection(), models
+
+
+def test_a_size_strength_and_wrap_reach_the_core_and_the_metadata(section, monkeypatch):
+    extras, models = section
+    asked = []
+    monkeypatch.setattr(models, "upscale", lambda choice, image, options: asked.append(options) or image)
+    picture = SimpleNamespace(image=Image.new("RGB", (400, 300)), shared=SimpleNamespace(), info={})
+    chosen = {"enable": True, "model": models.BUNDLED_NAME, "size": "longest side", "pixels": 1000, "megapixels": 3}
+    extras.process_firstpass(picture, **chosen)
+    assert (picture.shared.target_width, picture.shared.target_height) == (1000, 750)
+    extras.process(picture, **chosen, tile=0, overlap=64, strength=0.5, wrap="x")
+    assert asked[0].size(300, 400) == (750, 1000)
+    assert (asked[0].strength, asked[0].wrap) == (0.5, "x")
+    shown = {name.removeprefix("One-Step SR "): value for name, value in picture.info.items() if value is not None}
+    assert shown["size"] == "longest side 1000 px" and "scale" not in shown
+    assert (shown["strength"], shown["wrap"]) == (0.5, "x")
+
+
+def test_callers_that_know_no_size_and_strength_get_the_scale(section, monkeypatch):
+    extras, models = section
+    asked = []
+    monkeypatch.setattr(models, "upscale", lambda choice, image, options: asked.append(options) or image)
+    picture = SimpleNamespace(image=Image.new("RGB", (40, 30)), shared=SimpleNamespace(), info={})
+    extras.process_firstpass(picture, enable=True, scale=2.5)
+    extras.process(picture, enable=True, model=models.BUNDLED_NAME, scale=2.5, overlap=64)
+    assert (picture.shared.target_width, picture.shared.target_height) == (100, 75)
+    assert asked == [UpscaleOptions(2.5, overlap=64)]

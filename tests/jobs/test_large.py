@@ -50,6 +50,16 @@ def test_a_banded_file_equals_the_usual_one(model, suffix, alpha, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.png", f"usual{suffix}", f"banded{suffix}"])
 
 
+def test_bands_close_a_wrapped_picture_and_weigh_its_detail(model, tmp_path):
+    """Where the result goes through a file, its last rows are read again for the first ones."""
+    image, options = picture(70, 30)[0], UpscaleOptions(wrap="both", strength=0.5, color="wavelet")
+    write_picture(tmp_path / "in.png", Picture(image, bits=16))
+    [job] = plan_jobs([str(tmp_path / "in.png")], tmp_path / "out.png")
+    run_job(model, job, replace(BANDED, upscale=options))
+    expected = upscale(model, read_picture(job.source).pixels[None], options)[0]
+    assert (read_picture(job.target).pixels - expected).abs().max() < 1e-3
+
+
 # Cut runs
 
 

@@ -38,7 +38,13 @@ def plan_view() -> types.ModuleType:
         ".host_sd": {"VAE_FACTOR": 8},
         ".pace": {"expected_seconds": lambda name, work: 1e-7 * work},
         ".stable_diffusion": {"MODEL_ID": MODEL, "LORA_FOLDER": "loras"},
-        ".upscaling": {"BUNDLED_NAME": "bundled", "AUTO": "auto", "model_path": lambda name: BUNDLED},
+        ".upscaling": {
+            "BUNDLED_NAME": "bundled",
+            "AUTO": "auto",
+            "COMBINER": "Combine",
+            "LOADER": "Load",
+            "model_path": lambda name: BUNDLED,
+        },
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, contents in parts.items():
@@ -101,7 +107,7 @@ def test_every_size_is_answered_by_arithmetic(plan_view, base, **numbers) -> Non
 @pytest.mark.parametrize("name", ["width", "height", "upscale_by", "tile", "overlap"])
 @pytest.mark.parametrize("value", [10**30, -1, math.nan, math.inf, -math.inf, "256", None, True, [], {}, 2**20 + 1])
 def test_a_number_that_is_none_is_refused(plan_view, name, value) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be a number from [01] to 1048576$"):
+    with pytest.raises(ValueError, match=f"^{name} must be a number from 0 to 1048576$"):
         plan_view.answer(QUESTION | {name: value})
 
 
@@ -117,6 +123,27 @@ def test_a_question_is_answered(plan_view) -> None:
     assert answer["text"].startswith("1024 x 768 px: 6 tiles (3 x 2) of 512 x 512 px, 50 MB of main memory, about ")
     outside = plan_view.answer(QUESTION | {"model": {"model": "../secret", "recipe": "auto"}})
     assert outside["text"] == "../secret is not in models/onestep_sr: choose another model."
+
+
+def test_target_sizes_batches_and_wrap_are_answered(plan_view) -> None:
+    def text(**changes: object) -> str:
+        return plan_view.answer(QUESTION | changes)["text"]
+
+    assert text(size="longest side", pixels=1920).startswith("1920 x 1440 px: ")
+    assert text(size="fit 1080p", width=960, height=540).startswith("1920 x 1080 px: ")
+    assert text(size="megapixels", megapixels=0.75).startswith("1000 x 750 px: ")
+    assert text(size="width", pixels=128) == "128 x 96 px: only shrunk, without the model"
+    assert text(size="width", pixels=4096).endswith("choose a smaller size.")
+    assert text(size="wide").startswith("Size 'wide' is unknown: ")
+    assert text(count=3).startswith("3 images, each 1024 x 768 px: 6 tiles (3 x 2) of 512 x 512 px, 50 MB")
+    assert text(wrap="x").startswith("1024 x 768 px: 6 tiles (3 x 2)") and text(wrap="z").startswith("Wrap 'z'")
+
+
+def test_a_wrong_file_is_named_before_the_image_is_known(plan_view) -> None:
+    unknown = QUESTION | {"width": 0, "height": 0}
+    assert plan_view.answer(unknown) == {"text": "", "width": None, "height": None, "noise": True}
+    named = plan_view.answer(unknown | {"model": {"model": "lost.pth", "recipe": "auto"}})["text"]
+    assert named == "lost.pth is not in models/onestep_sr: choose another model."
 
 
 def test_a_models_file_is_read_once_until_it_is_replaced(plan_view, monkeypatch, tmp_path) -> None:

@@ -1,47 +1,37 @@
-// Shows the estimated size, tiles, memory and time under "Upscale Image (One-Step SR)", before the run.
-// The server computes the estimate; this file only finds the connected nodes and shows the answer.
+// Shows the estimated size, tiles, memory and time under "Upscale Image (One-Step SR)", before the run, and hides the
+// inputs that have no influence. The server computes the estimate; this file finds the connected nodes and shows the
+// answer. What it cannot know for certain, such as a value that comes over a link, it leaves out.
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
+import { addSeedControl, show } from "./widgets.js"
+import { images, isLinked, source, values } from "./image_size.js"
 
 const NODE = "OneStepSRUpscaleImage"
 const MODELS = ["OneStepSRLoadModel", "OneStepSRModel"]
 const APPLY = "OneStepSRApplyLoRA"
+const ASKED = ["upscale_by", "tile", "overlap", "size", "pixels", "megapixels", "wrap"]
 const UPDATE_SECONDS = 0.5
+const SIDES = ["longest side", "shortest side", "width", "height"]
 
-function source(node, name) {
-  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1
-  let origin = slot < 0 ? null : node.getInputNode(slot)
-  while (origin?.type === "Reroute") origin = origin.getInputNode(0)
-  return origin
-}
-
-const values = (node) => Object.fromEntries((node.widgets ?? []).map((widget) => [widget.name, widget.value]))
-
-function imageSize(node) {
-  const origin = source(node, "image")
-  if (!origin) return null
-  if (origin.type === NODE) return origin.onestepPlan?.size ?? null
-  const picture = origin.imgs?.[0]
-  return picture?.naturalWidth ? [picture.naturalWidth, picture.naturalHeight] : (node.onestepLastSize ?? null)
-}
-
-// The file of the LoRA that the model's MODEL comes from; null if there is none.
+// The file of the LoRA that the model's MODEL comes from; null if it is not known.
 function loraOf(model) {
   let origin = source(model, "model")
   while (origin && origin.type !== APPLY) origin = source(origin, "model")
-  return origin ? values(origin).lora : null
+  return origin && !isLinked(origin, "lora") ? values(origin).lora : null
 }
 
 function question(node) {
   const model = source(node, "sr_model")
-  const size = imageSize(node)
-  if (!MODELS.includes(model?.type) || !size) return null
-  const { upscale_by, tile, overlap } = values(node)
+  if (!MODELS.includes(model?.type) || ["model", "recipe"].some((name) => model.type === MODELS[0] && isLinked(model, name))) return null
+  const isKnown = !ASKED.some((name) => isLinked(node, name)) && !isLinked(node, "region")
+  const [width, height, count] = (isKnown && images(node, "image")) || [0, 0, 1]
   const chosen = { ...values(model), lora: loraOf(model) }
-  return { node: model.type, model: chosen, width: size[0], height: size[1], upscale_by, tile, overlap }
+  const asked = Object.fromEntries(ASKED.map((name) => [name, values(node)[name]]))
+  return { node: model.type, model: chosen, width, height, count, ...asked }
 }
 
 async function update(node) {
+  showInfluential(node)
   const plan = node.onestepPlan
   const asked = JSON.stringify(question(node))
   if (asked === plan.asked) return
@@ -50,12 +40,23 @@ async function update(node) {
   if (plan.asked !== asked) return
   plan.element.textContent = answer?.text ?? ""
   plan.size = answer?.width ? [answer.width, answer.height] : null
+  plan.noise = answer?.noise ?? null
 }
 
 async function ask(asked) {
   const headers = { "Content-Type": "application/json" }
   const response = await api.fetchApi("/onestep_sr/plan", { method: "POST", headers, body: asked })
   return response.ok ? response.json() : null
+}
+
+// A seed only matters for models that start from noise; where that is not known, it is shown.
+function showInfluential(node) {
+  const { size } = values(node)
+  const isChosen = isLinked(node, "size")
+  show(node, "upscale_by", isChosen || size === "factor")
+  show(node, "pixels", isChosen || SIDES.includes(size))
+  show(node, "megapixels", isChosen || size === "megapixels")
+  for (const name of ["seed", "control_after_generate"]) show(node, name, node.onestepPlan.noise !== false)
 }
 
 function addView(node) {
@@ -70,13 +71,22 @@ function addView(node) {
     getMaxHeight: () => 48,
   })
   widget.serialize = false
-  node.onestepPlan = { element, asked: "null", size: null }
+  node.onestepPlan = { element, asked: "null", size: null, noise: null }
+}
+
+// The last tile's rough preview is not the result.
+function clearPreview(node) {
+  app.revokePreviews?.(node.id)
+  delete app.nodePreviewImages?.[node.id]
+  node.imgs = undefined
+  node.setDirtyCanvas?.(true, true)
 }
 
 app.registerExtension({
   name: "onestepsr.plan",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
+    addSeedControl(node)
     addView(node)
     const timer = setInterval(() => update(node), UPDATE_SECONDS * 1000)
     const { onRemoved, onExecuted } = node
@@ -85,8 +95,8 @@ app.registerExtension({
       return onRemoved?.apply(this, args)
     }
     node.onExecuted = function (output, ...args) {
-      node.onestepLastSize = output?.image_size
       node.onestepPlan.asked = "" // ask again, because a run improves the estimated time
+      clearPreview(node)
       return onExecuted?.call(this, output, ...args)
     }
   },

@@ -10,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...canvas.resample_rows import rows_of
+from ...canvas.wrap import Continuation, Wrap
 from ...errors import UserError
 from .layers import Convolution, Layer, channels, decoder_layers, encoder_layers
 from .maps import CanvasMap
 from .passes import BandedForward, Progress, comfortable_budget, make_store, stages
 
-__all__ = ["decode", "encode", "supports", "workspace"]
+WRAPPED = 16  # latent pixels that continue a canvas
+
+__all__ = ["decode", "encode", "supports", "workspace", "wrapped"]
 
 
 def supports(autoencoder: nn.Module) -> bool:
@@ -74,6 +79,24 @@ def decode(
     """
     layers = decoder_layers(autoencoder)
     return _run(autoencoder, layers, latent, _output_channels(layers), budget, device, dtype, progress, spill)
+
+
+def wrapped(
+    function: Callable[..., Tensor], wrap: Wrap, autoencoder: nn.Module, canvas: Tensor, **options: Any
+) -> Tensor:
+    """`encode` or `decode` of a canvas whose borders continue at the opposite side; see `canvas.wrap`.
+
+    function: `encode` or `decode`; `canvas` and `options` are its arguments. wrap: the sides, "none" for none. Returns
+    and raises what the function does.
+    """
+    layers = encoder_layers(autoencoder) if function is encode else decoder_layers(autoencoder)
+    size = (canvas.shape[-2], canvas.shape[-1])
+    result = stages(layers, *size)[-1].output
+    if wrap == "none" or min(result) < 1:
+        return function(autoencoder, canvas, **options)
+    way = Continuation.of(wrap, size, result, WRAPPED * max(1, size[0] // result[0]))
+    found = function(autoencoder, way.continued(canvas), **options)
+    return way.closed(rows_of(found))(0, result[0])
 
 
 def workspace(autoencoder: nn.Module, height: int, width: int, dtype: torch.dtype | None = None) -> int:

@@ -1,8 +1,10 @@
-"""Create the pictures of the README and the quick-start template from demo/photo.png with the bundled model.
+"""Create the pictures of the README and of the templates that need no download, from demo/photo.png with the bundled
+model.
 
     python benchmarks/make_pictures.py
 
-Left of the white line is bicubic upscaling, right of it the model's result, both x4.
+Left of the white line is bicubic upscaling, right of it the model's result, both x4. The other templates' pictures show
+their graphs, because their results need files that are not part of the pack.
 """
 
 from pathlib import Path
@@ -12,23 +14,47 @@ from onestep_sr.sr_models.canvas.resize import resize
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files.read import read_picture
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 # Left, top, width and height of both parts, in pixels of the result.
 README_BOX = (200, 40, 440, 400)
 TEMPLATE_BOX = (336, 84, 256, 288)
+REGION = (360, 60, 680, 420)  # of the ellipse: left, top, right, bottom
+CLIP_LEFTS, CLIP_TOP, CLIP_SIDE = (200, 320, 440), 60, 208
+
+
+def image_of(picture: Tensor) -> Image.Image:
+    return Image.fromarray((picture[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
 
 
 def side_by_side(before: Tensor, after: Tensor, box: tuple[int, int, int, int]) -> Image.Image:
     left, top, width, height = box
-    pixels = [picture[0, :, top : top + height, left : left + width] for picture in (before, after)]
     strip = Image.new("RGB", (2 * width + 4, height), "white")
-    for index, part in enumerate(pixels):
-        values = (part.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        strip.paste(Image.fromarray(values), (index * (width + 4), 0))
+    for index, picture in enumerate((before, after)):
+        part = image_of(picture).crop((left, top, left + width, top + height))
+        strip.paste(part, (index * (width + 4), 0))
     return strip
+
+
+def region(before: Tensor, after: Tensor) -> Image.Image:
+    """The result of the template for a region: the model inside an ellipse, interpolation outside."""
+    result, inside = image_of(before), image_of(after)
+    mask = Image.new("L", result.size)
+    ImageDraw.Draw(mask).ellipse(REGION, fill=255)
+    result.paste(inside, mask=mask)
+    ImageDraw.Draw(result).ellipse(REGION, outline="white", width=4)
+    return result.crop((320, 20, 720, 460))
+
+
+def clip(after: Tensor) -> Image.Image:
+    """Three frames of a camera that pans over the photo."""
+    frames = Image.new("RGB", (3 * CLIP_SIDE + 8, 2 * CLIP_SIDE), "white")
+    for index, left in enumerate(CLIP_LEFTS):
+        box = (left, CLIP_TOP, left + CLIP_SIDE, CLIP_TOP + 2 * CLIP_SIDE)
+        frames.paste(image_of(after).crop(box), (index * (CLIP_SIDE + 4), 0))
+    return frames
 
 
 def main() -> None:
@@ -37,7 +63,13 @@ def main() -> None:
     before = resize(photo, (after.shape[-2], after.shape[-1])).clamp(0, 1)
     (ROOT / "docs").mkdir(exist_ok=True)
     side_by_side(before, after, README_BOX).save(ROOT / "docs" / "before-after.jpg", quality=90)
-    side_by_side(before, after, TEMPLATE_BOX).save(ROOT / "workflows" / "onestep-sr-quick-start.jpg", quality=88)
+    pictures = {
+        "01-quick-start": side_by_side(before, after, TEMPLATE_BOX),
+        "02-region-only": region(before, after),
+        "03-video-frames": clip(after),
+    }
+    for name, picture in pictures.items():
+        picture.save(ROOT / "workflows" / f"onestep-sr-{name}.jpg", quality=85)
 
 
 if __name__ == "__main__":

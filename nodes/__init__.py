@@ -15,7 +15,7 @@ class OneStepSRExtension(ComfyExtension):
         downloads.add_route()
 
     async def on_load(self) -> None:
-        await replacements.register()
+        await replacements.register(await self.get_node_list())
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
+
+import nodes as stock_nodes
 
 from ..sr_models.checkpoints.weights_file import SUFFIXES
 from ..sr_models.core.devices import default_dtype
@@ -59,8 +62,17 @@ class HostedModel:
 
 
 def register_model_folder() -> None:
-    """Add `models/onestep_sr` to ComfyUI's model folders; paths from extra_model_paths.yaml are kept."""
-    folder_paths.add_model_folder_path(MODEL_FOLDER, os.path.join(folder_paths.models_dir, MODEL_FOLDER))
+    """Add `models/onestep_sr` to ComfyUI's model folders, and create it; paths of extra_model_paths.yaml are kept."""
+    folder = os.path.join(folder_paths.models_dir, MODEL_FOLDER)
+    with suppress(OSError):  # a folder that cannot be written to may still be read
+        os.makedirs(folder, exist_ok=True)
+    folder_paths.add_model_folder_path(MODEL_FOLDER, folder)
+
+
+def menu_of(node_id: str, otherwise: str) -> str:
+    """The menu group of one of the host's nodes, in which ours belong too; `otherwise` if the host has no such node."""
+    stock = stock_nodes.NODE_CLASS_MAPPINGS.get(node_id)  # pyright: ignore[reportAttributeAccessIssue] (the host's)
+    return getattr(stock, "CATEGORY", otherwise)
 
 
 def weights_files(*folders: str) -> list[str]:
@@ -110,6 +122,16 @@ def add_route(path: str, answer: Callable[[Any], dict[str, Any]]) -> None:
         except RecursionError:
             reason = "too many nested lists or objects"
         return web.json_response({"error": f"This request cannot be read ({reason})."}, status=400)
+
+
+def on_prompt(change: Callable[[dict[str, Any]], None]) -> None:
+    """Let `change` edit each queued prompt, {node's number: {class_type, inputs}}, before the host checks it."""
+
+    def handle(request: dict[str, Any]) -> dict[str, Any]:
+        change(request.get("prompt", {}))  # the host logs what fails here, and goes on with the prompt as it is
+        return request
+
+    PromptServer.instance.add_on_prompt_handler(handle)
 
 
 async def _body(request: web.Request) -> bytes:
@@ -165,8 +187,14 @@ def from_host(image: Tensor) -> Tensor:
 
 
 def to_host(image: Tensor) -> Tensor:
-    """The core's (B, C, H, W) -> ComfyUI's (B, H, W, C), on its device for images between nodes."""
-    return image.movedim(1, -1).contiguous().to(model_management.intermediate_device())
+    """The core's (B, C, H, W) -> ComfyUI's (B, H, W, C), on its device and in its precision between nodes."""
+    return image.movedim(1, -1).contiguous().to(model_management.intermediate_device(), intermediate_dtype())
+
+
+def intermediate_dtype() -> torch.dtype:
+    """ComfyUI's precision for images and latents between nodes: float16 with --fp16-intermediates on newer hosts."""
+    chosen = getattr(model_management, "intermediate_dtype", None)
+    return chosen() if chosen else torch.float32
 
 
 class Bar:

@@ -18,7 +18,7 @@ class MatchColor(io.ComfyNode):
         return schema(
             node_id="OneStepSRMatchColor",
             display_name="Match Colour (One-Step SR)",
-            category="image/postprocessing",
+            category=host.menu_of("ImageBlur", "image/postprocessing"),
             description="Match the colours of an upscaled image to those of its original.",
             search_aliases=["color match", "color fix", "colour transfer", "wavelet", "adain"],
             inputs=[
@@ -55,7 +55,7 @@ class CompareImages(io.ComfyNode):
         return schema(
             node_id="OneStepSRCompareImages",
             display_name="Compare Images (One-Step SR)",
-            category="image",
+            category=host.menu_of("ImageCompare", "image"),
             description="Show two images in one frame with a slider between them. Drag the slider, or focus it and "
             "use the arrow keys.",
             search_aliases=["image compare", "before after", "a/b", "slider"],

@@ -1,4 +1,4 @@
-"""Nodes to encode and decode images of any size without seams, in the menu group `latent` like the stock VAE nodes."""
+"""Nodes to encode and decode images of any size without seams, beside the stock VAE nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..sr_models.canvas.wrap import WRAPS, Wrap
 from . import host, host_vae
 from .schema import advanced, schema
 
-CATEGORY = "latent"
+CATEGORY = host.menu_of("VAEDecode", "latent")
 MEMORY_TOOLTIP = "Memory to use on the VAE's device, in MB. 0: all free memory. Less is slower, with the same result."
 
 
@@ -52,7 +52,7 @@ class EncodeSeamless(io.ComfyNode):
     @classmethod
     def execute(cls, pixels, vae, memory: int, wrap: Wrap = "none") -> io.NodeOutput:
         latent = host_vae.encode(vae, pixels, memory * 2**20, host.Bar().stage, wrap)
-        return io.NodeOutput({"samples": latent})
+        return io.NodeOutput({"samples": latent.to(host.intermediate_dtype())})
 
 
 class DecodeSeamless(io.ComfyNode):
@@ -76,4 +76,5 @@ class DecodeSeamless(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, vae, memory: int, wrap: Wrap = "none") -> io.NodeOutput:
-        return io.NodeOutput(host_vae.decode(vae, samples["samples"], memory * 2**20, host.Bar().stage, wrap))
+        image = host_vae.decode(vae, samples["samples"], memory * 2**20, host.Bar().stage, wrap)
+        return io.NodeOutput(image.to(host.intermediate_dtype()))

@@ -256,6 +256,7 @@ class UpscaleImage(io.ComfyNode):
                 io.Mask.Output(display_name="MASK", tooltip="The result's transparency. White is transparent."),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # the image's size, for the plan of a page that was loaded again
         )
 
     @classmethod

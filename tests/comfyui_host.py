@@ -23,7 +23,8 @@ HOW_TO_GET_ONE = (
     "no ComfyUI: clone github.com/comfyanonymous/ComfyUI into ~/comfy/ComfyUI, install its requirements into its "
     ".venv, or name one with COMFYUI_PATH and COMFYUI_PYTHON"
 )
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO}
 NOTES = {"Note", "MarkdownNote"}
 # Two threads that wait for each other starve on a busy machine; the pictures are small.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -34,7 +35,7 @@ Prompt = dict[str, dict[str, Any]]
 def installed_hosts() -> list[Path]:
     """Checkouts that can be started: COMFYUI_PATH (a list like PATH), else those in ~/comfy."""
     named = os.environ.get("COMFYUI_PATH")
-    folders = map(Path, named.split(os.pathsep)) if named else (HOME / "ComfyUI", HOME / "ComfyUI-0.3.64")
+    folders = map(Path, named.split(os.pathsep)) if named else (HOME / "ComfyUI", HOME / "ComfyUI-0.33.0")
     return [folder for folder in folders if (folder / "main.py").is_file() and interpreter(folder)]
 
 
@@ -114,6 +115,8 @@ def start(folder: Path, base: Path) -> Host:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = ["--cpu", "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch", "--disable-api-nodes"]
+    if "COMFYUI_FRONT_END" in os.environ:
+        options += ["--front-end-root", os.environ["COMFYUI_FRONT_END"]]
     options += ["--base-directory", base, "--extra-model-paths-config", base / "paths.yaml"]
     command = [interpreter(folder), "main.py", *map(str, options), "--database-url", "sqlite:///:memory:"]
     with (base / "log.txt").open("wb") as log:
@@ -177,28 +180,47 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
             assert socket_["name"] in (name for group in info["input"].values() for name in group), socket_
             if socket_["link"] is not None:
                 inputs[socket_["name"]] = sources[socket_["link"]]
-        assert [output["type"] for output in node["outputs"]] == list(info["output"]), node["type"]
+        outputs = [output["type"] for output in node["outputs"]]
+        assert outputs == list(info["output"])[: len(outputs)], node["type"]  # newer hosts' nodes may have more
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
 
 
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """`widgets_values` by name: one per widget in the schema's order, and one for each widget that browsers add."""
-    values, result = list(node["widgets_values"]), {}
-    for group in ("required", "optional"):
-        for name in info["input_order"].get(group, ()):
-            kind, options = [*info["input"][group][name], {}][:2]
-            if not isinstance(kind, list) and kind not in WIDGETS:
-                continue
-            result[name] = values.pop(0)
-            seed = name in ("seed", "noise_seed")
-            uploads = options.get("image_upload") or options.get("video_upload")
-            if uploads or options.get("control_after_generate", seed):
-                values.pop(0)
+    """`widgets_values` by name. Widgets that the host has and the workflow does not know have their defaults."""
+    values = list(node["widgets_values"])
+    result = taken(info["input"], values)
     assert not values, f"{node['type']} has no widgets for {values}"
     return result
 
 
+def taken(groups: dict[str, dict[str, Any]], values: list[Any], prefix: str = "") -> dict[str, Any]:
+    """Takes one of `values` for each widget in the schema's order, and one for each widget that pages add."""
+    result = {}
+    for name, spec in (
+        (name, spec) for group in ("required", "optional") for name, spec in groups.get(group, {}).items()
+    ):
+        kind, options = [*spec, {}][:2]
+        if not (isinstance(kind, list) or kind in WIDGETS) or options.get("hidden"):
+            continue
+        value = result[prefix + name] = values.pop(0) if values else default_of(spec)
+        added = options.get("image_upload") or options.get("video_upload")
+        if values and (added or options.get("control_after_generate", name in ("seed", "noise_seed"))):
+            values.pop(0)
+        if kind == DYNAMIC_COMBO:
+            chosen = next(option for option in options["options"] if option["key"] == value)
+            result |= taken(chosen["inputs"], values, f"{prefix}{name}.")
+    return result
+
+
+def default_of(spec: list[Any]) -> Any:
+    options = spec[1] if len(spec) > 1 else {}
+    return options["default"] if "default" in options else choices(spec)[0]
+
+
 def choices(spec: list[Any]) -> list[str]:
     """The choices of a combo in `object_info`."""
-    return spec[0] if isinstance(spec[0], list) else spec[1]["options"]
+    if isinstance(spec[0], list):
+        return spec[0]
+    options = spec[1]["options"]
+    return [option["key"] for option in options] if spec[0] == DYNAMIC_COMBO else options

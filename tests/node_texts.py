@@ -16,7 +16,8 @@ from comfyui_host import installed_hosts, start, stop
 from places import ROOT
 
 LOCALES = ROOT / "locales"
-LANGUAGES = ("en", "zh", "ja", "fr", "de", "es")
+# Those of ComfyUI's page, and German for hosts that have it.
+LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "es", "ru", "ar", "tr", "pt-BR", "fa", "uk", "de")
 Texts = dict[str, Any]
 
 

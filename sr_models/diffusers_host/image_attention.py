@@ -18,7 +18,7 @@ from .denoiser import PromptedDenoiser
 class TextThenImage(nn.Module):
     """An attention to the prompt, then one to the picture, in the place of the first. The condition is `joined`."""
 
-    def __init__(self, text: nn.Module, image: nn.Module):
+    def __init__(self, text: nn.Module, image: Any):
         super().__init__()
         self.text, self.image = text, image
 

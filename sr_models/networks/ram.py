@@ -7,6 +7,7 @@ embedding; the tag head compares it with an embedding of each tag. Module names 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -188,6 +189,7 @@ class RAM(nn.Module):
     def probabilities(self, embedding: Tensor) -> Tensor:
         """The probability of each tag: (B, 145, 512) -> (B, tags)."""
         x = F.relu(self.wordvec_proj(self.label_embed)).expand(len(embedding), -1, -1)
-        for layer in self.tagging_head["encoder"]["layer"]:
+        encoder: Any = self.tagging_head["encoder"]
+        for layer in encoder["layer"]:
             x = layer(x, embedding)
         return self.fc(x).squeeze(-1).sigmoid()

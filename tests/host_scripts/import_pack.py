@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 package, base = sys.argv[1:]
@@ -22,6 +23,8 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 # isort: off
+import comfy.cli_args  # noqa: E402
+import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 
@@ -82,7 +85,10 @@ upscale_image = nodes.NODE_CLASS_MAPPINGS["OneStepSRUpscaleImage"]
 load_model = nodes.NODE_CLASS_MAPPINGS["OneStepSRLoadModel"]
 node = type("Run", (upscale_image,), {"hidden": SimpleNamespace(unique_id="1")})
 model = load_model.execute("bundled", "auto", "auto").args[0]
-result = node.execute(model, torch.rand(1, 24, 32, 3), 4.0, 0, 64, "wavelet", 0).args[0]
+inputs = (model, torch.rand(1, 24, 32, 3), 4.0, 0, 64, "wavelet", 0)
+result = node.execute(*inputs).args[0]
+after_run = changed(before)
+comfy.cli_args.args.fp16_intermediates = True  # newer hosts' --fp16-intermediates
 
 print(
     json.dumps(
@@ -93,7 +99,10 @@ print(
             "connected": connected,
             "imported": sorted(imported - sys.stdlib_module_names),
             "after_import": after_import,
-            "after_run": changed(before),
+            "after_run": after_run,
+            "between_nodes": [str(result.dtype), str(node.execute(*inputs).args[0].dtype)],
+            "hosts_half": str(getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()),
+            "model_folder": (Path(base) / "models" / "onestep_sr").is_dir(),
         }
     )
 )

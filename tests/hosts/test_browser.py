@@ -12,13 +12,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 from comfyui_host import HOW_TO_GET_ONE, Host, installed_hosts, start, stop
 from limits import PAGE_SECONDS
+from node_texts import LANGUAGES
 from PIL import Image
-from places import PHOTOS, ROOT
+from places import PHOTOS, ROOT, template
 from publisher import CONTENT, Publisher, serve
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -32,7 +34,8 @@ WAIT = PAGE_SECONDS * 1000
 TRY = WAIT // 10  # a click that a busy page lost is made again after this
 expect.set_options(timeout=WAIT)
 OURS = "/extensions/onestep_sr/"
-LANGUAGES_OF_THE_PAGE = ("zh", "ja", "fr", "es")  # it has no German yet
+CLASSIC, NODES_2 = "classic", "Nodes 2.0"
+LOOKS = (CLASSIC, NODES_2)
 
 pytestmark = pytest.mark.host
 
@@ -74,8 +77,15 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(host: Host, browser: Browser) -> Iterator[Page]:
+def look(request: pytest.FixtureRequest) -> str:
+    """One of LOOKS: how the page draws nodes, on its canvas or as elements."""
+    return getattr(request, "param", CLASSIC)
+
+
+@pytest.fixture
+def page(host: Host, browser: Browser, look: str) -> Iterator[Page]:
     """ComfyUI's page with an empty graph; afterwards none of our files may have complained."""
+    host.post("/api/settings", {"Comfy.VueNodes.Enabled": look == NODES_2})
     opened = browser.new_page(viewport={"width": 1600, "height": 900})
     opened.set_default_timeout(WAIT)
     complaints: list[str] = []
@@ -117,9 +127,8 @@ def open_template(page: Page, name: str, kind: str) -> None:
     raise AssertionError(f"{name} did not open")
 
 
-def load_workflow(page: Page, name: str) -> None:
-    workflow = json.loads((ROOT / "workflows" / f"onestep-sr-{name}.json").read_text())
-    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+def load_workflow(page: Page, path: Path) -> None:
+    page.evaluate("workflow => app.loadGraphData(workflow)", json.loads(path.read_text()))
 
 
 def set_widget(page: Page, kind: str, name: str, value: object) -> None:
@@ -134,14 +143,30 @@ def set_widget(page: Page, kind: str, name: str, value: object) -> None:
 
 
 def press_run(page: Page) -> None:
-    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("button", name="Run", exact=True).first.click()
 
 
-def test_the_template_is_found_run_and_gives_a_picture(page: Page) -> None:
-    open_template(page, "onestep-sr-quick-start", "OneStepSRUpscaleImage")
+def shown_picture(page: Page, kind: str) -> tuple[int, int]:
+    """The size of the picture on the first node of that kind, once it is there."""
+    page.wait_for_function(
+        """kind => {
+            const node = app.graph._nodes.find((n) => n.type === kind)
+            const elements = document.querySelectorAll(`[data-node-id="${node.id}"] img`)
+            window.shown = [...(node.imgs ?? []), ...elements].find((image) => image.naturalWidth)
+            return window.shown
+        }""",
+        arg=kind,
+    )
+    return tuple(page.evaluate("() => [window.shown.naturalWidth, window.shown.naturalHeight]"))
+
+
+@pytest.mark.parametrize("look", LOOKS, indirect=True)
+def test_the_template_is_found_run_and_gives_a_picture(page: Page, look: str) -> None:
+    open_template(page, template("quick-start").stem, "OneStepSRUpscaleImage")
     width, height = Image.open(PHOTOS / "grass.png").size
     expect(page.locator(".onestep-sr-plan")).to_contain_text(f"{4 * width} x {4 * height} px: ")
     set_widget(page, "OneStepSRUpscaleImage", "tile", 128)
+    set_widget(page, "OneStepSRUpscaleImage", "seed", LOOKS.index(look))  # the server keeps the other look's result
     expect(page.locator(".onestep-sr-plan")).to_contain_text("of 128 x 128 px")
     page.evaluate(
         """async () => {
@@ -151,14 +176,7 @@ def test_the_template_is_found_run_and_gives_a_picture(page: Page) -> None:
         }"""
     )
     press_run(page)
-    page.wait_for_function("() => app.graph._nodes.find((n) => n.type === 'SaveImage').imgs?.[0]?.naturalWidth")
-    size = page.evaluate(
-        """() => {
-            const picture = app.graph._nodes.find((n) => n.type === "SaveImage").imgs[0]
-            return [picture.naturalWidth, picture.naturalHeight]
-        }"""
-    )
-    assert size == [4 * width, 4 * height]
+    assert shown_picture(page, "SaveImage") == (4 * width, 4 * height)
     steps = page.evaluate("() => window.steps")
     assert len(steps) > 4 and steps == sorted(steps) and steps[-1] == 1
     expect(page.locator(".onestep-sr-plan")).to_contain_text("about ")
@@ -166,17 +184,73 @@ def test_the_template_is_found_run_and_gives_a_picture(page: Page) -> None:
 
 def test_every_workflow_opens_whole(page: Page) -> None:
     for path in sorted((ROOT / "workflows").glob("*.json")):
-        load_workflow(page, path.stem.removeprefix("onestep-sr-"))
+        load_workflow(page, path)
         nodes = page.evaluate(
             """() => app.graph._nodes.map((node) => ({
-                type: node.type, missing: node.has_errors === true, least: [...node.computeSize()],
+                type: node.type, known: node.type in LiteGraph.registered_node_types, least: [...node.computeSize()],
             }))"""
         )
         saved = json.loads(path.read_text())["nodes"]
         assert sorted(n["type"] for n in nodes) == sorted(n["type"] for n in saved)
-        assert not [n for n in nodes if n["missing"]]
+        assert all(n["known"] for n in nodes)
         crowded = [n for n in saved for m in nodes if m["type"] == n["type"] and n["size"][1] < m["least"][1] - 1]
         assert not crowded, path.stem
+
+
+RECTANGLES = {
+    CLASSIC: """() => app.graph._nodes.map((node) => {
+        const [x, y, width, height] = node.boundingRect ?? node.getBounding()
+        return { type: node.type, x, y, width, height }
+    })""",
+    NODES_2: """() => app.graph._nodes.map((node) => {
+        const { x, y, width, height } = document.querySelector(`[data-node-id="${node.id}"]`).getBoundingClientRect()
+        return { type: node.type, x, y, width, height }
+    })""",
+}
+
+
+@pytest.mark.parametrize("look", LOOKS, indirect=True)
+def test_the_nodes_of_a_template_do_not_lie_on_each_other(page: Page, look: str) -> None:
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        load_workflow(page, path)
+        if look == NODES_2:
+            count = len(json.loads(path.read_text())["nodes"])
+            expect(page.locator("[data-node-id]")).to_have_count(count)
+        boxes = page.evaluate(RECTANGLES[look])
+        for i, one in enumerate(boxes):
+            for other in boxes[:i]:
+                assert not overlap(one, other), (path.stem, one, other)
+
+
+def overlap(one: dict, other: dict) -> bool:
+    sides = (("x", "width"), ("y", "height"))
+    return all(one[at] < other[at] + other[size] and other[at] < one[at] + one[size] for at, size in sides)
+
+
+def test_blueprints_are_offered_and_run(host: Host, page: Page) -> None:
+    offered = {entry["name"] for entry in host.get_json("/global_subgraphs").values()}
+    paths = sorted((ROOT / "subgraphs").glob("*.json"))
+    assert offered >= {path.stem for path in paths}
+    for path in paths:
+        load_workflow(page, path)
+        inside = page.evaluate("() => app.graph._nodes[0].subgraph.nodes.map((n) => n.type)")
+        known = page.evaluate("types => types.every((type) => type in LiteGraph.registered_node_types)", inside)
+        assert known, path.stem
+    load_workflow(page, ROOT / "subgraphs" / "Upscale a Region (One-Step SR).json")
+    page.evaluate(
+        """() => {
+            const [load, save] = ["LoadImage", "SaveImage"].map((kind) => LiteGraph.createNode(kind))
+            const [blueprint] = app.graph._nodes
+            for (const node of [load, save]) app.graph.add(node)
+            load.connect(0, blueprint, 0)
+            load.connect(1, blueprint, 1)
+            blueprint.connect(0, save, 0)
+            blueprint.widgets.find((widget) => widget.name === "upscale_by").value = 2
+        }"""
+    )
+    press_run(page)
+    width, height = Image.open(PHOTOS / "grass.png").size
+    assert shown_picture(page, "SaveImage") == (2 * width, 2 * height)
 
 
 def test_nodes_come_from_the_search_box_and_by_dragging(page: Page) -> None:
@@ -217,7 +291,8 @@ def test_the_help_button_opens_the_page_with_its_picture(page: Page) -> None:
 
 
 def test_the_languages_of_the_page_reach_the_nodes(host: Host, page: Page) -> None:
-    for language in LANGUAGES_OF_THE_PAGE:
+    offered = page.evaluate("() => app.ui.settings.settingsLookup['Comfy.Locale'].options.map((o) => o.value ?? o)")
+    for language in {*LANGUAGES} & {*offered} - {"en"}:
         texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text())["OneStepSRUpscaleImage"]
         host.post("/api/settings", {"Comfy.Locale": language})
         open_page(page, host)
@@ -234,7 +309,7 @@ def test_the_languages_of_the_page_reach_the_nodes(host: Host, page: Page) -> No
 
 
 def test_cancel_stops_a_long_run_within_a_tile_or_two(page: Page) -> None:
-    load_workflow(page, "quick-start")
+    load_workflow(page, template("quick-start"))
     set_widget(page, "LoadImage", "image", "large.png")
     set_widget(page, "OneStepSRUpscaleImage", "tile", 128)
     page.evaluate(
@@ -259,8 +334,9 @@ def test_cancel_stops_a_long_run_within_a_tile_or_two(page: Page) -> None:
     assert seen["total"] > 200 and seen["done"] - at <= 10  # what runs while the click travels
 
 
+@pytest.mark.parametrize("look", LOOKS, indirect=True)
 def test_the_comparison_is_moved_by_mouse_and_keys(page: Page) -> None:
-    load_workflow(page, "region-only")
+    load_workflow(page, template("region-only"))
     press_run(page)
     frame = page.locator(".onestep-sr-compare.filled")
     frame.wait_for()

@@ -34,11 +34,12 @@ from comfyui_host import (
 from limits import HANGING_SECONDS
 from node_texts import LANGUAGES, node_texts, texts_of
 from PIL import Image
-from places import HOST_SCRIPTS, PHOTOS, ROOT
+from places import HOST_SCRIPTS, PHOTOS, ROOT, template
 from safetensors.torch import save_file
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-QUICK_START = ROOT / "workflows" / "onestep-sr-quick-start.json"
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+QUICK_START = template("quick-start")
 BUNDLED = ROOT / "sr_models" / "weights" / "onestep-sr-x4.safetensors"
 NAMED_IN_WORKFLOWS = (
     "checkpoints/sd3_medium.safetensors",
@@ -51,6 +52,7 @@ NAMED_IN_WORKFLOWS = (
 WITHOUT_DOWNLOADS = ("quick-start", "region-only", "video-frames")
 HOSTS = installed_hosts()
 LOOK_AT_HOST = HOST_SCRIPTS / "import_pack.py"
+MADE_UP_PACK = HOST_SCRIPTS / "made_up_pack"
 WRITE_CLIP = HOST_SCRIPTS / "write_clip.py"
 LOAD, UPSCALE = "OneStepSRLoadModel", "OneStepSRUpscaleImage"
 
@@ -97,6 +99,7 @@ def host(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytes
     subprocess.run([str(interpreter(request.param)), str(WRITE_CLIP), str(base / "input" / "example.mp4")], check=True)
     (base / "models" / "onestep_sr" / "readme.txt").write_text("No weights.")
     save_file({"weight": torch.zeros(2)}, base / "models" / "onestep_sr" / "other.safetensors")
+    shutil.copytree(MADE_UP_PACK, base / "custom_nodes" / MADE_UP_PACK.name)
     (base / "elsewhere" / "models" / "mine.safetensors").symlink_to(BUNDLED)
     running = start(request.param, base)
     yield running
@@ -148,8 +151,27 @@ def test_a_workflow_file_is_sound(path: Path) -> None:
             title = 30
             apart = x >= u + other_width or u >= x + width or y - title >= v + other_height or v - title >= y + height
             assert apart, "nodes lie on each other"
+    (note,) = (entry for entry in nodes.values() if entry["type"] == "MarkdownNote")
+    assert note["title"] and "`" not in note["widgets_values"][0]  # Nodes 2.0 draws inline code as dark boxes
     with Image.open(path.with_suffix(".jpg")) as picture:
         assert picture.width <= 640 and path.with_suffix(".jpg").stat().st_size < 60_000
+
+
+def test_quick_start_is_the_first_template() -> None:
+    assert WORKFLOWS[0] == QUICK_START
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_one_node_whose_links_fit(path: Path) -> None:
+    blueprint = json.loads(path.read_text())
+    (node,), (inside,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
+    assert node["type"] == inside["id"] and node["title"] == inside["name"] == path.stem and inside["description"]
+    assert [entry["name"] for entry in node["inputs"]] == [entry["name"] for entry in inside["inputs"]]
+    nodes = {entry["id"]: entry for entry in inside["nodes"]}
+    for link in inside["links"]:
+        source, target = nodes.get(link["origin_id"]), nodes.get(link["target_id"])
+        ends = (source or {"outputs": inside["inputs"]})["outputs"], (target or {"inputs": inside["outputs"]})["inputs"]
+        assert ends[0][link["origin_slot"]]["type"] == ends[1][link["target_slot"]]["type"] == link["type"]
 
 
 @pytest.mark.host
@@ -173,6 +195,8 @@ def test_the_host_is_not_modified(folder: Path | None, tmp_path: Path) -> None:
     assert seen["opened"] == [str(ROOT / "pyproject.toml")]  # by the host, which looks for a web folder in it
     assert seen["imported"] == []  # what takes time to import, the host has already
     assert seen["connected"] == seen["after_import"] == seen["after_run"] == []
+    assert seen["model_folder"]  # created where there was none
+    assert seen["between_nodes"] == ["torch.float32", seen["hosts_half"]]
 
 
 @pytest.mark.host
@@ -198,6 +222,18 @@ def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
         widgets = [spec[1] for name, spec in info["input"]["required"].items() if name not in ("sr_model", "image")]
         assert all(options["tooltip"] for options in widgets)
         assert info["description"] and info["category"] == "image/upscaling/One-Step SR"
+
+
+@pytest.mark.host
+def test_other_nodes_are_in_the_menu_groups_of_their_stock_counterparts(host: Host) -> None:
+    beside = {
+        "OneStepSRVAEEncode": "VAEEncode",
+        "OneStepSRVAEDecode": "VAEDecode",
+        "OneStepSRMatchColor": "ImageBlur",
+        "OneStepSRCompareImages": "PreviewImage",
+    }
+    for ours, stock in beside.items():
+        assert host.object_info[ours]["category"] == host.object_info[stock]["category"]
 
 
 @pytest.mark.host
@@ -251,7 +287,7 @@ def test_a_workflow_file_fits_the_nodes(host: Host, path: Path) -> None:
 @pytest.mark.host
 @pytest.mark.parametrize("name", WITHOUT_DOWNLOADS)
 def test_a_workflow_without_downloads_runs(host: Host, name: str) -> None:
-    workflow = json.loads((ROOT / "workflows" / f"onestep-sr-{name}.json").read_text())
+    workflow = json.loads(template(name).read_text())
     entry = host.wait(host.queue(to_prompt(workflow, host.object_info)))
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
     files = [file for output in entry["outputs"].values() for file in output.get("images", ())]
@@ -260,7 +296,7 @@ def test_a_workflow_without_downloads_runs(host: Host, name: str) -> None:
 
 @pytest.mark.host
 def test_a_region_only_takes_the_models_detail_where_it_is_masked(host: Host, expected: Path) -> None:
-    workflow = json.loads((ROOT / "workflows" / "onestep-sr-region-only.json").read_text())
+    workflow = json.loads(template("region-only").read_text())
     prompt = to_prompt(workflow, host.object_info)
     node(prompt, "LoadImage")["inputs"]["image"] = "half.png"
     result = pixels(next(path for path in host.results(prompt) if path.parent.name == "output"))
@@ -310,7 +346,7 @@ def test_the_plan_is_shown_before_a_run_and_the_time_after_one(host: Host) -> No
         "noise": True,
     }
     assert host.results(quick_start(host, "sky.png", seed=77))
-    assert re.search(r", about \d+ s$", plan()["text"])
+    assert re.search(r", about \d+ (s|min)$", plan()["text"])
     assert plan(overlap=300)["text"] == "Overlap 300 does not fit a tile of 512: choose 0 to 256."
     assert plan(model={"model": "../secret.safetensors", "recipe": "auto"})["width"] is None
     large = plan(node="OneStepSRModel", model={"recipe": "tsd-sr"}, tile=0, upscale_by=8)
@@ -550,6 +586,34 @@ def test_models_come_from_both_folders_without_a_restart(host: Host, expected: P
     assert_same_picture(result, expected / "sky.png")
     new.write_bytes(b"")  # the next run reads a replaced file again
     assert "is empty" in host.error(quick_start(host, "sky.png", model="new/later.safetensors", seed=3))
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("masked", [False, True], ids=["open socket", "connected socket"])
+def test_a_prompt_with_a_renamed_node_keeps_its_settings(host: Host, masked: bool) -> None:
+    load = {"class_type": "LoadImage", "inputs": {"image": "houses.png"}}
+    inputs = {"picture": ["1", 0], "seed": 5, "strength": 0.25, "mode": "b"} | ({"mask": ["1", 1]} if masked else {})
+    prompt = {"1": load, "2": {"class_type": "MadeUpOld", "inputs": inputs, "_meta": {"title": "Mine"}}}
+    entry = host.wait(host.queue(prompt))
+    assert entry["outputs"]["2"]["text"] == [f"5 0.25 b {masked}"]
+
+
+@pytest.mark.host
+def test_pages_are_told_how_to_replace_a_renamed_node(host: Host) -> None:
+    try:
+        told = host.get_json("/node_replacements")["MadeUpOld"]
+    except urllib.error.HTTPError:
+        pytest.skip("this host's page does not replace nodes")
+    pairs = [("image", "picture"), ("seed", "seed"), ("amount", "strength"), ("mode", "mode"), ("mask", "mask")]
+    assert told == [
+        {
+            "old_node_id": "MadeUpOld",
+            "new_node_id": "MadeUpNew",
+            "old_widget_ids": ["seed", "", "strength", "mode"],
+            "input_mapping": [{"new_id": new, "old_id": old} for new, old in pairs],
+            "output_mapping": None,
+        }
+    ]
 
 
 @pytest.mark.host

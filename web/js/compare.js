@@ -28,6 +28,7 @@ function element(kind, parent, properties) {
 function comparison() {
   const frame = document.createElement("div")
   frame.className = "onestep-sr-compare"
+  element("style", frame, { textContent: STYLE }) // in our own element: the page's head belongs to all packs
   const before = element("img", frame, { className: "before", alt: "before", draggable: false })
   const after = element("img", frame, { className: "after", alt: "after", draggable: false })
   element("div", frame, { className: "line" })
@@ -57,10 +58,7 @@ function comparison() {
 }
 
 app.registerExtension({
-  name: "onestep-sr.compare",
-  setup() {
-    element("style", document.head, { textContent: STYLE })
-  },
+  name: "onestepsr.compare",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
     const { frame, show } = comparison()

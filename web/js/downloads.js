@@ -81,7 +81,7 @@ function element(kind, text) {
 }
 
 app.registerExtension({
-  name: "onestep-sr.downloads",
+  name: "onestepsr.downloads",
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return
     node.onestepDownloads = { asked: "", shown: "", lines: 0, files: [], runs: false, widget: null }

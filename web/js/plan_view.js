@@ -83,7 +83,7 @@ function clearPreview(node) {
 }
 
 app.registerExtension({
-  name: "onestep-sr.plan",
+  name: "onestepsr.plan",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
     addSeedControl(node)

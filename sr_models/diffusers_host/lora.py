@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
+from ..checkpoints.low_rank import Adapter
 from ..checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
 from ..core.model import Conditioner, SRModel
 from ..core.recipe import Recipe
 from ..errors import UserError
-from ..families.family import Encode, OneStepLora, OpenedModel, on_base
+from ..families.family import Encode, OneStepLora, OpenedModel, guided, on_base
 from ..families.registry import read_lora
 from . import sd3, unet
 from .codec import LatentCodec
 from .denoiser import PromptedDenoiser
-from .merge import MergedAdapter, replace_weights
+from .merge import ByPicture, MergedAdapter, PictureAdapter, replace_weights
 from .offload import Placement
 from .packages import require_diffusers
 from .passes import LoraPasses, PassStrength
@@ -72,12 +77,29 @@ def open_lora(
     replace_weights(opened.vae, weights.replaced_vae, weights.sentence, whole=True)
     chosen = on_base(chosen, opened.process)
     denoiser = partial(PromptedDenoiser, call=opened.call, placement=placement)
-    passes = LoraPasses(opened.network, weights, chosen.step, TARGETS[opened.kind.network], denoiser)
-    in_vae = [MergedAdapter(opened.vae, each, weights.sentence, VAE_TARGET, str(weights.base)) for each in weights.vae]
-    adapters = (*(PassStrength(passes, adapter.name) for adapter in weights.network), *in_vae)
     codec = LatentCodec(opened.vae, placement, float(opened.vae.config.scaling_factor), budget, spill)
-    model = SRModel(chosen, denoiser(opened.network), codec, conditioner, passes=passes)
-    return OpenedModel(weights.family, model, (opened.network, opened.vae), offload, warnings, adapters)
+    model = SRModel(chosen, denoiser(opened.network), codec, conditioner)
+    target, modules = TARGETS[opened.kind.network], (opened.network, opened.vae)
+    if weights.modulator is not None:
+        adapters = (
+            *_merged(PictureAdapter, opened.network, weights.network, weights, target),
+            *_merged(PictureAdapter, opened.vae, weights.vae, weights, VAE_TARGET),
+        )
+        model = replace(model, by_picture=ByPicture(weights, weights.modulator, adapters, placement, model))
+        return OpenedModel(weights.family, model, (*modules, weights.modulator), offload, warnings, adapters)
+    passes = LoraPasses(opened.network, weights, chosen.step, target, denoiser)
+    in_vae = _merged(MergedAdapter, opened.vae, weights.vae, weights, VAE_TARGET)
+    adapters = (*(PassStrength(passes, adapter.name) for adapter in weights.network), *in_vae)
+    return OpenedModel(weights.family, replace(model, passes=passes), modules, offload, warnings, adapters)
+
+
+Merged = TypeVar("Merged", MergedAdapter, PictureAdapter)
+
+
+def _merged(
+    kind: type[Merged], network: nn.Module, adapters: Iterable[Adapter], lora: OneStepLora, target: str
+) -> list[Merged]:
+    return [kind(network, adapter, lora.sentence, target, str(lora.base)) for adapter in adapters]
 
 
 def _known_embeddings(
@@ -105,4 +127,4 @@ def _conditioner(
     if known is not None:
         return lora.family.conditioner(lambda _: known, text)
     encode: Encode = (unet if is_unet(base) else sd3).open_text_encoders(base, device=device, dtype=dtype)
-    return lora.family.conditioner(encode, text)
+    return lora.family.conditioner(guided(encode, recipe), text)

@@ -10,7 +10,7 @@ from ..checkpoints.header import Header, read_header
 from ..checkpoints.weights_file import beside
 from ..core.recipe import Recipe
 from ..errors import UserError
-from . import bundled, conv_sr, gdpo_sr, hypir, omgsr_s, osediff, pisa_sr, resshift, trained_here, tsd_sr
+from . import bundled, conv_sr, gdpo_sr, hypir, omgsr_s, osediff, pisa_sr, resshift, s3diff, trained_here, tsd_sr
 from .family import Family, LoraFamily, ModelFamily, OneStepLora
 from .other_kinds import OTHER_KINDS
 
@@ -93,6 +93,7 @@ FAMILIES = Registry(
     hypir.FAMILY,
     omgsr_s.FAMILY,
     gdpo_sr.FAMILY,
+    s3diff.FAMILY,
 )
 
 

@@ -34,7 +34,7 @@ class Question:
     height: int
     upscale_by: float
     tile: int
-    overlap: int
+    overlap: int | None
 
 
 def add_route() -> None:
@@ -61,6 +61,7 @@ def question_of(content: Any) -> Question:
         raise ValueError(f"it must be an object with {', '.join(names)}")
     if not isinstance(content["model"], dict):
         raise ValueError("model must be an object")
+    overlap = int(_number(content, "overlap", least=-1))
     return Question(
         _text(content, "node"),
         content["model"],
@@ -68,7 +69,7 @@ def question_of(content: Any) -> Question:
         height=int(_number(content, "height", least=1)),
         upscale_by=float(_number(content, "upscale_by")),
         tile=int(_number(content, "tile")),
-        overlap=int(_number(content, "overlap")),
+        overlap=None if overlap < 0 else overlap,
     )
 
 

@@ -29,6 +29,7 @@ SRModelSocket = io.Custom("SR_MODEL")
 CATEGORY = "image/upscaling/One-Step SR"
 BUNDLED_NAME = "bundled"
 AUTO = "auto"
+MODELS_OVERLAP = -1  # as on the command line; saved workflows have the earlier default, 64
 EMBEDDING_FILES = (PROMPT_FILE, POOLED_FILE)  # One-Step SR Prompt's
 
 
@@ -140,11 +141,12 @@ class UpscaleImage(io.ComfyNode):
                 advanced(
                     io.Int.Input(
                         "overlap",
-                        default=64,
-                        min=0,
+                        default=MODELS_OVERLAP,
+                        min=MODELS_OVERLAP,
                         max=1024,
-                        step=8,
-                        tooltip="Overlap of neighbouring tiles in pixels, where they are blended. At most half a tile.",
+                        step=1,
+                        tooltip="Overlap of neighbouring tiles in pixels, where they are blended. At most half a tile. "
+                        "-1: the model's default.",
                     ),
                 ),
                 io.Combo.Input(
@@ -201,7 +203,8 @@ class UpscaleImage(io.ComfyNode):
         model, node_id = sr_model.model, cls.hidden.unique_id
         height, width = image.shape[1:3]
         matched = None if color == AUTO else color
-        options = UpscaleOptions(upscale_by, tile or None, overlap, matched, seed, detail=detail)
+        shared = None if overlap < 0 else overlap
+        options = UpscaleOptions(upscale_by, tile or None, shared, matched, seed, detail=detail)
         sr_model.to_device(workspace(model, (height, width), options))
         bar, started = host.Bar(), time.monotonic()
         result = upscale(

@@ -139,6 +139,72 @@ def write_omgsr(folder: Path, content: dict[str, dict[str, Tensor]]) -> Path:
     return folder
 
 
+def without_lists(content: dict[str, Any], table: str, module: str) -> None:
+    """Remove a file's lists of modules, and from one of its tables a module's matrices."""
+    for key in [key for key in content if key.endswith("_modules") or "_modules_" in key]:
+        del content[key]
+    for key in [key for key in content[table] if key.startswith(f"{module}.lora_")]:
+        del content[table][key]
+
+
+S3DIFF_RANKS = {"unet": 8, "vae": 4}
+S3DIFF_LAYERS = {"unet": HYPIR_LAYERS, "vae": OMGSR_LAYERS}
+
+
+def s3diff(base: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of `s3diff.pkl` and of `de_net.pth`. The modulating networks have their published sizes."""
+    generator = torch.Generator().manual_seed(9)
+    networks = {"unet": UNet2DConditionModel.from_pretrained(base / "unet")}
+    networks["vae"] = AutoencoderKL.from_pretrained(base / "vae")
+    content: dict[str, Any] = {"w": nn.Parameter(torch.randn(64, generator=generator), requires_grad=False)}
+    content["state_embeddings"] = {}
+    for part, network in networks.items():
+        rank, adapter = S3DIFF_RANKS[part], {"unet": "default", "vae": "vae_skip"}[part]
+        modules = ending_with(network, S3DIFF_LAYERS[part])
+        modules = [name for name in modules if part == "unet" or name.startswith("encoder.")]
+        content |= {f"rank_{part}": rank, f"{part}_lora_target_modules": list(S3DIFF_LAYERS[part])}
+        content[f"state_dict_{part}"] = halves(network, modules, adapter, generator, rank=rank)
+        sizes = {"de_mlp/0": (256, 256), "block_mlp/0": (64, 64), "fuse_mlp": (320, rank**2)}
+        for name, (inputs, outputs) in sizes.items():
+            table, _, prefix = name.partition("/")
+            prefix = f"{prefix}." if prefix else ""
+            content[f"state_dict_{part}_{table}"] = {
+                f"{prefix}weight": torch.randn(outputs, inputs, generator=generator) / inputs**0.5,
+                f"{prefix}bias": 0.2 * torch.randn(outputs, generator=generator),
+            }
+        rows = {"unet": 10, "vae": 6}[part]
+        content["state_embeddings"][f"state_dict_{part}_block"] = {"weight": torch.randn(rows, 64, generator=generator)}
+    for end in ("weight", "bias"):
+        weight = networks["unet"].conv_in.get_parameter(end)
+        content["state_dict_unet"][f"conv_in.{end}"] = weight.data + 0.03 * torch.randn(
+            weight.shape, generator=generator
+        )
+    return content, degradation_network(generator)
+
+
+def degradation_network(generator: torch.Generator) -> dict[str, Tensor]:
+    """`de_net.pth` in its published shapes: 1,418,114 weights."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for score in range(2):
+        shapes[f"conv_first.{score}"] = (64, 3, 3, 3)
+        shapes |= {f"body.{score}.{block}.conv{half}": (64, 64, 3, 3) for block in range(6) for half in (1, 2)}
+        shapes |= {f"body.{score}.6": (128, 64, 3, 3)}
+        shapes |= {f"body.{score}.{block}.conv{half}": (128, 128, 3, 3) for block in (7, 8) for half in (1, 2)}
+        shapes |= {f"fc_degree.{score}.0": (512, 128), f"fc_degree.{score}.2": (1, 512)}
+    tensors = {}
+    for name, shape in shapes.items():
+        weight = torch.randn(shape, generator=generator)
+        tensors |= {f"{name}.weight": weight / weight[0].numel() ** 0.5, f"{name}.bias": torch.zeros(shape[0])}
+    return tensors
+
+
+def write_s3diff(folder: Path, content: dict[str, Any], estimator: dict[str, Tensor]) -> Path:
+    folder.mkdir(exist_ok=True)
+    torch.save(content, folder / "s3diff.pkl")
+    torch.save(estimator, folder / "de_net.pth")
+    return folder / "s3diff.pkl"
+
+
 def write_gdpo(base: Path, folder: Path) -> Path:
     """GDPO-SR's published folder: a U-Net and a VAE that differ from the base's."""
     generator = torch.Generator().manual_seed(8)

@@ -159,6 +159,15 @@ def test_every_key_has_its_module_or_the_file_is_refused(case, tmp_path, kind) -
         opened(case | {"lora": tmp_path / "HYPIR_sd2.pth"})
 
 
+def test_a_single_file_that_lacks_modules_is_refused(case, tmp_path) -> None:
+    lora = read_lora(case["lora"])
+    [network] = lora.network
+    part = {module: layer for module, layer in network.update.items() if module != "conv_out"}
+    FAMILY.save(tmp_path / "part.safetensors", replace(lora, network=(replace(network, update=part),)))
+    with pytest.raises(UserError, match=r"is incomplete: 1 of .* of the base's U-Net .*\(conv_out\)"):
+        opened(case | {"lora": tmp_path / "part.safetensors"})
+
+
 def test_another_base_is_refused_with_both_names(case) -> None:
     lora = read_lora(case["lora"])
     for kind, title in ((unet_kind(768, "epsilon"), "1.5 with epsilon"), (unet_kind(1024, "v"), "2.1 with v")):

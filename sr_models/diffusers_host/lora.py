@@ -48,7 +48,7 @@ def open_lora(
 
     Args:
         base: a diffusers folder (`transformer/` or `unet/`, `vae/`, ...), or a single-file checkpoint of Stable
-            Diffusion 3.
+            Diffusion 3 or 2.1.
         lora: one of the LoRA's files or its folder, as in `read_lora`, or the result of `read_lora`, for example at
             other strengths. Strengths can also be changed later, by the opened model's `adapters`.
         embeddings: the encoded prompt, as in `read_embeddings`; None uses the embeddings stored with the LoRA. If there

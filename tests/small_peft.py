@@ -247,6 +247,19 @@ def roots(timestep: int) -> tuple[Tensor, Tensor]:
     return alphas[timestep].sqrt(), (1 - alphas[timestep]).sqrt()
 
 
+IN_TILES = {"tile": 32, "overlap": 16}  # 32 x 48 px are 4 x 6 latent pixels: two tiles of 4 x 4
+
+
+def blended(predicted: Callable[[Tensor], Tensor], z_t: Tensor) -> Tensor:
+    """The prediction of two tiles of `IN_TILES`. On the two columns that they share, the weight goes from one to the
+    other as 3 s^2 - 2 s^3, which is 5/32 and 27/32 at s = 1/4 and 3/4."""
+    weight = torch.tensor([1, 1, 27 / 32, 5 / 32], dtype=z_t.dtype)
+    e = torch.zeros_like(z_t)
+    e[..., :4] += weight * predicted(z_t[..., :4])
+    e[..., 2:] += weight.flip(0) * predicted(z_t[..., 2:])
+    return e
+
+
 @torch.no_grad()
 def one_step(
     networks: tuple[UNet2DConditionModel, AutoencoderKL],
@@ -255,13 +268,19 @@ def one_step(
     timestep: int,
     color: ColorMatch,
     start: Callable[[Tensor], Tensor] = lambda z: z,
+    *,
+    tiled: bool = False,
 ) -> Tensor:
     """z_0 = (z_t - sigma e) / alpha with z_t = start(.18215 E(x)), then D(z_0 / .18215) with the input's colours, in
-    float64."""
+    float64. `tiled`: e is that of two tiles, as in `IN_TILES`."""
     unet, vae = networks
     alpha, sigma = roots(timestep)
     z_t = start(0.18215 * vae.encode(image.double() * 2 - 1).latent_dist.mode())
-    e = unet(z_t, timestep, encoder_hidden_states=condition.double()).sample
+
+    def predicted(part: Tensor) -> Tensor:
+        return unet(part, timestep, encoder_hidden_states=condition.double()).sample
+
+    e = blended(predicted, z_t) if tiled else predicted(z_t)
     result = (vae.decode((z_t - sigma * e) / alpha / 0.18215).sample / 2 + 0.5).clamp(0, 1).float()
     return match(result, image, color).clamp(0, 1)
 

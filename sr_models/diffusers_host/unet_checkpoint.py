@@ -32,7 +32,7 @@ TITLE = "Stable Diffusion 2.1"
 SCALING, HEAD_WIDTH = 0.18215, 64
 BETAS, TIMESTEPS = (0.00085, 0.012), 1000
 V_DEVIATION = 0.09  # of the last transformer's first bias: more in 2.1's v model, less in 2.1-base (as ComfyUI decides)
-VOCABULARY = "openai/clip-vit-large-patch14"  # in the cache of Hugging Face
+VOCABULARY, VOCABULARY_FILES = "openai/clip-vit-large-patch14", ("vocab.json", "tokenizer.json")
 START, END, PADDING, LENGTH = 49406, 49407, 0, 77
 
 
@@ -161,13 +161,26 @@ def _text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
 def _tokens(base: Path, text: str) -> list[int]:
     from transformers import CLIPTokenizer
 
-    beside = base.with_name("tokenizer")
-    place = str(beside) if beside.is_dir() else VOCABULARY
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(place, local_files_only=True)
-    except (OSError, ValueError) as error:
+    folder = _vocabulary(base)
+    if folder is None:
         raise UserError(
             f"{base.name} has no vocabulary to read the prompt {text!r} with: copy the folder tokenizer of a diffusers "
             "folder of Stable Diffusion 2.1 next to the file, or choose such a folder as --base."
-        ) from error
+        )
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} cannot be read as a tokenizer ({reason}): download it again.") from error
     return tokenizer(text, truncation=True, max_length=LENGTH).input_ids
+
+
+def _vocabulary(base: Path) -> Path | None:
+    """The folder of a vocabulary on this machine: transformers itself takes a missing one for an empty one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    places = [base.with_name("tokenizer")]
+    cached = try_to_load_from_cache(VOCABULARY, "vocab.json")
+    if isinstance(cached, str):
+        places.append(Path(cached).parent)
+    return next((place for place in places if any((place / name).is_file() for name in VOCABULARY_FILES)), None)

@@ -235,4 +235,4 @@ def _for_picture(model: ModelPatcher, vae: VAE, vae_strength: float, picture: Te
     carried, patched = require_carried(model), model.clone()
     lora = carried.lora.for_picture(picture)
     _add_adapters(patched, lora, _scales(lora, carried.strength))
-    return patched, apply_vae_lora(vae, replace(lora, replaced_vae={}), vae_strength)
+    return patched, apply_vae_lora(vae, lora, vae_strength)

@@ -193,7 +193,7 @@ def open_model(
     require_vae(vae, latent_format.latent_channels, str(lora.base))
     chosen = on_base(carried.family.recipe(recipe if recipe in carried.family.recipes else lora.recipe), process)
     condition = _condition(chosen, conditioning, negative)
-    for prompt in (conditioning, negative) if isinstance(condition, Guided) else (conditioning,):
+    for prompt in (condition.positive, condition.negative) if isinstance(condition, Guided) else (condition,):
         require_prompt(prompt, _base_module(model).prompt_width(model), str(lora.base))
     start = start_level(chosen, process)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checkpoints.conditions import All, AnyOf, Has, HasPrefix, HasSuffix
 from ..checkpoints.header import Header, header_of
-from ..checkpoints.low_rank import Adapter, LowRank, named, under
+from ..checkpoints.low_rank import Adapter, Update, named, under
 from ..checkpoints.weights_file import WeightsFile, beside, fill, read_weights, shortened
 from ..core.recipe import Recipe
 from ..core.step import OneStep
@@ -68,6 +68,8 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     file = read_weights(path)
     if adapter_file.is_single(header_of(file)):
         lora = adapter_file.read(family, file, SD_TURBO, RECIPE.name, TRAINED)
+        if not (lora.network and lora.vae):
+            raise UserError(f"{file.name} is incomplete (it lacks the LoRA of the U-Net or the VAE): convert it again.")
         return replace(lora, modulator=_modulator(file, under(file.tensors, adapter_file.MODULATOR)))
     is_estimator = not _ESTIMATOR.missing(header_of(file))
     other = read_weights(partner or _partner(path, FILES[0] if is_estimator else FILES[1]))
@@ -130,23 +132,23 @@ def modulate(lora: OneStepLora, picture: Tensor) -> OneStepLora:
         return lora
     matrices = lora.modulator(picture)
     network, vae = (
-        tuple(replace(adapter, update=_modulated(lora, adapter, matrices)) for adapter in adapters)
-        for adapters in (lora.network, lora.vae)
+        tuple(replace(each, update=_modulated(lora, part, each.update, matrices[part].cpu())) for each in adapters)
+        for part, adapters in (("unet", lora.network), ("vae", lora.vae))
     )
     return replace(lora, network=network, vae=vae)
 
 
-def _modulated(lora: OneStepLora, adapter: Adapter, matrices: Mapping[str, Tensor]) -> dict[str, LowRank]:
-    block_of, of_blocks = {"unet": unet_block, "vae": vae_block}[adapter.name], matrices[adapter.name].cpu()
-    ranks = {layer.rank for layer in adapter.update.values()}
-    if ranks != {of_blocks.shape[-1]}:
+def _modulated(lora: OneStepLora, part: str, update: Update, matrices: Tensor) -> Update:
+    block_of = {"unet": unet_block, "vae": vae_block}[part]
+    ranks = {layer.rank for layer in update.values()}
+    if ranks != {matrices.shape[-1]}:
         raise UserError(
-            f"{lora.name} is broken (its {adapter.name} LoRA has rank {max(ranks)}, but the matrices that change it "
-            f"have {of_blocks.shape[-1]}): download it again."
+            f"{lora.name} is broken (its {part} LoRA has rank {max(ranks)}, but the matrices that change it have "
+            f"{matrices.shape[-1]}): download it again."
         )
     return {
-        module: replace(layer, down=torch.einsum("kr,k...->r...", of_blocks[block_of(module)], layer.down.float()))
-        for module, layer in adapter.update.items()
+        module: replace(layer, down=torch.einsum("kr,k...->r...", matrices[block_of(module)], layer.down.float()))
+        for module, layer in update.items()
     }
 
 

@@ -297,6 +297,12 @@ def test_a_rank_that_its_matrices_do_not_have_is_named(case) -> None:
         lora.for_picture(case["image"])
 
 
+def test_a_single_file_without_its_vae_part_is_refused(case, tmp_path) -> None:
+    FAMILY.save(tmp_path / "part.safetensors", replace(read_lora(case["lora"]), vae=()))
+    with pytest.raises(UserError, match="is incomplete"):
+        read_lora(tmp_path / "part.safetensors")
+
+
 def test_a_missing_second_file_is_named(case, tmp_path) -> None:
     torch.save(case["content"], tmp_path / "s3diff.pkl")
     with pytest.raises(UserError, match=r"s3diff\.pkl is one of S3Diff's two files, but .*de_net\.pth does not exist"):

@@ -246,7 +246,7 @@ class OneStepLora:
     @property
     def sentence(self) -> str:
         """A description of this LoRA, with which error messages start."""
-        article = "an" if self.family.title[0] in "AEIO" else "a"
+        article = "an" if self.family.title.startswith(("A", "E", "I", "O", "S3")) else "a"
         return f"{self.name} is {article} {self.family.title} LoRA for {self.base}"
 
     def require_base(self, found: BaseKind, target: str) -> tuple[str, ...]:

@@ -165,7 +165,7 @@ def test_the_published_files_are_recognised(case) -> None:
 def test_a_whole_pipeline_is_not_taken_for_it(case) -> None:
     assert "is a diffusion model without the rest" in describe(case["base"] / FILES[0])
     assert "is a VAE" in describe(case["base"] / FILES[1])
-    words = r"does not contain transformer\.safetensors or unet\.safetensors or s3diff\.pkl: choose"
+    words = r"does not contain s3diff\.pkl or transformer\.safetensors or unet\.safetensors: choose"
     with pytest.raises(UserError, match=words):
         read_lora(case["base"])
 

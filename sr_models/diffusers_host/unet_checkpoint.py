@@ -56,7 +56,8 @@ def open_checkpoint(path: Path, dtype: torch.dtype) -> tuple[UNet2DConditionMode
         assign(vae, convert_ldm_vae_checkpoint(dict(vae_inside), vae.config), dtype)
     except (KeyError, RuntimeError, ValueError) as error:
         raise _incomplete(path, error) from error
-    alphas = 1 - torch.linspace(*(beta**0.5 for beta in BETAS), TIMESTEPS, dtype=torch.float64) ** 2
+    first, last = (beta**0.5 for beta in BETAS)
+    alphas = 1 - torch.linspace(first, last, TIMESTEPS, dtype=torch.float64) ** 2
     return unet, vae, variance_preserving("v" if _predicts_v(inside) else "epsilon", alphas.cumprod(0))
 
 
@@ -116,7 +117,8 @@ def open_text_encoder(base: Path, *, device: torch.device, dtype: torch.dtype) -
     a vocabulary.
     """
     require_transformers("")
-    encoder = _text_encoder(base, dtype).to(device)
+    encoder: Any = _text_encoder(base, dtype)
+    encoder.to(device)
 
     @torch.no_grad()
     def encode(text: str) -> PromptEmbeddings:

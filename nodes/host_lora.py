@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.lora
@@ -20,7 +21,7 @@ from ..sr_models.checkpoints.low_rank import Adapter
 from ..sr_models.checkpoints.prompt_embeddings import PromptEmbeddings
 from ..sr_models.checkpoints.vae_names import diffusers_vae_name, diffusers_vae_parameter
 from ..sr_models.checkpoints.weights_file import shortened
-from ..sr_models.core.model import Pass, SRModel
+from ..sr_models.core.model import Conditioner, Guided, Pass, SRModel
 from ..sr_models.core.process import Process
 from ..sr_models.core.recipe import Recipe
 from ..sr_models.core.step import Step
@@ -48,7 +49,8 @@ def _base_module(model: ModelPatcher) -> Any:
 
 
 def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple[ModelPatcher, tuple[str, ...]]:
-    """A copy of the MODEL with the LoRA and the latent format of one-step LoRAs, and warnings.
+    """A copy of the MODEL with the LoRA and the latent format of one-step LoRAs, and warnings. A LoRA that depends on
+    the picture is only carried: `open_model` adds it for each picture.
 
     Raises UserError if the LoRA was made for another base, or does not fit the MODEL.
     """
@@ -58,8 +60,7 @@ def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple
         raise UserError(f"{lora.sentence}, but {TARGET} is {title}: use {lora.base}.")
     warnings, patched = lora.require_base(base.base_of(model), TARGET), model.clone()
     _replace(patched, lora, lora.replaced, base.parameter_names(model), TARGET, whole=not lora.network)
-    _, scales = lora.passes(lora.family.recipe(lora.recipe).step)[0]
-    _add_adapters(patched, lora, {name: strength * scale for name, scale in scales.items()})
+    _add_adapters(patched, lora, _scales(lora, strength))
     if latent_format := base.latent_format():
         patched.add_object_patch(LATENT_FORMAT, latent_format)
     if lora.image_attentions:
@@ -67,6 +68,12 @@ def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple
     control = host_image_attention.open_control(patched, lora)
     patched.set_attachments(CARRIED, Carried(lora, strength, control))
     return patched, warnings
+
+
+def _scales(lora: OneStepLora, strength: float) -> Strengths:
+    """Of the network's adapters in its first pass; 0 as long as they depend on the picture."""
+    _, scales = lora.passes(lora.family.recipe(lora.recipe).step)[0]
+    return {name: scale * (strength if lora.modulator is None else 0.0) for name, scale in scales.items()}
 
 
 def _add_adapters(patcher: ModelPatcher, lora: OneStepLora, scales: Strengths) -> None:
@@ -108,13 +115,20 @@ def prompt_of(model: ModelPatcher) -> tuple[str, PromptEmbeddings | None]:
     return carried.family.recipe(carried.lora.recipe).prompt, carried.lora.embeddings
 
 
+def negative_prompt_of(model: ModelPatcher | None) -> str:
+    """The negative prompt of the LoRA that the MODEL carries; empty if there is none."""
+    carried = None if model is None else carried_by(model)
+    return "" if carried is None else carried.family.recipe(carried.lora.recipe).negative_prompt
+
+
 def process_of(model: ModelPatcher) -> Process:
     """The noise process of a MODEL that carries a LoRA."""
     return _base_module(model).process_of(model)
 
 
 def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
-    """A copy of the VAE with the LoRA on its encoder. Raises UserError if the LoRA does not fit."""
+    """A copy of the VAE with the LoRA on its encoder, or that carries it, as in `apply_lora`. Raises UserError if the
+    LoRA does not fit."""
     patched, state = copy.copy(vae), vae.first_stage_model.state_dict()
     patched.patcher = vae.patcher.clone()
     names = {diffusers_vae_parameter(key): key for key in state}
@@ -123,7 +137,9 @@ def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
     shapes = {module: tuple(state[key].shape) for module, key in keys.items()}
     for adapter in lora.vae:
         require_fit(adapter, shapes, lora.sentence, "the connected VAE", str(lora.base))
-        _patch(patched.patcher, adapter, keys, strength * adapter.strength)
+        if lora.modulator is None:
+            _patch(patched.patcher, adapter, keys, strength * adapter.strength)
+    patched.patcher.set_attachments(CARRIED, Carried(lora, strength))
     return patched
 
 
@@ -168,25 +184,67 @@ def _replace(
         patcher.add_patches({names[name]: ("set", (tensor.reshape(shape),))})
 
 
-def open_model(model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe: str) -> OpenedModel:
-    """An SR model from a MODEL and a VAE that have the LoRA, and a prompt.
+def open_model(
+    model: ModelPatcher, vae: VAE, conditioning: Conditioning, recipe: str, negative: Conditioning | None = None
+) -> OpenedModel:
+    """An SR model from a MODEL and a VAE that have the LoRA, and its prompts.
 
     If the LoRA's method does not have the given recipe, the LoRA's own is used. Raises UserError for a MODEL without
-    a LoRA, and for a VAE or CONDITIONING of another base.
+    a LoRA, for a VAE or CONDITIONING of another base, and for a missing negative prompt.
     """
     carried, latent_format = require_carried(model), model.get_model_object(LATENT_FORMAT)
-    require_vae(vae, latent_format.latent_channels, str(carried.lora.base))
-    require_prompt(conditioning, _base_module(model).prompt_width(model), str(carried.lora.base))
-    conditioner = host_image_attention.conditioner_for(conditioning, carried.family, carried.control)
-    process = process_of(model)
-    chosen = on_base(
-        carried.family.recipe(recipe if recipe in carried.family.recipes else carried.lora.recipe), process
-    )
+    lora, process = carried.lora, process_of(model)
+    require_vae(vae, latent_format.latent_channels, str(lora.base))
+    chosen = on_base(carried.family.recipe(recipe if recipe in carried.family.recipes else lora.recipe), process)
+    conditioner = _conditioner(model, chosen, conditioning, negative)
     start = start_level(chosen, process)
-    passes = [
-        Pass(step, GuidedDenoiser(each, process.level, start, carried.control))
-        for step, each in passes_of(model, chosen)
-    ]
-    codec = VAECodec(vae, latent_format)
-    model = SRModel(chosen, passes[0].denoiser, codec, conditioner, passes=tuple(passes))
-    return OpenedModel(carried.family, model)
+
+    def assembled(model: ModelPatcher, vae: VAE) -> SRModel:
+        passes = [
+            Pass(step, GuidedDenoiser(each, process.level, start, carried.control))
+            for step, each in passes_of(model, chosen)
+        ]
+        codec = VAECodec(vae, latent_format)
+        return SRModel(chosen, passes[0].denoiser, codec, conditioner, passes=tuple(passes))
+
+    if lora.modulator is None:
+        return OpenedModel(carried.family, assembled(model, vae))
+    strength = _vae_strength(vae, lora)
+    by_picture = replace(
+        assembled(model, vae), by_picture=lambda picture: assembled(*_for_picture(model, vae, strength, picture))
+    )
+    return OpenedModel(carried.family, by_picture, (lora.modulator,))
+
+
+def _conditioner(
+    model: ModelPatcher, recipe: Recipe, conditioning: Conditioning, negative: Conditioning | None
+) -> Conditioner:
+    """The conditioner for the prompts. Raises UserError for prompts of another base, and for a missing one."""
+    carried, width = require_carried(model), _base_module(model).prompt_width(model)
+    require_prompt(conditioning, width, str(carried.lora.base))
+    positive = host_image_attention.conditioner_for(conditioning, carried.family, carried.control)
+    if recipe.guidance == 1:
+        return positive
+    if negative is None:
+        raise UserError(f"{recipe.title} needs a negative prompt: connect negative of One-Step SR Prompt.")
+    require_prompt(negative, width, str(carried.lora.base))
+    return lambda picture, index: Guided(positive(picture, index), negative, recipe.guidance)
+
+
+def _vae_strength(vae: VAE, lora: OneStepLora) -> float:
+    """At which the VAE carries the LoRA. Raises UserError if it carries none."""
+    carried = carried_by(vae.patcher)
+    if carried is None:
+        raise UserError(
+            f"The connected VAE does not have the {lora.family.title} LoRA: connect it through Apply One-Step SR LoRA."
+        )
+    return carried.strength
+
+
+def _for_picture(model: ModelPatcher, vae: VAE, vae_strength: float, picture: Tensor) -> tuple[ModelPatcher, VAE]:
+    """Copies of the MODEL and the VAE with the LoRA that they carry, for a picture (1, 3, H, W) in [0, 1]. ComfyUI
+    changes the weights when they run."""
+    carried, patched = require_carried(model), model.clone()
+    lora = carried.lora.for_picture(picture)
+    _add_adapters(patched, lora, _scales(lora, carried.strength))
+    return patched, apply_vae_lora(vae, lora, vae_strength)

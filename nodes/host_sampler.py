@@ -41,6 +41,7 @@ class OneStepSampler(Sampler):
         model = model_wrap.model_patcher
         require_no_control(model)
         recipe, process = _recipe_of(model), process_of(model)
+        require_guidance(model_wrap, recipe)
         latent_image = checked_start(latent_image, sigmas, model.get_model_object(LATENT_FORMAT).latent_channels)
         latent, passes = pad_to_multiple(latent_image, recipe.multiple), passes_of(model, recipe)
         overlap = recipe.overlap if self.overlap is None else self.overlap
@@ -95,8 +96,13 @@ class _Shown:
 
 
 def _recipe_of(model: ModelPatcher) -> Recipe:
-    """The recipe of the MODEL's LoRA. Raises UserError for a MODEL without a LoRA."""
+    """The recipe of the MODEL's LoRA. Raises UserError for a MODEL without a LoRA, or with one that still depends on
+    the picture."""
     carried = require_carried(model)
+    if carried.lora.modulator is not None:
+        raise UserError(
+            f"{carried.family.title} depends on the picture: connect the small image to Apply One-Step SR LoRA."
+        )
     return on_base(carried.family.recipe(carried.lora.recipe), process_of(model))
 
 
@@ -106,7 +112,16 @@ def require_no_control(model: ModelPatcher) -> None:
     if carried.control is not None:
         raise UserError(
             f"{carried.family.title} looks at the picture, which One-Step SR Sampler does not get: connect the "
-            "MODEL to One-Step SR Model and use Upscale Image (One-Step SR)."
+            "MODEL to Combine TSD-SR Parts (One-Step SR) and use Upscale Image (One-Step SR)."
+        )
+
+
+def require_guidance(guider: CFGGuider, recipe: Recipe) -> None:
+    """Raise UserError if the recipe uses guidance and the guider has no negative prompt."""
+    if recipe.guidance != 1 and "negative" not in guider.conds:
+        raise UserError(
+            f"{recipe.title} needs a negative prompt: use CFGGuider with cfg {recipe.guidance:g} and negative of "
+            "One-Step SR Prompt in place of BasicGuider."
         )
 
 

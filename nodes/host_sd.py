@@ -14,7 +14,7 @@ from comfy.samplers import CFGGuider, Sampler
 from comfy.sd import VAE
 from torch import Tensor
 
-from ..sr_models.core.model import Result, Stage
+from ..sr_models.core.model import Guided, Result, Stage
 from ..sr_models.core.process import Level
 from ..sr_models.core.step import Network
 from ..sr_models.errors import UserError
@@ -71,7 +71,8 @@ def require_prompt(conditioning: Conditioning, width: int, base: str) -> None:
 
 
 class GuidedDenoiser:
-    """A MODEL as the core's denoiser: ComfyUI loads, patches and runs the model. Its condition is a CONDITIONING.
+    """A MODEL as the core's denoiser: ComfyUI loads, patches and runs the model. Its condition is a CONDITIONING, or
+    two as Guided.
 
     The work runs inside a ComfyUI sampling, so that hooks, wrappers and patches of other packs apply, and ComfyUI
     frees memory for one pass of the model rather than for one on the whole canvas. `level_at` gives the base's
@@ -82,12 +83,16 @@ class GuidedDenoiser:
         self.model, self.level_at, self.start, self.control = model, level_at, start, control
 
     def run(
-        self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Conditioning | None = None
+        self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: Conditioning | Guided | None = None
     ) -> Result:
         if condition is None:
             raise ValueError("This denoiser needs a CONDITIONING: pass the result of the model's conditioner.")
         guider = CFGGuider(self.model)
-        guider.inner_set_conds({"positive": condition})
+        if isinstance(condition, Guided):
+            guider.set_conds(condition.positive, condition.negative)
+            guider.set_cfg(condition.scale)
+        else:
+            guider.inner_set_conds({"positive": condition})
         sampler, nothing = WorkSampler(work, self.level_at, self.control), torch.zeros(shape)
         sigmas = torch.tensor([self.start.sigma / unit_of(self.start), 0.0])
         guider.sample(nothing, nothing, sampler, sigmas, disable_pbar=True, seed=0)

@@ -37,7 +37,7 @@ class Question:
     height: int
     upscale_by: float
     tile: int
-    overlap: int
+    overlap: int | None
     size: str = FACTOR
     pixels: int = 0
     megapixels: float = 0.0
@@ -82,6 +82,7 @@ def question_of(content: Any) -> Question:
         raise ValueError(f"it must be an object with {', '.join(name for name in names if name in needed)}")
     if not isinstance(content["model"], dict):
         raise ValueError("model must be an object")
+    overlap = int(_number(content, "overlap", least=-1))
     return Question(
         _text(content, "node"),
         content["model"],
@@ -89,7 +90,7 @@ def question_of(content: Any) -> Question:
         height=int(_number(content, "height")),
         upscale_by=float(_number(content, "upscale_by")),
         tile=int(_number(content, "tile")),
-        overlap=int(_number(content, "overlap")),
+        overlap=None if overlap < 0 else overlap,
         **_optional(content),
     )
 

@@ -39,13 +39,13 @@ class ApplyLoRA(io.ComfyNode):
             category=CATEGORY,
             description="Apply a one-step LoRA to a checkpoint: to its MODEL, and to the encoder of its VAE if the "
             "LoRA has a part for it. TSD-SR needs Stable Diffusion 3 medium, PiSA-SR, OSEDiff, HYPIR, OMGSR-S, "
-            "GDPO-SR and TAD-SeeSR need 2.1-base, and a LoRA that you trained needs its own base. The connected MODEL "
-            "and VAE are not changed.",
+            "GDPO-SR and TAD-SeeSR need 2.1-base, S3Diff needs SD-Turbo, and a LoRA that you trained needs its own "
+            "base. The connected MODEL and VAE are not changed.",
             inputs=[
                 io.Model.Input(
                     "model",
                     tooltip="From a checkpoint of the LoRA's base, such as Stable Diffusion 3 medium for TSD-SR or "
-                    "2.1-base for PiSA-SR, OSEDiff, HYPIR, OMGSR-S, GDPO-SR and TAD-SeeSR.",
+                    "2.1-base for PiSA-SR, OSEDiff, HYPIR, OMGSR-S, GDPO-SR and TAD-SeeSR, and SD-Turbo for S3Diff.",
                 ),
                 io.Vae.Input("vae", tooltip="From the same checkpoint."),
                 io.Combo.Input(
@@ -53,8 +53,8 @@ class ApplyLoRA(io.ComfyNode):
                     options=files,
                     tooltip="A file in models/loras: TSD-SR's transformer.safetensors, pisa_sr.pkl, osediff.pkl, "
                     "HYPIR_sd2.pth, OMGSR-S's adapter_model.safetensors, GDPO-SR's or TAD-SeeSR's "
-                    "diffusion_pytorch_model.safetensors, your own transformer.safetensors or unet.safetensors, or a "
-                    "file from onestep-sr convert.",
+                    "diffusion_pytorch_model.safetensors, s3diff.pkl with de_net.pth next to it, your own "
+                    "transformer.safetensors or unet.safetensors, or a file from onestep-sr convert.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -101,6 +101,12 @@ class ApplyLoRA(io.ComfyNode):
                     tooltip="For PiSA-SR: detail. Higher values invent more detail. If it differs from "
                     "strength_pixel, the model runs twice.",
                 ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="For S3Diff in a graph of stock nodes: the small image, on which the LoRA depends. Not "
+                    "needed for Upscale Image (One-Step SR), which uses its own image.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -128,9 +134,11 @@ class ApplyLoRA(io.ComfyNode):
         strength_vae: float,
         strength_pixel: float = 1.0,
         strength_semantic: float = 1.0,
+        image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         paths = (_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
         read, ignored = _at(_read(*paths, cls.fingerprint_inputs(lora, vae_lora)), strength_pixel, strength_semantic)
+        read = _for_image(read, image)
         patched, warnings = host_lora.apply_lora(model, read, strength_model)
         host_sd.require_vae(vae, patched.get_model_object(host_sd.LATENT_FORMAT).latent_channels, str(read.base))
         host.show_on_node(cls.hidden.unique_id, " ".join([*host.licence_notices(read.family), *warnings, *ignored]))
@@ -150,6 +158,15 @@ def _at(lora: OneStepLora, pixel: float, semantic: float) -> tuple[OneStepLora, 
     if known or set(chosen.values()) == {1.0}:
         return lora.at(known), ()
     return lora, (f"{lora.family.title} does not use {PIXEL_STRENGTH} and {SEMANTIC_STRENGTH}.",)
+
+
+def _for_image(lora: OneStepLora, image: torch.Tensor | None) -> OneStepLora:
+    """The LoRA for the connected image, if it depends on one. Raises UserError for several images."""
+    if lora.modulator is None or image is None:
+        return lora
+    if len(image) != 1:
+        raise UserError(f"{lora.family.title} depends on the picture, but there are {len(image)} images: connect one.")
+    return lora.for_picture(host.from_host(image)[:, :3])
 
 
 def _lora_path(name: str) -> Path:
@@ -186,7 +203,7 @@ class Prompt(io.ComfyNode):
                     multiline=True,
                     tooltip="TSD-SR was trained with exactly this text and spelling, PiSA-SR and OMGSR-S with an "
                     "empty text, and OSEDiff and GDPO-SR with tags of the image. HYPIR takes a description of the "
-                    "image or an empty text. Only used with 'from text'.",
+                    "image or an empty text, and S3Diff has fixed texts ('from LoRA'). Only used with 'from text'.",
                 ),
                 io.Clip.Input(
                     "clip", optional=True, tooltip="From the same checkpoint, for 'from text' and 'from LoRA'."
@@ -194,9 +211,12 @@ class Prompt(io.ComfyNode):
                 io.Model.Input("model", optional=True, tooltip="From Apply One-Step SR LoRA, for 'from LoRA'."),
             ],
             outputs=[
+                io.Conditioning.Output(display_name="CONDITIONING", tooltip=f"For {COMBINER} or BasicGuider."),
                 io.Conditioning.Output(
-                    display_name="CONDITIONING", tooltip="For Combine TSD-SR Parts (One-Step SR) or BasicGuider."
-                )
+                    display_name="negative",
+                    tooltip="The LoRA's negative prompt, for S3Diff with MODEL and CLIP connected; else the same as "
+                    f"CONDITIONING. For {COMBINER} or CFGGuider.",
+                ),
             ],
         )
 
@@ -220,10 +240,16 @@ class Prompt(io.ComfyNode):
         else:
             read = None
         if read is not None:
-            return io.NodeOutput([[read.prompt, {"pooled_output": read.pooled}]])
+            conditioning = [[read.prompt, {"pooled_output": read.pooled}]]
+            return io.NodeOutput(conditioning, conditioning)
         if clip is None:
             raise UserError("One-Step SR Prompt needs CLIP to encode the text: connect CLIP, or choose embeddings.")
-        return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+        conditioning, negative = _encoded(clip, text), host_lora.negative_prompt_of(model)
+        return io.NodeOutput(conditioning, _encoded(clip, negative) if negative else conditioning)
+
+
+def _encoded(clip, text: str) -> host_sd.Conditioning:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
 def _embeddings_path(name: str) -> Path:
@@ -305,10 +331,13 @@ class Model(io.ComfyNode):
                     tooltip="auto: the recipe of the LoRA that the MODEL carries. tsd-sr: match colours by wavelet. "
                     "tsd-sr-mse: match them by AdaIN, for the published LoRA with that name.",
                 ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="From One-Step SR Prompt, for S3Diff. Others ignore it."
+                ),
             ],
             outputs=[SRModelSocket.Output(display_name="SR_MODEL", tooltip="For Upscale Image (One-Step SR).")],
         )
 
     @classmethod
-    def execute(cls, model, vae, conditioning, recipe: str) -> io.NodeOutput:
-        return io.NodeOutput(host.adopt(host_lora.open_model(model, vae, conditioning, recipe)))
+    def execute(cls, model, vae, conditioning, recipe: str, negative=None) -> io.NodeOutput:
+        return io.NodeOutput(host.adopt(host_lora.open_model(model, vae, conditioning, recipe, negative)))

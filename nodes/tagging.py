@@ -12,6 +12,7 @@ from ..sr_models.families.tagger import LICENCE_NOTICE, LORA_FILE, RAM_FILE, TAG
 from . import host, host_tagging
 from .schema import schema
 from .stable_diffusion import CATEGORY
+from .upscaling import COMBINER
 
 
 class Tags(io.ComfyNode):
@@ -43,7 +44,7 @@ class Tags(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="CONDITIONING", tooltip="For One-Step SR Model."),
+                io.Conditioning.Output(display_name="CONDITIONING", tooltip=f"For {COMBINER}."),
                 io.String.Output(display_name="tags", tooltip="The tags, one line for each image."),
             ],
         )

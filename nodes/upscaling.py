@@ -34,6 +34,7 @@ COMBINER = "Combine TSD-SR Parts (One-Step SR)"
 CATEGORY = "image/upscaling/One-Step SR"
 BUNDLED_NAME = "bundled"
 AUTO = "auto"
+MODELS_OVERLAP = -1  # as on the command line; saved workflows have the earlier default, 64
 EMBEDDING_FILES = (PROMPT_FILE, POOLED_FILE)  # One-Step SR Prompt's
 
 
@@ -154,11 +155,12 @@ class UpscaleImage(io.ComfyNode):
                 advanced(
                     io.Int.Input(
                         "overlap",
-                        default=64,
-                        min=0,
+                        default=MODELS_OVERLAP,
+                        min=MODELS_OVERLAP,
                         max=1024,
-                        step=8,
-                        tooltip="Overlap of neighbouring tiles in pixels, where they are blended. At most half a tile.",
+                        step=1,
+                        tooltip="Overlap of neighbouring tiles in pixels, where they are blended. At most half a tile. "
+                        "-1: the model's default.",
                     ),
                 ),
                 io.Combo.Input(
@@ -277,7 +279,8 @@ class UpscaleImage(io.ComfyNode):
         model, node_id = sr_model.model, cls.hidden.unique_id
         height, width = image.shape[1:3]
         matched = None if color == AUTO else color
-        options = sized(UpscaleOptions(upscale_by, tile or None, overlap, matched, seed, detail=detail), **sizing)
+        shared = None if overlap < 0 else overlap
+        options = sized(UpscaleOptions(upscale_by, tile or None, shared, matched, seed, detail=detail), **sizing)
         sr_model.to_device(workspace(model, (height, width), options))
         bar, started = host.Bar(), time.monotonic()
         work = upscale if region is None else partial(upscale_regions, masks=as_masks(region).to(image.device))

@@ -139,6 +139,72 @@ def write_omgsr(folder: Path, content: dict[str, dict[str, Tensor]]) -> Path:
     return folder
 
 
+def without_lists(content: dict[str, Any], table: str, module: str) -> None:
+    """Remove a file's lists of modules, and from one of its tables a module's matrices."""
+    for key in [key for key in content if key.endswith("_modules") or "_modules_" in key]:
+        del content[key]
+    for key in [key for key in content[table] if key.startswith(f"{module}.lora_")]:
+        del content[table][key]
+
+
+S3DIFF_RANKS = {"unet": 8, "vae": 4}
+S3DIFF_LAYERS = {"unet": HYPIR_LAYERS, "vae": OMGSR_LAYERS}
+
+
+def s3diff(base: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of `s3diff.pkl` and of `de_net.pth`. The modulating networks have their published sizes."""
+    generator = torch.Generator().manual_seed(9)
+    networks = {"unet": UNet2DConditionModel.from_pretrained(base / "unet")}
+    networks["vae"] = AutoencoderKL.from_pretrained(base / "vae")
+    content: dict[str, Any] = {"w": nn.Parameter(torch.randn(64, generator=generator), requires_grad=False)}
+    content["state_embeddings"] = {}
+    for part, network in networks.items():
+        rank, adapter = S3DIFF_RANKS[part], {"unet": "default", "vae": "vae_skip"}[part]
+        modules = ending_with(network, S3DIFF_LAYERS[part])
+        modules = [name for name in modules if part == "unet" or name.startswith("encoder.")]
+        content |= {f"rank_{part}": rank, f"{part}_lora_target_modules": list(S3DIFF_LAYERS[part])}
+        content[f"state_dict_{part}"] = halves(network, modules, adapter, generator, rank=rank)
+        sizes = {"de_mlp/0": (256, 256), "block_mlp/0": (64, 64), "fuse_mlp": (320, rank**2)}
+        for name, (inputs, outputs) in sizes.items():
+            table, _, prefix = name.partition("/")
+            prefix = f"{prefix}." if prefix else ""
+            content[f"state_dict_{part}_{table}"] = {
+                f"{prefix}weight": torch.randn(outputs, inputs, generator=generator) / inputs**0.5,
+                f"{prefix}bias": 0.2 * torch.randn(outputs, generator=generator),
+            }
+        rows = {"unet": 10, "vae": 6}[part]
+        content["state_embeddings"][f"state_dict_{part}_block"] = {"weight": torch.randn(rows, 64, generator=generator)}
+    for end in ("weight", "bias"):
+        weight = networks["unet"].conv_in.get_parameter(end)
+        content["state_dict_unet"][f"conv_in.{end}"] = weight.data + 0.03 * torch.randn(
+            weight.shape, generator=generator
+        )
+    return content, degradation_network(generator)
+
+
+def degradation_network(generator: torch.Generator) -> dict[str, Tensor]:
+    """`de_net.pth` in its published shapes: 1,418,114 weights."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for score in range(2):
+        shapes[f"conv_first.{score}"] = (64, 3, 3, 3)
+        shapes |= {f"body.{score}.{block}.conv{half}": (64, 64, 3, 3) for block in range(6) for half in (1, 2)}
+        shapes |= {f"body.{score}.6": (128, 64, 3, 3)}
+        shapes |= {f"body.{score}.{block}.conv{half}": (128, 128, 3, 3) for block in (7, 8) for half in (1, 2)}
+        shapes |= {f"fc_degree.{score}.0": (512, 128), f"fc_degree.{score}.2": (1, 512)}
+    tensors = {}
+    for name, shape in shapes.items():
+        weight = torch.randn(shape, generator=generator)
+        tensors |= {f"{name}.weight": weight / weight[0].numel() ** 0.5, f"{name}.bias": torch.zeros(shape[0])}
+    return tensors
+
+
+def write_s3diff(folder: Path, content: dict[str, Any], estimator: dict[str, Tensor]) -> Path:
+    folder.mkdir(exist_ok=True)
+    torch.save(content, folder / "s3diff.pkl")
+    torch.save(estimator, folder / "de_net.pth")
+    return folder / "s3diff.pkl"
+
+
 def write_gdpo(base: Path, folder: Path) -> Path:
     """GDPO-SR's published folder: a U-Net and a VAE that differ from the base's."""
     generator = torch.Generator().manual_seed(8)
@@ -181,6 +247,19 @@ def roots(timestep: int) -> tuple[Tensor, Tensor]:
     return alphas[timestep].sqrt(), (1 - alphas[timestep]).sqrt()
 
 
+IN_TILES = {"tile": 32, "overlap": 16}  # 32 x 48 px are 4 x 6 latent pixels: two tiles of 4 x 4
+
+
+def blended(predicted: Callable[[Tensor], Tensor], z_t: Tensor) -> Tensor:
+    """The prediction of two tiles of `IN_TILES`. On the two columns that they share, the weight goes from one to the
+    other as 3 s^2 - 2 s^3, which is 5/32 and 27/32 at s = 1/4 and 3/4."""
+    weight = torch.tensor([1, 1, 27 / 32, 5 / 32], dtype=z_t.dtype)
+    e = torch.zeros_like(z_t)
+    e[..., :4] += weight * predicted(z_t[..., :4])
+    e[..., 2:] += weight.flip(0) * predicted(z_t[..., 2:])
+    return e
+
+
 @torch.no_grad()
 def one_step(
     networks: tuple[UNet2DConditionModel, AutoencoderKL],
@@ -189,13 +268,19 @@ def one_step(
     timestep: int,
     color: ColorMatch,
     start: Callable[[Tensor], Tensor] = lambda z: z,
+    *,
+    tiled: bool = False,
 ) -> Tensor:
     """z_0 = (z_t - sigma e) / alpha with z_t = start(.18215 E(x)), then D(z_0 / .18215) with the input's colours, in
-    float64."""
+    float64. `tiled`: e is that of two tiles, as in `IN_TILES`."""
     unet, vae = networks
     alpha, sigma = roots(timestep)
     z_t = start(0.18215 * vae.encode(image.double() * 2 - 1).latent_dist.mode())
-    e = unet(z_t, timestep, encoder_hidden_states=condition.double()).sample
+
+    def predicted(part: Tensor) -> Tensor:
+        return unet(part, timestep, encoder_hidden_states=condition.double()).sample
+
+    e = blended(predicted, z_t) if tiled else predicted(z_t)
     result = (vae.decode((z_t - sigma * e) / alpha / 0.18215).sample / 2 + 0.5).clamp(0, 1).float()
     return match(result, image, color).clamp(0, 1)
 

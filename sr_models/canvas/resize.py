@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
+Enlarging = Literal["bicubic", "bilinear"]
 
-def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize to (H, W): bicubic, antialiased when shrinking. Returns the picture itself if the size is the same."""
+
+def resize(image: Tensor, size: tuple[int, int], mode: Enlarging = "bicubic") -> Tensor:
+    """Resize to (H, W), antialiased when shrinking. Returns the picture itself if the size is the same."""
     if tuple(image.shape[-2:]) == size:
         return image
     shrinks = size[0] < image.shape[-2] or size[1] < image.shape[-1]
-    return F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=shrinks)
+    return F.interpolate(image, size=size, mode=mode, align_corners=False, antialias=shrinks)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

@@ -119,7 +119,8 @@ def to_tensors(update: Update, prefix: str = "") -> dict[str, Tensor]:
 
 
 def merge(weight: Tensor, layer: LowRank, strength: float = 1.0) -> Tensor:
-    """The weight with the update added, computed in float32. The update may change only the first rows."""
+    """The weight with the update added, computed in float32; a float32 weight itself changes. The update may change
+    only the first rows."""
     merged = weight.float()
     merged[: layer.rows] += strength * layer.delta().to(weight.device).view(layer.rows, *weight.shape[1:])
     return merged.to(weight.dtype)

@@ -124,8 +124,8 @@ class ModelOptions:
     "tad-sr, sinsr, resshift, resshift-s4, resshift-ddim or resshift-s4-ddim; with --base, of the LoRA; auto: by file."
     opening: OpeningOptions = field(default_factory=OpeningOptions)
     base: Path | None = None
-    """For TSD-SR: Stable Diffusion 3 medium, as a diffusers folder or a checkpoint file. For PiSA-SR: Stable Diffusion
-    2.1-base, and for your own LoRA on 1.5, 2.1 or SDXL that one, as a diffusers folder."""
+    """A diffusers folder, or a checkpoint file of Stable Diffusion 3 or 2.1. For TSD-SR: Stable Diffusion 3 medium. For
+    PiSA-SR and others: 2.1-base. For S3Diff: SD-Turbo. For your own LoRA: the one that it was trained on."""
     lora: Path | None = None
     "pisa_sr.pkl, the folder of TSD-SR's or your own LoRA (two files), or a file from `convert`."
     embeddings: Path | None = None

@@ -36,6 +36,19 @@ class Fixed:
         return self.condition
 
 
+@dataclass(frozen=True)
+class Guided:
+    """Two conditions for classifier-free guidance (arXiv 2207.12598): the network runs with each."""
+
+    positive: Condition
+    negative: Condition
+    scale: float
+
+    def combined(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """The guided prediction from those with each condition."""
+        return negative + self.scale * (positive - negative)
+
+
 class Denoiser(Protocol):
     """Runs a network: places it on its device, applies patches, and passes the condition."""
 
@@ -130,7 +143,10 @@ class Pass:
 class SRModel:
     """All parts of a super-resolution model; see `upscale`. A model without `detail` has one set of weights.
 
-    `passes` is empty for a model with a single pass, which is the recipe's step with `denoiser`.
+    Attributes:
+        passes: empty for a model with a single pass, which is the recipe's step with `denoiser`.
+        by_picture: picture (1, 3, H, W) in [0, 1] -> the model with its weights for this picture, until the next call;
+            None if the weights are the same for all pictures.
     """
 
     recipe: Recipe
@@ -139,6 +155,11 @@ class SRModel:
     conditioner: Conditioner = Fixed()
     detail: DetailRange | None = None
     passes: Iterable[Pass] = ()
+    by_picture: Callable[[Tensor], SRModel] | None = None
+
+    def for_picture(self, picture: Tensor) -> SRModel:
+        """The model with its weights for a picture (1, 3, H, W) in [0, 1]; itself if they are the same for all."""
+        return self if self.by_picture is None else self.by_picture(picture)
 
     def at_detail(self, position: float | None) -> SRModel:
         """The model at a position from 0 (faithful) to 1 (detailed), or at its default; itself if it has no range.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..canvas.color import ColorMatch
+from ..canvas.resize import Enlarging
 from .step import Step
 
 
@@ -21,6 +22,9 @@ class Recipe:
         largest_tile: the largest tile side that the network supports, in latent pixels; 0 means no limit.
         shortest: a result with a shorter side below this, in latent pixels, is computed at this size and shrunk.
         prompt: the prompt that a text-conditioned method was trained with.
+        negative_prompt, guidance: for methods that are guided away from a second prompt, as in `Guided`; a guidance of
+            1 uses no second prompt.
+        enlarging: how the picture is enlarged before the network.
     """
 
     name: str
@@ -35,3 +39,6 @@ class Recipe:
     largest_tile: int = 0
     shortest: int = 0
     prompt: str = ""
+    negative_prompt: str = ""
+    guidance: float = 1.0
+    enlarging: Enlarging = "bicubic"

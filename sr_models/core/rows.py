@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -74,6 +74,7 @@ def result_rows(run: Run, image: Tensor, *, index: int = 0, banded: bool = False
         run.notice("The picture is larger than the size to reach: it was shrunk, without the network.")
         yield resize(image, run.options.size(height, width))[0, :, first:].clamp(0, 1)
         return
+    run = replace(run, model=run.model.for_picture(image))
     model, recipe, codec = run.model, run.model.recipe, run.model.codec
     source, in_bands = Source(run, image), banded and codec.is_local
     condition = model.conditioner(image, index)
@@ -146,12 +147,13 @@ class Source:
         self.padded = pad_to_multiple(self._resized(image, self.way.lr), recipe.multiple * self.pixels)
 
     def _resized(self, image: Tensor, size: Size) -> Tensor:
-        """`resize`, which reports each channel of a large result as a stage."""
+        """`resize` by the recipe's method, which reports each channel of a large result as a stage."""
+        mode = self.model.recipe.enlarging
         if size[0] * size[1] <= LARGE or image.shape[-2:] == size:
-            return resize(image, size)
+            return resize(image, size, mode)
         result = image.new_empty(*image.shape[:2], *size)
         for channel in range(image.shape[1]):
-            result[:, channel : channel + 1] = resize(image[:, channel : channel + 1], size)
+            result[:, channel : channel + 1] = resize(image[:, channel : channel + 1], size, mode)
             if self.stage is not None:
                 self.stage(channel + 1, image.shape[1])
         return result

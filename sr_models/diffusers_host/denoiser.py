@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
-from ..core.model import Result
+from ..core.model import Guided, Result
 from ..core.network_denoiser import ACCELERATOR_TILES
 from ..core.step import Network
 from .base import Call
@@ -18,16 +18,27 @@ from .offload import Placement
 
 
 class PromptedDenoiser:
-    """Runs a diffusers network as a denoiser. The condition is one picture's PromptEmbeddings."""
+    """Runs a diffusers network as a denoiser. The condition is one picture's PromptEmbeddings, or two of them as
+    Guided."""
 
     def __init__(self, network: Any, call: Call, placement: Placement):
         self.network, self.call, self.placement = network, call, placement
 
     def run(
-        self, work: Callable[[Network], Result], shape: tuple[int, ...], condition: PromptEmbeddings | None = None
+        self,
+        work: Callable[[Network], Result],
+        shape: tuple[int, ...],
+        condition: PromptEmbeddings | Guided | None = None,
     ) -> Result:
         if condition is None:
             raise ValueError("This denoiser needs an encoded prompt: pass the result of the model's conditioner.")
+        with self.placement.on_device(self.network):
+            if not isinstance(condition, Guided):
+                return work(self._network(condition))
+            positive, negative = self._network(condition.positive), self._network(condition.negative)
+            return work(lambda *inputs: condition.combined(positive(*inputs), negative(*inputs)))
+
+    def _network(self, condition: PromptEmbeddings) -> Network:
         device, dtype = self.placement.device, self.network.dtype
         prompt, pooled = condition.prompt.to(device, dtype), condition.pooled.to(device, dtype)
 
@@ -38,8 +49,7 @@ class PromptedDenoiser:
             output = self.predict(latent.to(device, dtype), lr, timestep.to(device), each)
             return output.to(latent.device, torch.float32)
 
-        with self.placement.on_device(self.network):
-            return work(network)
+        return network
 
     def predict(self, latent: Tensor, lr: Tensor, timesteps: Tensor, condition: PromptEmbeddings) -> Tensor:
         """The raw prediction. This network does not see the LR picture."""

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
+from ..checkpoints.low_rank import Adapter
 from ..checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
 from ..core.model import Conditioner, SRModel
 from ..core.recipe import Recipe
 from ..errors import UserError
-from ..families.family import Encode, OneStepLora, OpenedModel, on_base
+from ..families.family import OneStepLora, OpenedModel, guided, on_base
 from ..families.registry import read_lora
 from ..families.tagger import read_tagger
 from . import sd3, unet
 from .codec import LatentCodec
 from .denoiser import PromptedDenoiser
 from .image_attention import ControlledDenoiser, ControlledUNet, add_image_attentions, open_control
-from .merge import MergedAdapter, replace_weights
+from .merge import ByPicture, MergedAdapter, PictureAdapter, replace_weights
 from .offload import Placement
 from .packages import require_diffusers
 from .passes import LoraPasses, PassStrength
@@ -46,7 +51,7 @@ def open_lora(
 
     Args:
         base: a diffusers folder (`transformer/` or `unet/`, `vae/`, ...), or a single-file checkpoint of Stable
-            Diffusion 3.
+            Diffusion 3 or 2.1.
         lora: one of the LoRA's files or its folder, as in `read_lora`, or the result of `read_lora`, for example at
             other strengths. Strengths can also be changed later, by the opened model's `adapters`.
         embeddings: the encoded prompt, as in `read_embeddings`; None uses the embeddings stored with the LoRA. If there
@@ -80,12 +85,29 @@ def open_lora(
     if weights.control:
         network, kind = ControlledUNet(network, open_control(network, weights)), ControlledDenoiser
     denoiser = partial(kind, call=opened.call, placement=placement)
-    passes = LoraPasses(network, weights, chosen.step, TARGETS[opened.kind.network], denoiser)
-    in_vae = [MergedAdapter(opened.vae, each, weights.sentence, VAE_TARGET, str(weights.base)) for each in weights.vae]
-    adapters = (*(PassStrength(passes, adapter.name) for adapter in weights.network), *in_vae)
     codec = LatentCodec(opened.vae, placement, float(opened.vae.config.scaling_factor), budget, spill)
-    model = SRModel(chosen, denoiser(network), codec, conditioner, passes=passes)
-    return OpenedModel(weights.family, model, (network, opened.vae), offload, warnings, adapters)
+    model = SRModel(chosen, denoiser(network), codec, conditioner)
+    target, modules = TARGETS[opened.kind.network], (network, opened.vae)
+    if weights.modulator is not None:
+        adapters = (
+            *_merged(PictureAdapter, network, weights.network, weights, target),
+            *_merged(PictureAdapter, opened.vae, weights.vae, weights, VAE_TARGET),
+        )
+        model = replace(model, by_picture=ByPicture(weights, weights.modulator, adapters, placement, model))
+        return OpenedModel(weights.family, model, (*modules, weights.modulator), offload, warnings, adapters)
+    passes = LoraPasses(network, weights, chosen.step, target, denoiser)
+    in_vae = _merged(MergedAdapter, opened.vae, weights.vae, weights, VAE_TARGET)
+    adapters = (*(PassStrength(passes, adapter.name) for adapter in weights.network), *in_vae)
+    return OpenedModel(weights.family, replace(model, passes=passes), modules, offload, warnings, adapters)
+
+
+Merged = TypeVar("Merged", MergedAdapter, PictureAdapter)
+
+
+def _merged(
+    kind: type[Merged], network: nn.Module, adapters: Iterable[Adapter], lora: OneStepLora, target: str
+) -> list[Merged]:
+    return [kind(network, adapter, lora.sentence, target, str(lora.base)) for adapter in adapters]
 
 
 def _known_embeddings(
@@ -112,7 +134,8 @@ def _conditioner(
     text = lora.family.prompt(recipe, prompt)
     if known is not None:
         return lora.family.conditioner(lambda _: known, text)
-    encode: Encode = (unet if is_unet(base) else sd3).open_text_encoders(base, device=placement.device, dtype=dtype)
+    open_encoders = (unet if is_unet(base) else sd3).open_text_encoders
+    encode = guided(open_encoders(base, device=placement.device, dtype=dtype), recipe)
     if lora.tagger is not None:
         return TaggedPrompt(lora.family, encode, read_tagger(lora.tagger, dtype), text, placement)
     return lora.family.conditioner(encode, text)

@@ -1,16 +1,20 @@
-"""Merge LoRAs into a network's weights, and replace weights."""
+"""Merge LoRAs into a network's weights, once or for each picture, and replace weights."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ..checkpoints.lora_fit import require_fit
-from ..checkpoints.low_rank import Adapter, merge
+from ..checkpoints.low_rank import Adapter, Update, merge
 from ..checkpoints.weights_file import shortened
+from ..core.model import SRModel
 from ..errors import UserError
+from ..families.family import OneStepLora
+from .offload import Placement
 
 
 class MergedAdapter:
@@ -23,9 +27,7 @@ class MergedAdapter:
     def __init__(self, network: nn.Module, adapter: Adapter, lora: str, target: str, base: str):
         """Raises UserError if the LoRA does not fit; `lora`, `target` and `base` are as in `require_fit`."""
         self.network, self.adapter, self.strength = network, adapter, 0.0
-        shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in network.named_parameters()}
-        if adapter.update:
-            require_fit(adapter, shapes, lora, target, base)
+        _require_fit(network, adapter, lora, target, base)
         self.set_strength(adapter.strength)
 
     @property
@@ -47,6 +49,53 @@ class MergedAdapter:
             weight = weights[f"{module}.weight"]
             weight.data = merge(weight.data, layer, strength - self.strength)
         self.strength = strength
+
+
+class PictureAdapter:
+    """A LoRA that depends on the picture. It is merged for one picture after the other, each time into the weights
+    without it, of which a second copy stays on the CPU."""
+
+    def __init__(self, network: nn.Module, adapter: Adapter, lora: str, target: str, base: str):
+        """Raises UserError as `MergedAdapter`."""
+        _require_fit(network, adapter, lora, target, base)
+        weights = dict(network.named_parameters())
+        self.network, self.name, self.strength = network, adapter.name, adapter.strength
+        self.without = {module: weights[f"{module}.weight"].data for module in adapter.update}
+
+    def set_strength(self, strength: float) -> None:
+        """Set the strength for the next pictures."""
+        self.strength = strength
+
+    def merge(self, update: Update) -> None:
+        """Set the weights to W + strength * alpha / r * B A, with the update for a picture."""
+        weights = dict(self.network.named_parameters())
+        for module, layer in update.items():
+            weight = weights[f"{module}.weight"]
+            weight.data = merge(self.without[module].to(weight.device, copy=True), layer, self.strength)
+
+
+@dataclass(frozen=True)
+class ByPicture:
+    """An SR model's `by_picture`: merges the LoRA for a picture. `adapters` are those of the U-Net, then the VAE's."""
+
+    lora: OneStepLora
+    modulator: nn.Module
+    adapters: tuple[PictureAdapter, ...]
+    placement: Placement
+    model: SRModel
+
+    def __call__(self, picture: Tensor) -> SRModel:
+        with self.placement.on_device(self.modulator):
+            lora = self.lora.for_picture(picture)
+        for merged, adapter in zip(self.adapters, (*lora.network, *lora.vae), strict=True):
+            merged.merge(adapter.update)
+        return self.model
+
+
+def _require_fit(network: nn.Module, adapter: Adapter, lora: str, target: str, base: str) -> None:
+    shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in network.named_parameters()}
+    if adapter.update:
+        require_fit(adapter, shapes, lora, target, base)
 
 
 def replace_weights(network: nn.Module, tensors: Mapping[str, Tensor], lora: str, *, whole: bool = False) -> None:

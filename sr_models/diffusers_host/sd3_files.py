@@ -70,10 +70,10 @@ def _open_file(path: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, A
         )
     with torch.device("meta"):
         network = SD3Transformer2DModel(**_transformer_config(transformer))
-        autoencoder = AutoencoderKL(**_vae_config(vae))
+        autoencoder = AutoencoderKL(**vae_config(vae, SCALING))
     try:
-        _fill(network, convert_sd3_transformer_checkpoint_to_diffusers(dict(transformer)), dtype)
-        _fill(autoencoder, convert_ldm_vae_checkpoint(dict(vae), autoencoder.config), dtype)
+        assign(network, convert_sd3_transformer_checkpoint_to_diffusers(dict(transformer)), dtype)
+        assign(autoencoder, convert_ldm_vae_checkpoint(dict(vae), autoencoder.config), dtype)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -104,7 +104,8 @@ def _transformer_config(tensors: dict[str, Tensor]) -> dict:
     }
 
 
-def _vae_config(tensors: dict[str, Tensor]) -> dict:
+def vae_config(tensors: dict[str, Tensor], scaling: float) -> dict:
+    """diffusers' configuration of a checkpoint's VAE, from the tensors' shapes."""
     levels = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.down."))
     widths = [tensors[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
     return {
@@ -113,12 +114,13 @@ def _vae_config(tensors: dict[str, Tensor]) -> dict:
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "layers_per_block": 2,
         "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
-        "scaling_factor": SCALING,
+        "scaling_factor": scaling,
         "use_quant_conv": "quant_conv.weight" in tensors,
         "use_post_quant_conv": "post_quant_conv.weight" in tensors,
     }
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+def assign(network: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Give a network built on the meta device its weights, frozen. Raises RuntimeError for other names or shapes."""
     network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     network.eval().requires_grad_(False)

@@ -17,7 +17,10 @@ __all__ = ["call_unet", "open_base", "open_text_encoders"]
 
 
 def open_base(base: Path, dtype: torch.dtype) -> OpenedBase:
-    """Open a diffusers folder. A VAE that overflows in `dtype` uses float32. Raises UserError as `open_unet`."""
+    """Open a diffusers folder or a checkpoint file. A VAE that overflows in `dtype` uses float32.
+
+    Raises UserError as `open_unet`.
+    """
     unet, vae, process = open_unet(base, dtype)
     if needs_float32(vae, dtype):
         vae.float()

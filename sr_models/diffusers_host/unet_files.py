@@ -1,4 +1,4 @@
-"""Open Stable Diffusion 1.5, 2.1 or SDXL from a diffusers folder."""
+"""Open Stable Diffusion 1.5, 2.1 or SDXL from a diffusers folder, or 2.1 from a checkpoint file."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import torch
 from ..core.process import Process, variance_preserving
 from ..errors import UserError
 from .folder import open_part
+from .unet_checkpoint import is_checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 
 def is_unet(base: Path) -> bool:
-    """Whether `base` is a diffusers folder with a U-Net."""
-    return (base / "unet").is_dir()
+    """Whether `base` is a diffusers folder or a checkpoint file with a U-Net. Raises UserError for a broken file."""
+    return (base / "unet").is_dir() or is_checkpoint(base)
 
 
 def open_unet(base: Path, dtype: torch.dtype) -> tuple[UNet2DConditionModel, Any, Process]:
-    """U-Net, VAE and noise process of a diffusers folder, frozen, on the CPU.
+    """U-Net, VAE and noise process of a diffusers folder or a checkpoint file, frozen, on the CPU.
 
     Raises UserError if files are missing or broken, or if the base does not predict noise or v.
     """
+    if base.is_file():
+        return open_checkpoint(base, dtype)
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     try:

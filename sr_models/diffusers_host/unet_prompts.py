@@ -12,14 +12,18 @@ from ..checkpoints.prompt_embeddings import PromptEmbeddings
 from ..errors import UserError
 from .folder import open_part
 from .packages import require_transformers
+from .unet_checkpoint import open_text_encoder
 
 
 def open_text_encoders(base: Path, *, device: torch.device, dtype: torch.dtype) -> Callable[[str], PromptEmbeddings]:
-    """Open the folder's text encoders. Returns a function from a text to its embeddings.
+    """Open the text encoders of a folder, or of a checkpoint file as in `open_text_encoder`. Returns a function from a
+    text to its embeddings.
 
     SDXL uses the second-to-last layer of both encoders; the others use the last layer of their single encoder, and
     `pooled` is (1, 0). Raises UserError if the `transformers` package or an encoder is missing.
     """
+    if base.is_file():
+        return open_text_encoder(base, device=device, dtype=dtype)
     require_transformers("")
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 

@@ -1,12 +1,13 @@
 """A single safetensors file for any family's LoRA: what `onestep-sr convert` writes.
 
 Names are `network/<adapter>/` or `vae/<adapter>/` and peft's names with diffusers' modules, and `replaced/network/` or
-`replaced/vae/` and the name of a parameter that takes the place of the base's. The metadata names the family.
+`replaced/vae/` and the name of a parameter that takes the place of the base's, and `modulator/` and the name of one of
+the modulator's. The metadata names the family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +18,15 @@ from ..checkpoints import low_rank
 from ..checkpoints.conditions import Metadata
 from ..checkpoints.header import Header
 from ..checkpoints.low_rank import Adapter, LowRank
-from ..checkpoints.weights_file import WeightsFile
+from ..checkpoints.weights_file import WeightsFile, shortened
 from ..errors import UserError
 from ..files.whole import write_whole
 from .bases import BaseKind
 from .family import LoraFamily, OneStepLora
 
 FAMILY_KEY = "onestep_sr_family"
-REPLACED = "replaced/"
+REPLACED, MODULATOR = "replaced/", "modulator/"
+PREFIXES = ("network/", "vae/", f"{REPLACED}network/", f"{REPLACED}vae/", MODULATOR)
 
 
 def condition(family: str) -> Metadata:
@@ -40,6 +42,8 @@ def save(path: Path, lora: OneStepLora) -> None:
             tensors |= low_rank.to_tensors(adapter.update, f"{part}/{adapter.name}/")
     for part, replaced in (("network", lora.replaced), ("vae", lora.replaced_vae)):
         tensors |= {f"{REPLACED}{part}/{name}": tensor for name, tensor in replaced.items()}
+    if lora.modulator is not None:
+        tensors |= {f"{MODULATOR}{name}": tensor for name, tensor in lora.modulator.state_dict().items()}
     metadata = {
         FAMILY_KEY: lora.family.name,
         "base": str(lora.base),
@@ -51,20 +55,30 @@ def save(path: Path, lora: OneStepLora) -> None:
     write_whole(path, partial(save_file, tensors, metadata={key: value for key, value in metadata.items() if value}))
 
 
-def read(family: LoraFamily, file: WeightsFile, base: BaseKind, recipe: str) -> OneStepLora:
-    """The inverse of `save`. Raises UserError for a file that is incomplete."""
-    network, vae = (_adapters(file, part) for part in ("network", "vae"))
+def read(
+    family: LoraFamily, file: WeightsFile, base: BaseKind, recipe: str, trained: Mapping[str, str] | None = None
+) -> OneStepLora:
+    """The inverse of `save`, without the modulator. `trained` is that of the adapters, by name.
+
+    Raises UserError for a file that is incomplete or has other weights.
+    """
+    others = sorted(name for name in file.tensors if not name.startswith(PREFIXES))
+    if others:
+        raise UserError(
+            f"{file.name} has weights that {family.title} does not have ({shortened(others)}): convert it again."
+        )
+    network, vae = (_adapters(file, part, trained or {}) for part in ("network", "vae"))
     replaced = {part: low_rank.under(file.tensors, f"{REPLACED}{part}/") for part in ("network", "vae")}
     if not network and not replaced["network"]:
         raise UserError(f"{file.name} is incomplete (it lacks the LoRA of the network): convert it again.")
     return OneStepLora(family, file.name, base, recipe, network, vae, replaced["network"], replaced_vae=replaced["vae"])
 
 
-def _adapters(file: WeightsFile, part: str) -> tuple[Adapter, ...]:
+def _adapters(file: WeightsFile, part: str, trained: Mapping[str, str]) -> tuple[Adapter, ...]:
     tensors = low_rank.under(file.tensors, f"{part}/")
     names = sorted({name.split("/")[0] for name in tensors})
     updates = {name: low_rank.parse(low_rank.under(tensors, f"{name}/"), file.name) for name in names}
-    return tuple(Adapter(name, update) for name, update in updates.items())
+    return tuple(Adapter(name, update, trained=trained.get(name, "")) for name, update in updates.items())
 
 
 def ranks(header: Header) -> str:

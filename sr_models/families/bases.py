@@ -14,15 +14,20 @@ NetworkKind = Literal["transformer", "unet"]  # the name of the network's folder
 class BaseKind:
     """A version of Stable Diffusion.
 
-    `prediction` is None if a LoRA works with any prediction, or if the version has only one.
+    Attributes:
+        prediction: None if a LoRA works with any prediction, or if the version has only one.
+        tuned: the name of a model that was fine-tuned from this version. Its networks have the same shapes, so it
+            cannot be told from the version itself.
     """
 
     title: str
     network: NetworkKind
     prediction: Prediction | None = None
+    tuned: str = ""
 
     def __str__(self) -> str:
-        return f"{self.title} with {self.prediction} prediction" if self.prediction else self.title
+        title = f"{self.tuned} ({self.title})" if self.tuned else self.title
+        return f"{title} with {self.prediction} prediction" if self.prediction else title
 
     def suits(self, found: BaseKind) -> bool:
         """Whether `found` may be this base. A U-Net of unknown width suits any title: its shapes are checked later."""
@@ -36,6 +41,7 @@ SD35_MEDIUM = BaseKind("Stable Diffusion 3.5 medium", "transformer")
 SD35_LARGE = BaseKind("Stable Diffusion 3.5 large", "transformer")
 SD15 = BaseKind("Stable Diffusion 1.5", "unet")
 SD21 = BaseKind("Stable Diffusion 2.1", "unet")
+SD_TURBO = BaseKind("Stable Diffusion 2.1", "unet", "epsilon", tuned="SD-Turbo")
 SDXL = BaseKind("SDXL", "unet")
 OTHER_UNET = BaseKind("a Stable Diffusion with a U-Net", "unet")
 BY_PROMPT_WIDTH = {768: SD15, 1024: SD21, 2048: SDXL}

@@ -20,7 +20,7 @@ from ..checkpoints.conditions import Condition as FileCondition
 from ..checkpoints.header import Header
 from ..checkpoints.low_rank import Adapter
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
-from ..core.model import Condition, Conditioner, Fixed, SRModel
+from ..core.model import Condition, Conditioner, Fixed, Guided, SRModel
 from ..core.process import Level, Process
 from ..core.recipe import Recipe
 from ..core.step import Step
@@ -117,6 +117,14 @@ def fixed_prompt(encode: Encode, prompt: str) -> Conditioner:
     return Fixed(encode(prompt))
 
 
+def guided(encode: Encode, recipe: Recipe) -> Encode:
+    """`encode` for the recipe: a text and the recipe's negative prompt as `Guided`, if it uses guidance."""
+    if recipe.guidance == 1:
+        return encode
+    negative = encode(recipe.negative_prompt)
+    return lambda text: Guided(encode(text), negative, recipe.guidance)
+
+
 class BaseStep(Step, Protocol):
     """A step at one timestep that needs the base's process before it can run; see `OneStep`."""
 
@@ -148,6 +156,8 @@ class LoraFamily(Family):
         passes: step and the chosen strengths of the network's adapters -> the passes of the network, at least one: the
             step of each, and the scales at which the adapters are added to the weights.
         save: writes a LoRA to a single file; None if there is no such format.
+        modulate: a LoRA with a modulator, and a picture (1, 3, H, W) in [0, 1] -> the LoRA for this picture; None if
+            the LoRA is the same for all pictures.
         conditioner: creates the conditioner from the encoder and the prompt; by default, one prompt for all pictures.
             In ComfyUI, the user connects the condition instead.
         tagged_prompt: the prompt with a picture's tags, a format of `tags` and `text` (the user's or the recipe's
@@ -163,6 +173,7 @@ class LoraFamily(Family):
     strengths: tuple[float, float] = (-2.0, 2.0)
     passes: Callable[[Any, Strengths], Sequence[tuple[BaseStep, Strengths]]] = one_pass
     save: Callable[[Path, OneStepLora], None] | None = None
+    modulate: Callable[[OneStepLora, Tensor], OneStepLora] | None = None
     conditioner: Callable[[Encode, str], Conditioner] = fixed_prompt
     tagged_prompt: str = ""
     sees_picture: bool = False
@@ -199,6 +210,7 @@ class OneStepLora:
             diffusers' parameter names.
         control: the weights of a ControlNet, which has image attentions too; empty if the method has none.
         tagger: RAM's files, as in `read_tagger`, for a prompt with the tags of each picture.
+        modulator: the network that the family's `modulate` uses; None if the LoRA is the same for all pictures.
     """
 
     family: LoraFamily
@@ -213,6 +225,13 @@ class OneStepLora:
     image_attentions: Mapping[str, Tensor] = field(default_factory=dict)
     control: Mapping[str, Tensor] = field(default_factory=dict)
     tagger: Path | None = None
+    modulator: nn.Module | None = None
+
+    def for_picture(self, picture: Tensor) -> OneStepLora:
+        """The LoRA for a picture (1, 3, H, W) in [0, 1], without a modulator."""
+        if self.modulator is None or self.family.modulate is None:
+            return self
+        return replace(self.family.modulate(self, picture), modulator=None)
 
     @property
     def strengths(self) -> dict[str, float]:
@@ -249,7 +268,7 @@ class OneStepLora:
     @property
     def sentence(self) -> str:
         """A description of this LoRA, with which error messages start."""
-        article = "an" if self.family.title[0] in "AEIO" else "a"
+        article = "an" if self.family.title.startswith(("A", "E", "I", "O", "S3")) else "a"
         return f"{self.name} is {article} {self.family.title} LoRA for {self.base}"
 
     def require_base(self, found: BaseKind, target: str) -> tuple[str, ...]:

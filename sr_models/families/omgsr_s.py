@@ -32,6 +32,7 @@ FILES = ("unet_lora_adapter/adapter_model.safetensors", "vae_encoder_lora_adapte
 CONFIG = "adapter_config.json"
 TRAINED = named(*ATTENTION, *CONVOLUTIONS)
 ENCODER = "encoder."
+TRAINED_VAE = re.escape(ENCODER) + TRAINED
 
 RECIPE = Recipe(
     "omgsr-s",
@@ -57,7 +58,7 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     """
     file = read_weights(path)
     if adapter_file.is_single(header_of(file)):
-        return adapter_file.read(family, file, BASE, RECIPE.name)
+        return adapter_file.read(family, file, BASE, RECIPE.name, {"unet": TRAINED, "vae": TRAINED_VAE})
     other = read_weights(partner or _partner(path, FILES[0] if _is_vae(file) else FILES[1]))
     unet, vae = (other, file) if _is_vae(file) else (file, other)
     for part, condition, name in ((unet, _UNET, FILES[0]), (vae, _VAE, FILES[1])):
@@ -65,7 +66,7 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
             raise UserError(f"{part.path} is not OMGSR-S's {name} (it {missing}): choose that file.")
     network = Adapter("unet", _update(unet), trained=TRAINED)
     inside = {f"{ENCODER}{module}": layer for module, layer in _update(vae).items()}
-    encoder = Adapter("vae", inside, trained=re.escape(ENCODER) + TRAINED)
+    encoder = Adapter("vae", inside, trained=TRAINED_VAE)
     return OneStepLora(family, f"{unet.path.parent.name}/{unet.name}", BASE, RECIPE.name, (network,), (encoder,))
 
 

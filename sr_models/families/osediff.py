@@ -23,6 +23,8 @@ from ..errors import UserError
 from . import adapter_file, peft_file
 from .bases import SD21
 from .family import LoraFamily, OneStepLora
+from .lora_files import UNET as LAYOUT
+from .lora_files import VAE_TRAINED
 
 BASE = replace(SD21, prediction="epsilon")
 UNET, VAE = "state_dict_unet/", "state_dict_vae/"
@@ -61,10 +63,13 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
         missing = [name for name, own in REPLACED.items() if own not in replaced]
         raise UserError(f"{file.name} is incomplete (it lacks {shortened(missing)}): download it again.")
     in_unet, in_vae = peft_file.by_adapter(unet, file.name), peft_file.by_adapter(vae, file.name)
-    lists = [f"unet_lora_{part}_modules" for part in PARTS]
+    lists, listed_in_vae = [f"unet_lora_{part}_modules" for part in PARTS], ["vae_lora_encoder_modules"]
     network = peft_file.joined(in_unet, [f"default_{part}" for part in PARTS], file, lists)
-    encoder = peft_file.joined(in_vae, ["default_encoder"], file, ["vae_lora_encoder_modules"])
-    adapters = (Adapter("unet", network),), (Adapter("vae", encoder),)
+    encoder = peft_file.joined(in_vae, ["default_encoder"], file, listed_in_vae)
+    adapters = (
+        (Adapter("unet", network, trained=peft_file.unlisted(file, lists, LAYOUT.trained)),),
+        (Adapter("vae", encoder, trained=peft_file.unlisted(file, listed_in_vae, VAE_TRAINED)),),
+    )
     return OneStepLora(family, file.name, BASE, RECIPE.name, *adapters, replaced=replaced)
 
 

@@ -37,7 +37,7 @@ CHECKPOINTS = {
     "a Stable Diffusion 3": ("joint_blocks.", "as --base"),
     "a Flux": ("double_blocks.", ""),
     "an SDXL": ("label_emb.0.0.weight", "its diffusers folder as --base"),
-    "a Stable Diffusion": ("", "as --base (a file for Stable Diffusion 3, a folder for others)"),
+    "a Stable Diffusion": ("", "as --base (a file of Stable Diffusion 3 or 2.1, a diffusers folder of others)"),
 }
 
 

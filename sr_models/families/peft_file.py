@@ -54,6 +54,11 @@ def joined(updates: Mapping[str, Update], adapters: Iterable[str], file: Weights
     return update
 
 
+def unlisted(file: WeightsFile, lists: Iterable[str], trained: str) -> str:
+    """`Adapter.trained` for a file that may have lists of its modules: `trained` if it has none of them."""
+    return "" if any(_modules(file, key) for key in lists) else trained
+
+
 def _modules(file: WeightsFile, key: str) -> list[str]:
     """The modules that the file lists under a key; none if it has no such list."""
     listed = read_json(file.metadata.get(key, "[]"), file.name)

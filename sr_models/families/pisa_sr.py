@@ -25,6 +25,7 @@ from ..errors import UserError
 from . import adapter_file, peft_file
 from .bases import SD21
 from .family import LoraFamily, OneStepLora, Strengths
+from .lora_files import UNET
 
 PIXEL, SEMANTIC = "pixel", "semantic"
 BASE = replace(SD21, prediction="epsilon")
@@ -61,7 +62,8 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     for name, published in PUBLISHED_NAMES.items():
         parts = [f"default_{part}_{published}" for part in PARTS]
         lists = [f"unet_lora_{part}_modules_{published}" for part in PARTS]
-        adapters.append(Adapter(name, peft_file.joined(found, parts, file, lists)))
+        trained = peft_file.unlisted(file, lists, UNET.trained)
+        adapters.append(Adapter(name, peft_file.joined(found, parts, file, lists), trained=trained))
     return OneStepLora(family, file.name, BASE, RECIPE.name, tuple(adapters))
 
 

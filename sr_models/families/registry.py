@@ -20,6 +20,7 @@ from . import (
     osediff,
     pisa_sr,
     resshift,
+    s3diff,
     tad_faceir,
     tad_seesr,
     trained_here,
@@ -118,6 +119,7 @@ FAMILIES = Registry(
     omgsr_s.FAMILY,
     tad_seesr.FAMILY,
     gdpo_sr.FAMILY,
+    s3diff.FAMILY,
 )
 
 

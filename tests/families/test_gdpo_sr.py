@@ -57,6 +57,7 @@ def equation(
     prompt: str = PROMPT,
     color: ColorMatch = "adain",
     of_base: int | None = None,
+    tiled: bool = False,
 ) -> Tensor:
     """z_n = .820849 z + .571146 n, z_0 = (z_n - .325233 e) / .945634, in float64. What may be passed by name are the
     places for mistakes; `of_base`: the network that is left as in the base, 0 for the U-Net."""
@@ -69,7 +70,9 @@ def equation(
         return alpha * z + amount * sigma * canvas_noise(z.float(), seed).double()
 
     condition = small_peft.encoded(case["base"], prompt)
-    return small_peft.one_step((networks[0], networks[1]), condition, case["image"], timestep, color, noised)
+    return small_peft.one_step(
+        (networks[0], networks[1]), condition, case["image"], timestep, color, noised, tiled=tiled
+    )
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,12 @@ def test_the_single_file_gives_the_same_result(case, tmp_path) -> None:
     assert torch.equal(*results)
 
 
+def test_in_tiles_it_is_the_equation_of_each_tile_blended(case, truth) -> None:
+    result = upscale(opened(case).model, case["image"], UpscaleOptions(1, seed=SEED, **small_peft.IN_TILES))
+    assert (result - equation(case, tiled=True)).abs().max() < TOLERANCE
+    assert (result - truth).abs().max() > 5 * TOLERANCE
+
+
 MISTAKES: dict[str, dict[str, Any]] = {
     "network at t = 250": {"timestep": 250},
     "network at t = 101": {"timestep": 101},
@@ -156,7 +165,8 @@ def test_the_published_files_are_recognised(case) -> None:
 def test_a_whole_pipeline_is_not_taken_for_it(case) -> None:
     assert "is a diffusion model without the rest" in describe(case["base"] / FILES[0])
     assert "is a VAE" in describe(case["base"] / FILES[1])
-    with pytest.raises(UserError, match=r"does not contain transformer\.safetensors or unet\.safetensors: choose"):
+    words = r"does not contain s3diff\.pkl or transformer\.safetensors or unet\.safetensors: choose"
+    with pytest.raises(UserError, match=words):
         read_lora(case["base"])
 
 

@@ -50,13 +50,14 @@ def equation(
     scale: float = 1.0,
     color: ColorMatch = "wavelet",
     left_out: str | None = None,
+    tiled: bool = False,
 ) -> Tensor:
     """z_0 = (z - .496294 e) / .868154, in float64. What may be passed by name are the places for mistakes."""
     unet, vae = small_peft.opened(case["base"])
     tensors = {name: t for name, t in case["content"].items() if left_out is None or left_out not in name}
     small_peft.add_lora(unet, tensors, "", scale)
     condition = small_peft.encoded(case["base"], prompt)
-    return small_peft.one_step((unet, vae), condition, case["image"], timestep, color)
+    return small_peft.one_step((unet, vae), condition, case["image"], timestep, color, tiled=tiled)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,12 @@ def test_the_single_file_gives_the_same_result(case, tmp_path) -> None:
         }
     results = [upscale(opened(case | {"lora": lora}).model, case["image"], AS_LARGE) for lora in (path, case["lora"])]
     assert torch.equal(*results)
+
+
+def test_in_tiles_it_is_the_equation_of_each_tile_blended(case, truth) -> None:
+    result = upscale(opened(case).model, case["image"], UpscaleOptions(1, **small_peft.IN_TILES))
+    assert (result - equation(case, tiled=True)).abs().max() < TOLERANCE
+    assert (result - truth).abs().max() > 5 * TOLERANCE
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
@@ -157,6 +164,15 @@ def test_every_key_has_its_module_or_the_file_is_refused(case, tmp_path, kind) -
     torch.save(content, tmp_path / "HYPIR_sd2.pth")
     with pytest.raises(UserError, match=words):
         opened(case | {"lora": tmp_path / "HYPIR_sd2.pth"})
+
+
+def test_a_single_file_that_lacks_modules_is_refused(case, tmp_path) -> None:
+    lora = read_lora(case["lora"])
+    [network] = lora.network
+    part = {module: layer for module, layer in network.update.items() if module != "conv_out"}
+    FAMILY.save(tmp_path / "part.safetensors", replace(lora, network=(replace(network, update=part),)))
+    with pytest.raises(UserError, match=r"is incomplete: 1 of .* of the base's U-Net .*\(conv_out\)"):
+        opened(case | {"lora": tmp_path / "part.safetensors"})
 
 
 def test_another_base_is_refused_with_both_names(case) -> None:

@@ -53,6 +53,7 @@ def equation(
     scales: tuple[float, float] = (1.0, 1.0),
     color: ColorMatch = "adain",
     left_out: str = "nothing",
+    tiled: bool = False,
 ) -> Tensor:
     """z_0 = (z - .603537 e) / .797335, in float64. What may be passed by name are the places for mistakes."""
     unet, vae = small_peft.opened(case["base"])
@@ -60,7 +61,7 @@ def equation(
         tensors = case["content"][part].items()
         small_peft.add_lora(network, {name: t for name, t in tensors if not name.startswith(left_out)}, "", scale)
     condition = small_peft.encoded(case["base"], prompt)
-    return small_peft.one_step((unet, vae), condition, case["image"], timestep, color)
+    return small_peft.one_step((unet, vae), condition, case["image"], timestep, color, tiled=tiled)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,12 @@ def test_the_single_file_gives_the_same_result(case, tmp_path) -> None:
         }
     results = [upscale(opened(case | {"lora": lora}).model, case["image"], AS_LARGE) for lora in (path, case["lora"])]
     assert torch.equal(*results)
+
+
+def test_in_tiles_it_is_the_equation_of_each_tile_blended(case, truth) -> None:
+    result = upscale(opened(case).model, case["image"], UpscaleOptions(1, **small_peft.IN_TILES))
+    assert (result - equation(case, tiled=True)).abs().max() < TOLERANCE
+    assert (result - truth).abs().max() > 5 * TOLERANCE
 
 
 MISTAKES: dict[str, dict[str, Any]] = {

@@ -155,6 +155,16 @@ BROKEN: dict[str, tuple[str, Callable[[dict], object], str]] = {
     "half": ("lora", _drop("state_dict_vae", "quant_conv.lora_B.default_encoder.weight"), "lacks quant_conv.lora_B"),
     "conv_in": ("lora", _drop("state_dict_unet", "conv_in.base_layer.bias"), r"lacks conv_in\.base_layer\.bias"),
     "listed": ("lora", lambda c: c["vae_lora_encoder_modules"].append("encoder.gone"), r"lists \(encoder\.gone\)"),
+    "part without lists": (
+        "lora",
+        lambda c: small_peft.without_lists(c, "state_dict_unet", "conv_out"),
+        r"is incomplete: 1 of the \d+ modules of the base's U-Net .*\(conv_out\)",
+    ),
+    "VAE part without lists": (
+        "lora",
+        lambda c: small_peft.without_lists(c, "state_dict_vae", "encoder.conv_out"),
+        r"is incomplete: 1 of the \d+ modules of the base's VAE .*\(encoder\.conv_out\)",
+    ),
     "other weights": ("lora", lambda c: c["state_dict_unet"].update({"x.weight": torch.zeros(1)}), "not a LoRA's"),
     "not whole": ("whole", _drop("unet", "conv_out.bias"), r"lacks 1 weights of the base \(conv_out\.bias\)"),
     "VAE not whole": ("whole", _drop("vae", "decoder.conv_out.bias"), r"weights of the base \(decoder\.conv_out"),

@@ -239,6 +239,10 @@ BROKEN: dict[str, tuple[Callable[[dict], object], str]] = {
         lambda c: [c["state_dict_unet"].pop(key) for key in list(c["state_dict_unet"]) if key.endswith("_sem.weight")],
         "is incomplete",
     ),
+    "part without lists": (
+        lambda c: small_peft.without_lists(c, "state_dict_unet", "conv_out"),
+        r"is incomplete: 1 of the \d+ modules of the base's U-Net .*\(conv_out\)",
+    ),
     "other weights": (lambda c: c["state_dict_unet"].update({"conv_in.weight": torch.zeros(1)}), "not a LoRA's"),
     "other tables": (lambda c: c.update({"state_dict_vae": {"x": torch.zeros(1)}}), "state_dict_vae/x"),
 }

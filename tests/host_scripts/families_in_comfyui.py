@@ -34,14 +34,15 @@ from onestep_sr.sr_models.families.registry import read_lora  # noqa: E402
 from small_checkpoints import opened, read  # noqa: E402
 
 
-def stock_parts(model, vae, conditioning, image, tile=None, overlap=None):
-    """VAE Encode -> SamplerCustomAdvanced with BasicGuider -> VAE Decode, and the method's colours."""
+def stock_parts(model, vae, conditioning, image, negative=None, tile=None, overlap=None):
+    """VAE Encode -> SamplerCustomAdvanced with BasicGuider or CFGGuider -> VAE Decode, and the method's colours."""
     guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": conditioning})
+    guider.inner_set_conds({"positive": conditioning} | ({"negative": negative} if negative else {}))
     latent, seen = vae.encode(image.movedim(1, -1)), []
     sampler = host_sampler.OneStepSampler(tile, overlap, 1)
     recipe = host_sd.carried_by(model).lora
     recipe = recipe.family.recipe(recipe.recipe)
+    guider.set_cfg(recipe.guidance)
     # Where the method starts from noise, it is that of the upscale node for seed 0.
     sigmas, noise = torch.tensor([1.0, 0.0]), canvas_noise(latent, 0) * recipe.step.noises
     sampled = guider.sample(noise, latent, sampler, sigmas, callback=lambda *given: seen.append(given[0]), seed=1)
@@ -92,23 +93,42 @@ def through_nodes(case, base_model, base_vae, conditioning):
     return found | {"reads": len(reads), "text": clip.text, "sampler": (sampler.tile, sampler.overlap)}
 
 
+def needed(model, vae, base_vae, conditioning, negative, image):
+    """The sentences for a graph of a LoRA that depends on the picture which lacks a connection."""
+    opened_without = [(model, vae, conditioning, "auto"), (model, base_vae, conditioning, "auto", negative)]
+    sentences = [sentence(host_lora.open_model, *given) for given in opened_without]
+    return [*sentences, sentence(stock_parts, model, vae, conditioning, image, negative)]
+
+
 def results_of(case):
     image, conditioning = case["image"], [[case["prompt"], {"pooled_output": torch.zeros(1, 0)}]]
     base_model, base_vae = opened(case), comfy.sd.VAE(sd=read(Path(case["folder"]) / "vae"))
     before = {name: tensor.clone() for name, tensor in base_model.model.state_dict().items()}
     vae_before = {name: tensor.clone() for name, tensor in base_vae.first_stage_model.state_dict().items()}
     lora, results = read_lora(Path(case["lora"])), {}
+    negative = [[case["negative"], {"pooled_output": torch.zeros(1, 0)}]] if "negative" in case else None
     for name, strengths in case["strengths"].items():
         model, notices = host_lora.apply_lora(base_model, lora.at(strengths), 1.0)
         vae, counted = host_lora.apply_vae_lora(base_vae, lora, 1.0), []
         counting(model, counted)
-        sr_model = host_lora.open_model(model, vae, conditioning, "auto").model
+        sr_model = host_lora.open_model(model, vae, conditioning, "auto", negative).model
         sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0))
+        if lora.modulator is not None:
+            upscale(sr_model, 1 - image, UpscaleOptions(1))  # leaves nothing behind
+            del counted[:]
         whole = upscale(sr_model, image, UpscaleOptions(1))
         runs = len(counted)
-        parts, seen = stock_parts(model, vae, conditioning, image)
         tiled = upscale(sr_model, image, UpscaleOptions(1, tile=64, overlap=16))
-        tiled_parts, tiles_seen = stock_parts(model, vae, conditioning, image, tile=8, overlap=2)
+        if lora.modulator is not None:
+            results["sentences"] = needed(model, vae, base_vae, conditioning, negative, image)
+            fixed = lora.at(strengths).for_picture(image)
+            (model, _), vae = (
+                host_lora.apply_lora(base_model, fixed, 1.0),
+                host_lora.apply_vae_lora(base_vae, fixed, 1.0),
+            )
+            results["sentences"].append(sentence(stock_parts, model, vae, conditioning, image))
+        parts, seen = stock_parts(model, vae, conditioning, image, negative)
+        tiled_parts, tiles_seen = stock_parts(model, vae, conditioning, image, negative, tile=8, overlap=2)
         results[name] = {"whole": whole, "parts": parts, "runs": runs, "sigmas": counted[:runs], "notices": notices}
         results[name] |= {"tiled": tiled, "tiled parts": tiled_parts, "seen": seen, "tiles seen": tiles_seen}
         results[name] |= {"prompt": host_lora.prompt_of(model), "recipe": sr_model.recipe.name}

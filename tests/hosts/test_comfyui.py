@@ -215,7 +215,7 @@ def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
     assert upscale["input"]["optional"]["detail"][1]["default"] == 0.7
     required = upscale["input"]["required"]
     defaults = {name: required[name][1]["default"] for name in ("upscale_by", "tile", "overlap", "color", "seed")}
-    assert defaults == {"upscale_by": 4.0, "tile": 0, "overlap": 64, "color": "auto", "seed": 0}
+    assert defaults == {"upscale_by": 4.0, "tile": 0, "overlap": -1, "color": "auto", "seed": 0}
     assert required["seed"][1]["control_after_generate"] is False
     assert upscale["output"] == ["IMAGE", "IMAGE", "MASK"] and upscale["output_name"] == ["IMAGE", "RGB", "MASK"]
     for info in (load, upscale):

@@ -1,5 +1,5 @@
 """Families on Stable Diffusion 2.1 inside real ComfyUI, on a small U-Net, to floats: PiSA-SR, both
-layouts of OSEDiff, HYPIR, OMGSR-S and GDPO-SR.
+layouts of OSEDiff, HYPIR, OMGSR-S, GDPO-SR and S3Diff.
 
 What ComfyUI gives is compared with diffusers, which the tests in `families/` compare with the equations.
 """
@@ -20,7 +20,7 @@ from limits import HANGING_SECONDS
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
-from onestep_sr.sr_models.families import gdpo_sr, omgsr_s
+from onestep_sr.sr_models.families import gdpo_sr, omgsr_s, s3diff
 from onestep_sr.sr_models.families.registry import read_lora
 from places import HOST_SCRIPTS, ROOT
 from small_sd3 import FULL_WIDTHS
@@ -38,15 +38,18 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
     "hypir": {"published": {}, "half": {"unet": 0.5}},
     "omgsr-s": {"published": {}, "half": {"unet": 0.5}},
     "gdpo-sr": {"published": {}},
+    "s3diff": {"published": {}, "half": {"unet": 0.5}},
 }
 RUNS = {"two runs": 2}
-PROMPT = {"gdpo-sr": gdpo_sr.RECIPE.prompt}  # the others' is empty
+PROMPT = {"gdpo-sr": gdpo_sr.RECIPE.prompt, "s3diff": s3diff.RECIPE.prompt}  # the others' is empty
+BASES = {"s3diff": "SD-Turbo (Stable Diffusion 2.1)"}
 SIGMA = {  # ComfyUI's, of the family's timestep
     "pisa-sr": 0.041279 / 0.999148,
     "osediff": 0.997667 / 0.068265,
     "hypir": 0.496294 / 0.868154,
     "omgsr-s": 0.603537 / 0.797335,
     "gdpo-sr": 0.325233 / 0.945634,
+    "s3diff": 0.997667 / 0.068265,
 }
 
 pytestmark = pytest.mark.host
@@ -74,11 +77,16 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     files = {name: root / f"{name}.pkl" for name in contents}
     files["omgsr-s"] = small_peft.write_omgsr(root / "omgsr", small_peft.omgsr(base)) / omgsr_s.FILES[1]
     files["gdpo-sr"] = small_peft.write_gdpo(base, root / "gdpo") / gdpo_sr.FILES[0]
+    files["s3diff"] = small_peft.write_s3diff(root / "s3diff", *small_peft.s3diff(base))
     prompts = {name: small_peft.encoded(base, PROMPT.get(name, "")) for name in files}
-    return {
+    found = {
         name: shared | {"lora": str(file), "strengths": STRENGTHS[name], "prompt": prompts[name]}
         for name, file in files.items()
     }
+    # S3Diff pads pictures to multiples of 64 px, and graphs of stock nodes pad latents.
+    wide = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
+    found["s3diff"] |= {"image": wide, "negative": small_peft.encoded(base, s3diff.RECIPE.negative_prompt)}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +152,14 @@ def test_the_nodes_give_the_same_and_read_the_file_once(results, expected) -> No
     assert (found["reads"], found["text"], found["sampler"]) == (1, "", (None, None))
 
 
+def test_a_missing_connection_is_named(results) -> None:
+    no_negative, no_vae, no_image, no_guidance = results["s3diff"]["sentences"]
+    assert "needs a negative prompt: connect negative of One-Step SR Prompt" in no_negative
+    assert "The connected VAE does not have the S3Diff LoRA: connect it through Apply One-Step SR LoRA" in no_vae
+    assert "depends on the picture: connect the small image to Apply One-Step SR LoRA" in no_image
+    assert "use CFGGuider with cfg 1.07" in no_guidance
+
+
 @pytest.mark.parametrize("family", STRENGTHS)
 def test_the_given_model_and_vae_are_not_changed(family, results) -> None:
     assert results[family]["as it was"] and results[family]["VAE as it was"]
@@ -151,5 +167,6 @@ def test_the_given_model_and_vae_are_not_changed(family, results) -> None:
 
 @pytest.mark.parametrize("family", STRENGTHS)
 def test_a_base_with_v_prediction_is_refused(family, results) -> None:
-    words = "for Stable Diffusion 2.1 with epsilon prediction, but the connected MODEL is a Stable Diffusion"
+    base = BASES.get(family, "Stable Diffusion 2.1")
+    words = f"for {base} with epsilon prediction, but the connected MODEL is a Stable Diffusion"
     assert words in results[family]["refused"] and "with v prediction" in results[family]["refused"]

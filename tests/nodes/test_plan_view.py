@@ -105,10 +105,18 @@ def test_every_size_is_answered_by_arithmetic(plan_view, base, **numbers) -> Non
 
 
 @pytest.mark.parametrize("name", ["width", "height", "upscale_by", "tile", "overlap"])
-@pytest.mark.parametrize("value", [10**30, -1, math.nan, math.inf, -math.inf, "256", None, True, [], {}, 2**20 + 1])
+@pytest.mark.parametrize("value", [10**30, -2, math.nan, math.inf, -math.inf, "256", None, True, [], {}, 2**20 + 1])
 def test_a_number_that_is_none_is_refused(plan_view, name, value) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be a number from 0 to 1048576$"):
+    with pytest.raises(ValueError, match=f"^{name} must be a number from (-1|0) to 1048576$"):
         plan_view.answer(QUESTION | {name: value})
+
+
+@pytest.mark.parametrize("name", ["width", "height", "upscale_by", "tile"])
+def test_only_the_overlap_can_be_left_to_the_model(plan_view, name) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be a number from 0 to 1048576$"):
+        plan_view.answer(QUESTION | {name: -1})
+    for question, own in ((QUESTION, 64), (LORA, 64)):
+        assert plan_view.answer(question | {"overlap": -1}) == plan_view.answer(question | {"overlap": own})
 
 
 @pytest.mark.parametrize("name", list(QUESTION))

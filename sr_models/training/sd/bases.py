@@ -120,7 +120,8 @@ class Base:
 
 
 def open_base(path: Path, dtype: torch.dtype) -> Base:
-    """Open Stable Diffusion 3 or 3.5 (a diffusers folder or a checkpoint file), or 1.5, 2.1 or SDXL (a folder).
+    """Open Stable Diffusion 3 or 3.5 (a diffusers folder or a checkpoint file), or 1.5, 2.1 or SDXL (a folder; 2.1 also
+    as a checkpoint file).
 
     Raises UserError for anything else, and for files that are broken.
     """

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..families.bundled import BUNDLED
 from ..families.family import OpenedModel
 from ..families.loading import load
-from ..families.registry import identify, read_lora
+from ..families.registry import files_with, identify, read_lora
 
 BUNDLED_NAME = "bundled"
 CHUNK, PARTS = 2**20, 1024  # bytes that are hashed at once; a file of up to a gigabyte is hashed whole
@@ -45,15 +45,22 @@ class ModelChoice:
     tagger: Path | None = None
 
     def fingerprint(self) -> str:
-        """Of everything that decides which model it is, by the content of its files. Empty for a file that is missing,
-        which opening the model will report."""
+        """Of everything that decides which model it is, by the content of its files, including those that a LoRA finds
+        beside its own. Empty for a file that is missing, which opening the model will report."""
         chosen = BUNDLED if self.model == BUNDLED_NAME and self.lora is None else Path(self.model)
         paths = (chosen, self.autoencoder, self.base, self.lora, self.embeddings)
         paths += () if self.tagger is None else (self.tagger,)
+        paths += () if self.lora is None or self.lora.is_dir() else _partners(self.lora)
         digest = hashlib.sha256(repr((self.recipe, self.prompt, *sorted(self.strengths.items()))).encode())
         for path in paths:
             digest.update(b"-" if path is None else _content(path))
         return digest.hexdigest()
+
+
+def _partners(lora: Path) -> tuple[Path, ...]:
+    """The other files of a LoRA with several."""
+    own = lora.absolute()
+    return tuple(file for file in files_with(own) if file != own and file.is_file())
 
 
 def _content(path: Path) -> bytes:

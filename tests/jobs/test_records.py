@@ -217,6 +217,29 @@ def test_a_model_is_known_by_its_content(tmp_path) -> None:
     assert ModelChoice(str(tmp_path / "none.pth")).fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("lora", "partner"),
+    [
+        pytest.param("s3diff.pkl", "de_net.pth", id="s3diff"),
+        pytest.param("transformer.safetensors", "vae.safetensors", id="tsd-sr"),
+        pytest.param("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", id="gdpo"),
+    ],
+)
+def test_a_loras_other_file_belongs_to_the_model(tmp_path, lora, partner) -> None:
+    choice = ModelChoice(lora=tmp_path / lora)
+    for name, content in ((lora, b"one"), (partner, b"two"), ("other.pkl", b"three")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    first = choice.fingerprint()
+    (tmp_path / "other.pkl").write_bytes(b"four")
+    assert choice.fingerprint() == first
+    (tmp_path / partner).write_bytes(b"five")
+    changed = choice.fingerprint()
+    assert changed != first
+    (tmp_path / partner).unlink()
+    assert choice.fingerprint() not in (first, changed)
+
+
 # The spool
 
 

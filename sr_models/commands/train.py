@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Output, Switch, Whole, flat
+from .options import AtLeastOne, Output, Switch, Whole, flat
 from .training_options import (
     DetailedTraining,
     DetailWeightOptions,
@@ -92,9 +92,16 @@ class Detailed:
     "AdamW's learning rate."
     discriminator_learning_rate: float = 1e-4
     "The discriminator's learning rate."
+    clean: float = 0.5
+    "Share of pairs whose small picture is shrunk without damage, 0 to 1."
+    plain: float = 0.02
+    "Share of pairs of one colour or a gradient, 0 to 1."
+    dists_every: AtLeastOne = 2
+    "DISTS sees one of this many pictures of a batch, because it costs more than all else."
     weights: DetailWeightOptions = field(default_factory=DetailWeightOptions)
 
     def __call__(self) -> None:
+        from ..canvas.degradation import Degradation
         from ..training.picture_runs import DetailedRun, train_detailed
         from ..training.pictures import PairConfig
 
@@ -102,10 +109,11 @@ class Detailed:
             self.data,
             self.start,
             self.perceptual,
-            PairConfig(self.crop),
+            PairConfig(self.crop, plain=self.plain, degradation=Degradation(clean=self.clean)),
             self.weights.built(),
             self.learning_rate,
             self.discriminator_learning_rate,
+            self.dists_every,
         )
         say_result("model", train_detailed(self.training.config_of(self), run))
 

@@ -121,12 +121,19 @@ class DetailWeightOptions:
     "Weight of DISTS."
     adversarial_weight: float = 0.05
     "Weight of the discriminator."
+    grid_weight: float = 1.0
+    "Weight of what repeats every 4 px."
 
     def built(self) -> DetailWeights:
         from ..training.detailed_objective import DetailWeights
 
         return DetailWeights(
-            self.pixel_weight, self.coarse_weight, self.lpips_weight, self.dists_weight, self.adversarial_weight
+            self.pixel_weight,
+            self.coarse_weight,
+            self.lpips_weight,
+            self.dists_weight,
+            self.adversarial_weight,
+            self.grid_weight,
         )
 
 

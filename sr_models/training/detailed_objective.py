@@ -16,6 +16,7 @@ from torch import Tensor
 from ..networks.conv_sr import SCALE, ConvSR
 from .discriminator import UNetDiscriminator, players_losses
 from .draws import Draws
+from .grid import grid_loss
 from .objective import Losses, ParameterGroup
 from .perceptual import PerceptualLosses
 from .picture_objective import PictureObjective
@@ -30,11 +31,12 @@ class DetailWeights:
     lpips: float = 0.5
     dists: float = 0.5
     adversarial: float = 0.05
+    grid: float = 1.0
 
 
 class DetailedObjective(PictureObjective):
-    """pixel |x - y| + coarse |mean4(x) - mean4(y)| + lpips LPIPS(x, y) + dists DISTS(x, y) + adversarial L_G, for the
-    result x and HR y; and L_D for the discriminator (`players_losses`).
+    """pixel |x - y| + coarse |mean4(x) - mean4(y)| + lpips LPIPS(x, y) + dists DISTS(x, y) + adversarial L_G
+    + grid L_grid(x, y), for the result x and HR y; and L_D for the discriminator (`players_losses`).
 
     mean4 are means over 4 x 4 px: they keep colours, and let a result shrink back to its input.
     """
@@ -62,6 +64,7 @@ class DetailedObjective(PictureObjective):
             "lpips": lpips,
             "dists": dists,
             "adversarial": adversarial,
+            "grid": grid_loss(result, hr),
         }
         student = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": student + discriminator, "discriminator": discriminator, **terms}

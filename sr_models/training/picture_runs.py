@@ -66,6 +66,7 @@ class DetailedRun:
         start: the faithful model, from whose weights the training starts.
         perceptual: a folder with the weights of LPIPS on AlexNet and of DISTS.
         discriminator_rate: AdamW's learning rate for the discriminator.
+        dists_every: DISTS sees one of this many pictures of a batch.
     """
 
     data: Path
@@ -75,6 +76,7 @@ class DetailedRun:
     weights: DetailWeights = field(default_factory=DetailWeights)
     learning_rate: float = 1e-4
     discriminator_rate: float = 1e-4
+    dists_every: int = 2
 
 
 def train_detailed(config: TrainConfig, run: DetailedRun) -> Path:
@@ -86,7 +88,8 @@ def train_detailed(config: TrainConfig, run: DetailedRun) -> Path:
     torch.manual_seed(config.seed)
     learner = conv_sr.read_one(run.start).requires_grad_(True)
     rates = run.learning_rate, run.discriminator_rate
-    return train(config, DetailedObjective(learner, PerceptualLosses(run.perceptual), run.weights, rates), pairs)
+    perceptual = PerceptualLosses(run.perceptual, every=run.dists_every)
+    return train(config, DetailedObjective(learner, perceptual, run.weights, rates), pairs)
 
 
 def join(faithful: Path, detailed: Path, detail: float, card: str, output: Path) -> Path:
@@ -111,6 +114,9 @@ def _pairs(data: Path, config: PairConfig, seed: int, teacher: Path | None = Non
         raise UserError(
             f"Crop {config.crop} does not fit the network: choose a multiple of {SCALE} from {2 * SCALE} px."
         )
+    for name, share in (("clean", config.degradation.clean), ("plain", config.plain)):
+        if not 0 <= share <= 1:
+            raise UserError(f"The share of {name} pairs {share:g} is out of bounds: choose a number from 0 to 1.")
     for folder, what in ((data, "training pictures"), (teacher, "a teacher's results")):
         if folder is not None and not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Choose a folder that contains {what}.")

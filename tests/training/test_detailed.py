@@ -104,7 +104,7 @@ def test_the_discriminators_weights_have_norm_one() -> None:
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(network: ConvSR, perceptual: Path) -> None:
-    weights = DetailWeights(pixel=1.5, coarse=2.5, lpips=0.3, dists=0.7, adversarial=0.2)
+    weights = DetailWeights(pixel=1.5, coarse=2.5, lpips=0.3, dists=0.7, adversarial=0.2, grid=0.4)
     objective = DetailedObjective(network, PerceptualLosses(perceptual, 32), weights, (1e-3, 1e-3)).eval()
     hr, result = pictures()
     found = {n: float(v.detach()) for n, v in objective.losses(result, {"hr": hr}, Draws(0, NUMBERS)).items()}
@@ -112,7 +112,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(network: ConvSR, perceptual: 
     assert found["pixel"] == pytest.approx(np.abs(difference).mean(), rel=1e-5)
     means = difference.reshape(2, 3, 12, 4, 12, 4).mean(axis=(3, 5))
     assert found["coarse"] == pytest.approx(np.abs(means).mean(), rel=1e-4)
-    names = ("pixel", "coarse", "lpips", "dists", "adversarial")
+    names = ("pixel", "coarse", "lpips", "dists", "adversarial", "grid")
     expected = sum(getattr(weights, name) * found[name] for name in names) + found["discriminator"]
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -173,10 +173,12 @@ def test_the_commands_make_one_model_with_both_ends(start: Path, perceptual: Pat
 def test_what_does_not_fit_is_named(start: Path, perceptual: Path, tmp_path: Path) -> None:
     config, other = loop.TrainConfig(tmp_path / "run"), tmp_path / "other.safetensors"
     conv_sr.save(other, ConvSR(ConvSRConfig(12, 1)))
+    few = PairConfig(crop=48, plain=1.5)
     both = join(start, start, 0.5, "", tmp_path / "both.safetensors")
     cases = [
         (lambda: train_detailed(config, detailed_run(start, perceptual, pairs=PairConfig(crop=40))), "Crop 40"),
         (lambda: train_detailed(config, detailed_run(start, tmp_path)), "does not contain"),
+        (lambda: train_detailed(config, detailed_run(start, perceptual, pairs=few)), "share of plain pairs 1.5 is out"),
         (lambda: train_detailed(config, detailed_run(both, perceptual)), "two sets of weights"),
         (lambda: join(start, other, 0.5, "", tmp_path / "x.safetensors"), "different sizes"),
         (lambda: join(start, start, 1.5, "", tmp_path / "x.safetensors"), "Detail 1.5 is out of bounds"),

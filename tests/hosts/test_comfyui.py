@@ -46,6 +46,9 @@ NAMED_IN_WORKFLOWS = (
     "loras/tsdsr/transformer.safetensors",
     "onestep_sr/tsdsr/prompt_embeds.pt",
     "checkpoints/v1-5-pruned-emaonly-fp16.safetensors",
+    "checkpoints/v2-1_512-ema-pruned.safetensors",
+    "loras/tadsr/unet/diffusion_pytorch_model.safetensors",
+    "onestep_sr/ram_swin_large_14m.pth",
     "onestep_sr/TAD-SR.pth",
     "onestep_sr/SinSR_v2.pth",
 )

@@ -31,12 +31,19 @@ def require_wrap(wrap: str) -> None:
 def fitting(length: int, result: int, least: int = LEAST) -> tuple[int, int]:
     """How many px to add to a picture's side, and to its result's, so that both have nearly the same factor.
 
-    `length` px become `result` px. At least `least` px are added, or the whole side if it is shorter.
+    `length` px become `result` px. At least `least` px are added, or the whole side if it is shorter. Up to seven times
+    `least` leave at most 1/8 px between the result's beginning and its continuation, whatever the factor.
     """
-    choices = range(min(least, length), min(4 * least, length) + 1)
-    misfits = {px: abs(px * result / length - round(px * result / length)) for px in choices}
-    px = next((px for px, misfit in misfits.items() if misfit < CLOSE), min(choices, key=misfits.__getitem__))
+    choices = range(min(least, length), min(7 * least, length) + 1)
+    apart = {px: _apart(px, length, result) for px in choices}
+    px = next((px for px, distance in apart.items() if distance < CLOSE), min(choices, key=apart.__getitem__))
     return px, round(px * result / length)
+
+
+def _apart(px: int, length: int, result: int) -> float:
+    """How far, in px, the result's beginning and its continuation are apart if `px` are added to its picture."""
+    exact = px * result / length
+    return abs(exact - round(exact)) * length / (length + px)
 
 
 @dataclass(frozen=True)

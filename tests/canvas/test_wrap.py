@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from onestep_sr.sr_models.canvas.resample_rows import rows_of
 from onestep_sr.sr_models.canvas.wrap import LEAST, WRAPS, Continuation, fitting, require_wrap
@@ -13,6 +13,8 @@ SIDES = st.integers(8, 200)
 
 
 @given(SIDES, st.floats(1, 8))
+@example(80, 1.015625)
+@example(169, 336 / 169)
 def test_what_is_added_fits_both_pictures(length, factor):
     result = round(factor * length)
     px, more = fitting(length, result)

@@ -19,10 +19,11 @@ from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families import osediff
 from onestep_sr.sr_models.families.catalogue import describe
 from onestep_sr.sr_models.families.convert import convert
 from onestep_sr.sr_models.families.registry import read_lora
-from onestep_sr.sr_models.families.tad_seesr import FAMILY, FILES, FROM_NOISE, RECIPE
+from onestep_sr.sr_models.families.tad_seesr import FAMILY, FILES
 from onestep_sr.sr_models.families.tagger import read_tagger
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,8 +50,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are not enlarged to 512 px, which would take long."""
-    for recipe in (RECIPE, FROM_NOISE):
-        monkeypatch.setitem(FAMILY.recipes, recipe.name, replace(recipe, shortest=0))
+    for family in (FAMILY, osediff.FAMILY):
+        for name, recipe in family.recipes.items():
+            monkeypatch.setitem(family.recipes, name, replace(recipe, shortest=0))
 
 
 def network(case: dict, part: str) -> tuple[nn.Module, dict[str, nn.Module]]:

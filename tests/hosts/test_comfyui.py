@@ -51,6 +51,9 @@ NAMED_IN_WORKFLOWS = (
     "onestep_sr/ram_swin_large_14m.pth",
     "onestep_sr/TAD-SR.pth",
     "onestep_sr/SinSR_v2.pth",
+    "checkpoints/v2-1_512-ema-pruned.safetensors",
+    "loras/tadsr/unet/diffusion_pytorch_model.safetensors",
+    "onestep_sr/ram_swin_large_14m.pth",
 )
 WITHOUT_DOWNLOADS = ("quick-start", "region-only", "video-frames")
 HOSTS = installed_hosts()

@@ -4,9 +4,9 @@
     PYTHONPATH=tests python benchmarks/families.py --small
 
 The base has the sizes of Stable Diffusion 2.1, or with `--small` four levels of 32 to 64 channels, for CPUs. Each
-measurement runs in its own process: medians over the repeats, after a picture of 512 px, without opening the files. "Network"
-is the time in the U-Net (and the ControlNet); the rest is the VAE, the colours, and for TAD-SeeSR the tagger. On a CPU,
-seconds are those that the process computes on one thread, so that other programs do not count.
+measurement runs in its own process: medians over the repeats, after a picture of 512 px, without opening the files.
+"Network" is the time in the U-Net (and the ControlNet); the rest is the VAE, the colours, and for TAD-SeeSR the tagger.
+On a CPU, seconds are those that the process computes on one thread, so that other programs do not count.
 
 `--pisa-sr FOLDER`, a checkout of csslc/PiSA-SR with its requirements installed, also measures its authors' model on the
 same files, from the enlarged picture to the result before the colour match. It needs a GPU.

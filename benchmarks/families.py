@@ -32,10 +32,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-UNET_FULL = {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": (5, 10, 20, 20)}
-UNET_SMALL = {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": (1, 2, 2, 2)}
-VAE_FULL = {"block_out_channels": (128, 256, 512, 512)}
-VAE_SMALL = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 8}
+UNET_FULL: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": (5, 10, 20, 20)}
+UNET_SMALL: dict[str, Any] = {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": (1, 2, 2, 2)}
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+VAE_FULL: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512)}
+VAE_SMALL: dict[str, Any] = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 8}
 PROMPT_WIDTHS = {True: 1024, False: 32}  # by whether the base has its full size
 BARE, EQUAL, FREE, PUBLISHED = "bare base", "PiSA-SR, equal", "PiSA-SR, free", "PiSA-SR, authors'"
 WARM_UP = 512  # side of the result
@@ -83,12 +88,7 @@ def write_base(folder: Path, full: bool) -> Path:
     UNet2DConditionModel(
         cross_attention_dim=PROMPT_WIDTHS[full], use_linear_projection=True, **(UNET_FULL if full else UNET_SMALL)
     ).save_pretrained(folder / "unet")
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        **(VAE_FULL if full else VAE_SMALL),
-    ).save_pretrained(folder / "vae")
+    AutoencoderKL(**VAE, **(VAE_FULL if full else VAE_SMALL)).save_pretrained(folder / "vae")
     schedule: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     DDPMScheduler(**schedule).save_pretrained(folder / "scheduler")
     small_unet.write_text_encoders(folder, (PROMPT_WIDTHS[full],))

@@ -70,7 +70,7 @@ def write(folder: Path, kind: str = "1.5", widths: tuple[int, ...] = NARROW) -> 
         "steps_offset": 1,
     }
     DDPMScheduler(prediction_type=wanted.prediction, **scheduler).save_pretrained(folder / "scheduler")
-    _write_text_encoders(folder, wanted.encoders)
+    write_text_encoders(folder, wanted.encoders)
     return folder
 
 
@@ -94,7 +94,7 @@ def comfyui_config(kind: str) -> dict[str, Any]:
     return config | wanted.comfyui
 
 
-def _write_text_encoders(folder: Path, widths: tuple[int, ...]) -> None:
+def write_text_encoders(folder: Path, widths: tuple[int, ...]) -> None:
     letters = [chr(code) for code in range(33, 127)]
     names = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     ends = {"bos_token_id": len(names) - 2, "eos_token_id": len(names) - 1}

@@ -52,6 +52,9 @@ NAMED_IN_WORKFLOWS = (
     "onestep_sr/TAD-SR.pth",
     "onestep_sr/SinSR_v2.pth",
     "checkpoints/v2-1_512-ema-pruned.safetensors",
+    "loras/pisa_sr.pkl",
+    "loras/osediff.pkl",
+    "loras/HYPIR_sd2.pth",
     "loras/tadsr/unet/diffusion_pytorch_model.safetensors",
     "onestep_sr/ram_swin_large_14m.pth",
 )

@@ -1,0 +1,267 @@
+"""Compare the one-step families on Stable Diffusion 2.1, on one random base: time per picture and memory.
+
+    PYTHONPATH=tests python benchmarks/families.py [--device cuda --dtype float16] [--sides 512 2048] [--repeats 3]
+    PYTHONPATH=tests python benchmarks/families.py --small
+
+The base has the sizes of Stable Diffusion 2.1, or with `--small` four levels of 32 to 64 channels, for CPUs. Each
+measurement runs in its own process: medians over the repeats, after a picture of 512 px, without opening the files.
+"Network" is the time in the U-Net (and the ControlNet); the rest is the VAE, the colours, and for TAD-SeeSR the tagger.
+On a CPU, seconds are those that the process computes on one thread, so that other programs do not count.
+
+`--pisa-sr FOLDER`, a checkout of csslc/PiSA-SR with its requirements installed, also measures its authors' model on the
+same files, from the enlarged picture to the result before the colour match. It needs a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNET_FULL: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": (5, 10, 20, 20)}
+UNET_SMALL: dict[str, Any] = {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": (1, 2, 2, 2)}
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+VAE_FULL: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512)}
+VAE_SMALL: dict[str, Any] = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 8}
+PROMPT_WIDTHS = {True: 1024, False: 32}  # by whether the base has its full size
+BARE, EQUAL, FREE, PUBLISHED = "bare base", "PiSA-SR, equal", "PiSA-SR, free", "PiSA-SR, authors'"
+WARM_UP = 512  # side of the result
+LIMIT = 2.05  # evaluations of the network for PiSA-SR at free strengths
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family. `write`: the base's folder and a new one for its files -> the LoRA's file or folder."""
+
+    write: Callable[[Path, Path], Path]
+    strengths: dict[str, float] = field(default_factory=dict)
+    tagger: bool = False
+
+
+def saved(content: Callable[[Path], Any]) -> Callable[[Path, Path], Path]:
+    def write(base: Path, folder: Path) -> Path:
+        torch.save(content(base), folder / "lora.pkl")
+        return folder / "lora.pkl"
+
+    return write
+
+
+def cases() -> dict[str, Case]:
+    import small_peft
+    import small_seesr
+
+    pisa_sr = saved(small_peft.pisa_sr)
+    return {
+        EQUAL: Case(pisa_sr),
+        FREE: Case(pisa_sr, {"pixel": 1.2, "semantic": 0.6}),
+        "OSEDiff": Case(saved(small_peft.osediff)),
+        "HYPIR": Case(saved(small_peft.hypir)),
+        "OMGSR-S": Case(lambda base, folder: small_peft.write_omgsr(folder, small_peft.omgsr(base))),
+        "GDPO-SR": Case(small_peft.write_gdpo),
+        "TAD-SeeSR": Case(small_seesr.write_networks, tagger=True),
+    }
+
+
+def write_base(folder: Path, full: bool) -> Path:
+    import small_unet
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        cross_attention_dim=PROMPT_WIDTHS[full], use_linear_projection=True, **(UNET_FULL if full else UNET_SMALL)
+    ).save_pretrained(folder / "unet")
+    AutoencoderKL(**VAE, **(VAE_FULL if full else VAE_SMALL)).save_pretrained(folder / "vae")
+    schedule: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    DDPMScheduler(**schedule).save_pretrained(folder / "scheduler")
+    small_unet.write_text_encoders(folder, (PROMPT_WIDTHS[full],))
+    return folder
+
+
+def write_files(root: Path, full: bool) -> None:
+    import small_seesr
+    from onestep_sr.sr_models.networks.ram import RAMConfig
+
+    base = write_base(root / "base", full)
+    small_seesr.write_ram(root / "ram", RAMConfig() if full else small_seesr.RAM_CONFIG)
+    for name, case in cases().items():
+        (root / name).mkdir()
+        case.write(base, root / name)
+
+
+def picture(side: int) -> Tensor:
+    """(1, 3, side, side) in [0, 1]."""
+    return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+# What is measured
+
+
+def seconds_of(device: str) -> float:
+    return time.process_time() if device == "cpu" else time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A denoiser whose network adds the seconds of each pass to `seconds`; its results come back to the CPU, so each
+    pass has ended. A network that overflows ends the measurement, as it would run again in float32."""
+
+    denoiser: Any
+    device: str
+    seconds: list[float]
+
+    def run(self, work: Callable[[Any], Any], shape: tuple[int, ...], condition: Any = None) -> Any:
+        def timed(network: Any) -> Any:
+            def call(*inputs: Tensor) -> Tensor:
+                begin = seconds_of(self.device)
+                output = network(*inputs)
+                self.seconds.append(seconds_of(self.device) - begin)
+                return output
+
+            return work(call)
+
+        return self.denoiser.run(timed, shape, condition)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "in_float32":
+            raise RuntimeError("The random network overflowed, so the measurement has no meaning.")
+        return getattr(self.denoiser, name)
+
+
+def ours(name: str, files: Path, device: str, dtype: torch.dtype) -> Callable[[int], float]:
+    """Open the family's model. Returns a function from the result's side to the seconds in the network."""
+    from onestep_sr.sr_models.core.model import Pass
+    from onestep_sr.sr_models.core.upscale import upscale
+    from onestep_sr.sr_models.diffusers_host.lora import open_lora
+    from onestep_sr.sr_models.families import osediff
+    from onestep_sr.sr_models.families.family import OneStepLora
+    from onestep_sr.sr_models.families.registry import read_lora
+
+    lora = OneStepLora(osediff.FAMILY, BARE, osediff.BASE, osediff.RECIPE.name)
+    if name != BARE:
+        case, [*found] = cases()[name], (files / name).glob("*.pkl")
+        lora = read_lora(found[0] if found else files / name).at(case.strengths)
+        lora = lora.with_tagger(files / "ram") if case.tagger else lora
+    model = open_lora(files / "base", lora, dtype=dtype, device=torch.device(device)).model
+    seconds: list[float] = []
+    passes = [Pass(each.step, Timed(each.denoiser, device, seconds)) for each in model.all_passes()]
+    model = replace(model, passes=passes)
+
+    def run(side: int) -> float:
+        seconds.clear()
+        upscale(model, picture(side // 4))
+        return sum(seconds)
+
+    return run
+
+
+def authors(checkout: Path, files: Path, device: str, dtype: torch.dtype) -> Callable[[int], float]:
+    """PiSA-SR's own model at free strengths, as its script calls it."""
+    os.chdir(checkout)
+    sys.path.insert(0, str(checkout))
+    import pisasr  # pyright: ignore[reportMissingImports]
+
+    case = cases()[FREE]
+    precision = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+    tiles = {"vae_decoder_tiled_size": 224, "vae_encoder_tiled_size": 1024}
+    tiles |= {"latent_tiled_size": 96, "latent_tiled_overlap": 32}
+    strengths = {f"lambda_{name[:3]}": strength for name, strength in case.strengths.items()}
+    places = {"pretrained_model_path": str(files / "base"), "pretrained_path": str(files / FREE / "lora.pkl")}
+    model = pisasr.PiSASR_eval(
+        SimpleNamespace(mixed_precision=precision, default=False, **tiles, **strengths, **places)
+    )
+    model.set_eval()
+
+    def run(side: int) -> float:
+        image = torch.nn.functional.interpolate(picture(side // 4), (side, side)).to(device) * 2 - 1
+        model(False, image, prompt="")[1].cpu()
+        return 0.0
+
+    return run
+
+
+def measure(name: str, side: int, options: argparse.Namespace) -> dict[str, float]:
+    torch.set_num_threads(1 if options.device == "cpu" else torch.get_num_threads())
+    place = Path(options.files), options.device, getattr(torch, options.dtype)
+    run = authors(Path(options.pisa_sr), *place) if name == PUBLISHED else ours(name, *place)
+    whole, network = [], []
+    for each in (WARM_UP, *[side] * options.repeats):
+        begin = seconds_of(options.device)
+        network.append(run(each))
+        whole.append(seconds_of(options.device) - begin)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if options.device != "cpu":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    return {"seconds": statistics.median(whole[1:]), "network": statistics.median(network[1:]), "peak_mb": peak}
+
+
+# The table
+
+
+def in_own_process(name: str, side: int, files: Path, options: argparse.Namespace) -> dict[str, float]:
+    command = [sys.executable, __file__, "--one", name, str(side), "--files", files, "--repeats", options.repeats]
+    command += ["--device", options.device, "--dtype", options.dtype]
+    command += ["--pisa-sr", options.pisa_sr] if options.pisa_sr else []
+    result = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def print_table(files: Path, options: argparse.Namespace) -> None:
+    columns = [f"{side} px: {what}" for side in options.sides for what in ("seconds", "network", "peak")]
+    print(f"| {' | '.join(['', *columns])} |\n|{' --- |' * (len(columns) + 1)}", flush=True)
+    network: dict[tuple[str, int], float] = {}
+    for name in [BARE, *cases(), *([PUBLISHED] if options.pisa_sr else [])]:
+        cells = [name]
+        for side in options.sides:
+            found = in_own_process(name, side, files, options)
+            network[name, side] = found["network"]
+            inside = "" if name == PUBLISHED else f"{found['network']:.2f}"
+            cells += [f"{found['seconds']:.2f}", inside, f"{found['peak_mb']:.0f} MB"]
+        print(f"| {' | '.join(cells)} |", flush=True)
+    for side in options.sides:
+        merged = network[EQUAL, side] / network[BARE, side]
+        free = network[FREE, side] / network[EQUAL, side]
+        print(
+            f"{side} px: network with PiSA-SR merged / bare base {merged:.2f}, free / equal {free:.2f} (limit {LIMIT})"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--sides", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pisa-sr")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--files", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        name, side = options.one
+        print(json.dumps(measure(name, int(side), options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(Path(folder), not options.small)
+        print_table(Path(folder), options)
+
+
+if __name__ == "__main__":
+    main()

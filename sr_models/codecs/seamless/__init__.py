@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from ...canvas.resample_rows import rows_of
 from ...canvas.wrap import Continuation, Wrap
 from ...errors import UserError
-from .layers import Convolution, Layer, channels, decoder_layers, encoder_layers
+from .describe import decoder_layers, encoder_layers
+from .layers import Convolution, Layer, Unpacking, channels, is_causal
 from .maps import CanvasMap
-from .passes import BandedForward, Progress, comfortable_budget, make_store, stages
+from .passes import BandedForward, Progress
+from .plan import comfortable_budget, make_store, stages
 
 WRAPPED = 16  # latent pixels that continue a canvas
+PICTURE, VIDEO = 4, 5  # dimensions of a canvas
 
 __all__ = ["decode", "decoding_workspace", "encode", "supports", "workspace", "wrapped"]
 
@@ -131,24 +134,27 @@ def _run(
     weight = next(autoencoder.parameters())
     device, dtype = torch.device(device or weight.device), dtype or weight.dtype
     _require_fit(layers, canvas)
-    plan = stages(layers, *canvas.shape[2:])
-    result = canvas.new_empty(canvas.shape[0], result_channels, *plan[-1].output)
-    advance = _counter(canvas.shape[0] * sum(stage.rows_of_work for stage in plan), progress)
-    for picture, target in zip(canvas.split(1), result.split(1), strict=True):
+    frames = canvas.unsqueeze(2) if canvas.ndim == PICTURE else canvas
+    plan = stages(layers, *frames.shape[3:], frames.shape[2])
+    result = canvas.new_empty(frames.shape[0], result_channels, plan[-1].frames_out, *plan[-1].output)
+    advance = _counter(frames.shape[0] * sum(stage.rows_of_work for stage in plan), progress)
+    for picture, target in zip(frames.split(1), result.split(1), strict=True):
+        sources, results = ([CanvasMap(frame, device, dtype) for frame in one.unbind(2)] for one in (picture, target))
         with closing(make_store(plan, device, dtype, budget, spill)) as store:
-            BandedForward(plan, store, advance)(CanvasMap(picture, device, dtype), CanvasMap(target, device, dtype))
-    return result
+            BandedForward(plan, store, advance).video(sources, results)
+    return result.squeeze(2) if canvas.ndim == PICTURE else result
 
 
 def _require_fit(layers: list[Layer], canvas: Tensor) -> None:
-    expected = _input_channels(layers)
-    if canvas.ndim != 4 or canvas.shape[1] != expected:
+    expected, first = _input_channels(layers), layers[0]
+    dimensions = (PICTURE, VIDEO) if isinstance(first, Convolution) and is_causal(first.conv) else (PICTURE,)
+    if canvas.ndim not in dimensions or canvas.shape[1] != expected:
         raise UserError(
             f"The VAE expects {expected} channels, but the input has the shape {tuple(canvas.shape)}: connect the VAE "
             "that belongs to it."
         )
-    if min(stages(layers, *canvas.shape[2:])[-1].output) < 1:
-        size = f"{canvas.shape[3]}x{canvas.shape[2]}"
+    if min(stages(layers, *canvas.shape[-2:])[-1].output) < 1:
+        size = f"{canvas.shape[-1]}x{canvas.shape[-2]}"
         raise UserError(f"A picture of {size} pixels is too small for the VAE: enlarge it first.")
 
 
@@ -165,6 +171,8 @@ def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
 
 
 def _input_channels(layers: list[Layer]) -> int:
+    if isinstance(layers[0], Unpacking):
+        return layers[0].norm.num_features
     return channels(next(layer.conv for layer in layers if isinstance(layer, Convolution)))[0]
 
 

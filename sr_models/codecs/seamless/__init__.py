@@ -1,4 +1,5 @@
-"""Encode and decode pictures of any size with an AutoencoderKL or VQ-f4, seamlessly and within a memory budget.
+"""Encode and decode pictures of any size, seamlessly and within a memory budget: with an AutoencoderKL, VQ-f4, or the
+causal networks of Qwen-Image and Wan 2.1, which take videos too.
 
 The result equals the untiled one up to rounding, by construction: every layer runs over the whole picture, in bands
 of rows, before the next layer starts. Modules are called unchanged, so a host's changes to their weights (patches,
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ...canvas.resample_rows import rows_of
 from ...canvas.wrap import Continuation, Wrap
 from ...errors import UserError
-from .describe import decoder_layers, encoder_layers
+from .describe import SUPPORTED, decoder_layers, encoder_layers
 from .layers import Convolution, Layer, Unpacking, channels, is_causal
 from .maps import CanvasMap
 from .passes import BandedForward, Progress
@@ -27,7 +28,7 @@ from .plan import comfortable_budget, make_store, stages
 WRAPPED = 16  # latent pixels that continue a canvas
 PICTURE, VIDEO = 4, 5  # dimensions of a canvas
 
-__all__ = ["decode", "decoding_workspace", "encode", "supports", "workspace", "wrapped"]
+__all__ = ["SUPPORTED", "decode", "decoding_workspace", "encode", "supports", "workspace", "wrapped"]
 
 
 def supports(autoencoder: nn.Module) -> bool:
@@ -49,6 +50,9 @@ def encode(
     spill: Path | None = None,
 ) -> Tensor:
     """Picture (B, 3, H, W) in [-1, 1] -> the posterior's mode (B, c, H/f, W/f), unscaled; VQ: before quantising.
+
+    A causal network also takes a video, (B, 3, T, H, W) -> (B, c, 1 + (T - 1) // 4, H/f, W/f). Flux.2 in ComfyUI: the
+    mode in normalised 2x2 patches; an odd last row or column of the mode is left out.
 
     budget: bytes on `device` for feature maps and work on them; weights, input and result are not included. What
         does not fit is kept in host memory, or in a temporary file if `device` is the CPU.
@@ -77,6 +81,8 @@ def decode(
     spill: Path | None = None,
 ) -> Tensor:
     """Latent (B, c, h, w), unscaled -> picture (B, 3, h f, w f), about [-1, 1], not clamped; VQ quantises first.
+
+    A causal network also takes a video's latent, (B, c, T, h, w) -> (B, 3, 4 T - 3, h f, w f).
 
     All other arguments are the same as for `encode`.
     """

@@ -31,6 +31,7 @@ from .layers import (
     unwrapped,
 )
 
+SUPPORTED = "Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image and Wan 2.1"
 # With any other value of these attributes, a module does not compute what the layers below describe.
 EXPECTED = {
     "tanh_out": False,
@@ -74,8 +75,8 @@ def _checked(autoencoder: nn.Module, part: str, describe: Callable[[Any], Iterat
 
 def _refuse(autoencoder: nn.Module) -> NoReturn:
     raise UserError(
-        f"{type(autoencoder).__name__} does not support seamless processing. Supported are VQ-f4 and the AutoencoderKL "
-        "of Stable Diffusion 1.5, SDXL, SD3 and Flux: use stock tiling instead."
+        f"{type(autoencoder).__name__} has layers that cannot run without seams: use stock tiling for it (supported "
+        f"are VQ-f4 and the VAEs of {SUPPORTED})."
     )
 
 

@@ -141,7 +141,8 @@ def _run(
     device, dtype = torch.device(device or weight.device), dtype or weight.dtype
     _require_fit(layers, canvas)
     frames = canvas.unsqueeze(2) if canvas.ndim == PICTURE else canvas
-    plan = stages(layers, *frames.shape[3:], frames.shape[2])
+    _, _, count, height, width = frames.shape
+    plan = stages(layers, height, width, count)
     result = canvas.new_empty(frames.shape[0], result_channels, plan[-1].frames_out, *plan[-1].output)
     advance = _counter(frames.shape[0] * sum(stage.rows_of_work for stage in plan), progress)
     for picture, target in zip(frames.split(1), result.split(1), strict=True):

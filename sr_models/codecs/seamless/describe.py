@@ -244,8 +244,8 @@ def _residual_block(block: Any) -> ResidualBlock:
 
 def _attention(module: Any) -> Attention:
     if hasattr(module, "to_qkv"):
-        parts = (Third(_pointwise(module.to_qkv), part) for part in range(3))
-        return Attention(_norm(module.norm), *parts, _pointwise(module.proj), heads=1)
+        query, key, value = (Third(_pointwise(module.to_qkv), part) for part in range(3))
+        return Attention(_norm(module.norm), query, key, value, _pointwise(module.proj), heads=1)
     if hasattr(module, "to_q"):
         norm, heads = module.group_norm, module.heads
         projections = (module.to_q, module.to_k, module.to_v, module.to_out[0])

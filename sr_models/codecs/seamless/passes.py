@@ -199,9 +199,11 @@ class BandedForward:
     def _frames_down(self, conv: nn.Module, source: FeatureMap) -> list[FeatureMap]:
         """A frame from every second one and the two before it; the first one stands for itself."""
         past = self.past.setdefault(id(conv), [])
-        target = self._new(channels(conv)[1]) if len(past) == 2 else None
         kept = self._keep(conv, source)
-        for top, bottom in self._bands(source.height) if kept is not None else ():
+        if kept is None:  # a picture
+            return [source]
+        target = self._new(channels(conv)[1]) if len(past) == 2 else None
+        for top, bottom in self._bands(source.height):
             band = source.read(top, bottom)
             kept.write(top, band)
             if target is not None:

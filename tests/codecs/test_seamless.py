@@ -709,7 +709,7 @@ others["SVD"] = AutoencodingEngine(
     encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
     decoder_config={"target": "comfy.ldm.modules.temporal_ae.VideoDecoder", "params": config},
 )
-config = {"dim": 16, "z_dim": 16, "dim_mult": [1, 2], "num_res_blocks": 1, "attn_scales": []}
+config = {"dim": 16, "z_dim": 16, "dim_mult": [1, 1], "num_res_blocks": 1, "attn_scales": []}
 others["Wan 2.2"] = vae2_2.WanVAE(**config, temperal_downsample=[True])
 results["supported"] = [name for name, network in others.items() if seamless.supports(network)]
 print(json.dumps(results))

@@ -42,7 +42,9 @@ class EncodeSeamless(io.ComfyNode):
                     "pixels",
                     tooltip="The image, of any size; sides are cropped as in VAE Encode.",
                 ),
-                io.Vae.Input("vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
+                io.Vae.Input(
+                    "vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image or Wan 2.1."
+                ),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
                 _wrap_input(),
             ],
@@ -67,7 +69,9 @@ class DecodeSeamless(io.ComfyNode):
             "Decode, without tile borders or colour shifts.",
             inputs=[
                 io.Latent.Input("samples", tooltip="The latent, of any size."),
-                io.Vae.Input("vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3 or Flux."),
+                io.Vae.Input(
+                    "vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image or Wan 2.1."
+                ),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
                 _wrap_input(),
             ],

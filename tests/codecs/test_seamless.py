@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_host import ONE_THREAD, installed_hosts, interpreter
-from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderKLTemporalDecoder, AutoencoderTiny
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
+    AutoencoderTiny,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onestep_sr.sr_models.codecs import seamless
@@ -89,6 +97,88 @@ def one_thread():
 
 
 KINDS = [stable_diffusion, stable_diffusion_3, attention_in_levels, without_attention, vq, vq_of_faces]
+
+
+CAUSAL = [AutoencoderKLQwenImage, AutoencoderKLWan]
+
+
+def causal(kind):
+    torch.manual_seed(0)
+    settings = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1}
+    return stirred(kind(**settings, temperal_downsample=[True, True]))
+
+
+@pytest.mark.parametrize("budget", [ROOMY, MEGABYTE // 4], ids=["roomy", "tight"])
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("kind", CAUSAL, ids=lambda kind: kind.__name__)
+def test_videos_equal_the_untiled_ones(kind, frames, budget):
+    autoencoder = causal(kind)
+    assert seamless.supports(autoencoder)
+    generator = torch.Generator().manual_seed(2)
+    latent = torch.randn(1, 4, frames, 7, 5, generator=generator)
+    video = torch.rand(1, 3, 4 * frames, 30, 21, generator=generator) * 2 - 1  # the last frames fill no latent frame
+    seen = []
+    decoded = seamless.decode(autoencoder, latent, budget=budget, progress=lambda *at: seen.append(at))
+    expected = autoencoder.decode(latent).sample
+    assert decoded.shape == expected.shape == (1, 3, 4 * frames - 3, 28, 20)
+    assert (decoded.clamp(-1, 1) - expected).abs().max() < 1e-4
+    assert seen[-1][0] == seen[-1][1]
+    encoded = seamless.encode(autoencoder, video, budget=budget)
+    expected = autoencoder.encode(video).latent_dist.mode()
+    assert encoded.shape == expected.shape == (1, 4, frames, 7, 5)
+    assert (encoded - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", CAUSAL, ids=lambda kind: kind.__name__)
+def test_a_picture_is_a_video_of_one_frame(kind):
+    autoencoder = causal(kind)
+    latent = torch.randn(1, 4, 7, 9)
+    picture, video = (seamless.decode(autoencoder, one, budget=ROOMY) for one in (latent, latent[:, :, None]))
+    assert torch.equal(picture, video[:, :, 0])
+    assert torch.equal(
+        seamless.encode(autoencoder, picture, budget=ROOMY), seamless.encode(autoencoder, video, budget=ROOMY)[:, :, 0]
+    )
+
+
+def flux_2(normalised):
+    """diffusers' network leaves the patches to its pipeline; ComfyUI's is the same with `bn` applied inside."""
+    torch.manual_seed(0)
+    settings = {"block_out_channels": WIDTHS, "norm_num_groups": 16, "layers_per_block": 1, "latent_channels": 6}
+    levels = len(WIDTHS)
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+    }
+    autoencoder = stirred(AutoencoderKLFlux2(**settings, **blocks))
+    autoencoder.bn.running_mean.normal_()
+    autoencoder.bn.running_var.uniform_(0.5, 2)
+    if normalised:
+        autoencoder.ps = [2, 2]
+        autoencoder.__dict__["_internal_dict"] = dict(autoencoder.config) | {"batch_norm_eps": None}
+    return autoencoder
+
+
+@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("normalised", [False, True], ids=["diffusers", "normalised"])
+def test_flux_2_with_and_without_its_normalised_patches(normalised, budget):
+    autoencoder = flux_2(normalised)
+    latent = torch.randn(1, 6, 14, 10)
+    picture = torch.rand(1, 3, 61, 45) * 2 - 1  # 15 x 11 of the latent, of which 7 x 5 patches are full
+    mode, image = autoencoder.encode(picture).latent_dist.mode(), autoencoder.decode(latent).sample
+    if normalised:
+        mean, deviation = autoencoder.bn.running_mean, (autoencoder.bn.running_var + autoencoder.bn.eps).sqrt()
+        mode, latent = (
+            (patches(one[..., :14, :10]) - mean[:, None, None]) / deviation[:, None, None] for one in (mode, latent)
+        )
+    encoded = seamless.encode(autoencoder, picture, budget=budget)
+    assert encoded.shape == mode.shape
+    assert (encoded - mode).abs().max() < 1e-4
+    assert (seamless.decode(autoencoder, latent, budget=budget) - image).abs().max() < 1e-4
+
+
+def patches(latent):
+    corners = [latent[:, :, top::2, left::2] for top in range(2) for left in range(2)]
+    return torch.stack(corners, 2).flatten(1, 2)
 
 
 def untiled(autoencoder, direction, canvas):
@@ -481,6 +571,11 @@ def asymmetric():
     return AsymmetricAutoencoderKL(**blocks, down_block_out_channels=(32,), up_block_out_channels=(32,))
 
 
+def wan_2_2():
+    settings = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1], "num_res_blocks": 1, "temperal_downsample": [True]}
+    return AutoencoderKLWan(**settings, is_residual=True, patch_size=2, in_channels=12, out_channels=12)
+
+
 def with_batch_norm():
     autoencoder = kl()
     autoencoder.bn = nn.BatchNorm2d(16, affine=False)
@@ -499,7 +594,7 @@ def with_conv3d():
     return autoencoder
 
 
-OTHERS = [other_activation, temporal, asymmetric, with_batch_norm, with_tanh, with_conv3d, AutoencoderTiny]
+OTHERS = [other_activation, temporal, asymmetric, wan_2_2, with_batch_norm, with_tanh, with_conv3d, AutoencoderTiny]
 
 
 @pytest.mark.parametrize("make", [*OTHERS, lambda: nn.Linear(3, 3)], ids=lambda make: make.__name__)
@@ -509,8 +604,8 @@ def test_other_autoencoders_are_refused_in_a_sentence(make):
     with pytest.raises(UserError) as caught:
         seamless.decode(autoencoder, torch.zeros(1, 4, 8, 8), budget=ROOMY)
     assert str(caught.value) == (
-        f"{type(autoencoder).__name__} does not support seamless processing. Supported are VQ-f4 and the AutoencoderKL "
-        "of Stable Diffusion 1.5, SDXL, SD3 and Flux: use stock tiling instead."
+        f"{type(autoencoder).__name__} has layers that cannot run without seams: use stock tiling for it (supported "
+        "are VQ-f4 and the VAEs of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image and Wan 2.1)."
     )
 
 
@@ -537,6 +632,8 @@ import comfy.options
 comfy.options.enable_args_parsing()
 import comfy.sd, torch
 from comfy.ldm.models.autoencoder import AutoencoderKL, AutoencodingEngine
+from comfy.ldm.wan import vae2_2
+from comfy.ldm.wan.vae import WanVAE
 from onestep_sr.sr_models.codecs import seamless
 from onestep_sr.sr_models.errors import UserError
 
@@ -552,6 +649,15 @@ def random(channels, quantized):
         weights[name] = torch.randn(t.shape) * scale + offset
     return {name: t for name, t in weights.items() if quantized or "quant_conv" not in name}
 
+def stir(network):
+    for name, t in network.state_dict().items():
+        if t.is_floating_point():
+            scale = t[0].numel() ** -0.5 if t.ndim > 1 and t[0].numel() > 1 else 0.2
+            t.copy_(torch.randn(t.shape) * scale + (t.ndim == 1 and "weight" in name or "gamma" in name))
+            if "running_var" in name:
+                t.abs_().add_(0.5)
+    return network
+
 def differences(network, latent, image, **options):
     size = (image.shape[3] * 1536 * 3) * 4 * 4
     return [
@@ -564,6 +670,16 @@ for channels, quantized in ((4, True), (16, False)):
     vae = comfy.sd.VAE(sd=random(channels, quantized), dtype=torch.float32)
     latent, image = torch.randn(1, channels, 9, 12), torch.rand(1, 3, 64, 72) * 2 - 1
     results[f"{channels} channels"] = differences(vae.first_stage_model, latent, image)
+
+config = {"double_z": True, "z_channels": 8, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32}
+config |= {"ch_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+flux_2 = stir(AutoencoderKL(ddconfig=config | {"batch_norm_latent": True}, embed_dim=8).eval())
+results["Flux.2"] = differences(flux_2, torch.randn(1, 32, 5, 7), torch.rand(1, 3, 80, 112) * 2 - 1)
+config = {"dim": 16, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_scales": []}
+wan = stir(WanVAE(**config, temperal_downsample=[False, True, True]).eval())
+for frames in (1, 4):
+    video = torch.rand(1, 3, 4 * frames, 61, 83) * 2 - 1
+    results[f"Wan, {frames} frames"] = differences(wan, torch.randn(1, 16, frames, 7, 9), video)
 
 before = vae.first_stage_model.decode(latent)
 patcher = vae.patcher.clone()
@@ -593,6 +709,8 @@ others["SVD"] = AutoencodingEngine(
     encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
     decoder_config={"target": "comfy.ldm.modules.temporal_ae.VideoDecoder", "params": config},
 )
+config = {"dim": 16, "z_dim": 16, "dim_mult": [1, 1], "num_res_blocks": 1, "attn_scales": []}
+others["Wan 2.2"] = vae2_2.WanVAE(**config, temperal_downsample=[True])
 results["supported"] = [name for name, network in others.items() if seamless.supports(network)]
 print(json.dumps(results))
 """
@@ -614,7 +732,7 @@ def test_equals_the_untiled_run_of_comfyui_with_patches_and_casts(folder, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
-    for name in ("4 channels", "16 channels", "patched", "cast"):
+    for name in ("4 channels", "16 channels", "Flux.2", "Wan, 1 frames", "Wan, 4 frames", "patched", "cast"):
         assert max(results[name]) < 1e-4, results
     assert results["patched changes"] > 0.01
     assert results["supported"] == []

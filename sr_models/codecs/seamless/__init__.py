@@ -1,4 +1,5 @@
-"""Encode and decode pictures of any size with an AutoencoderKL or VQ-f4, seamlessly and within a memory budget.
+"""Encode and decode pictures of any size, seamlessly and within a memory budget: with an AutoencoderKL, VQ-f4, or the
+causal networks of Qwen-Image and Wan 2.1, which take videos too.
 
 The result equals the untiled one up to rounding, by construction: every layer runs over the whole picture, in bands
 of rows, before the next layer starts. Modules are called unchanged, so a host's changes to their weights (patches,
@@ -18,13 +19,16 @@ from torch import Tensor, nn
 from ...canvas.resample_rows import rows_of
 from ...canvas.wrap import Continuation, Wrap
 from ...errors import UserError
-from .layers import Convolution, Layer, channels, decoder_layers, encoder_layers
+from .describe import SUPPORTED, decoder_layers, encoder_layers
+from .layers import Convolution, Layer, Unpacking, channels, is_causal
 from .maps import CanvasMap
-from .passes import BandedForward, Progress, comfortable_budget, make_store, stages
+from .passes import BandedForward, Progress
+from .plan import comfortable_budget, make_store, stages
 
 WRAPPED = 16  # latent pixels that continue a canvas
+PICTURE, VIDEO = 4, 5  # dimensions of a canvas
 
-__all__ = ["decode", "decoding_workspace", "encode", "supports", "workspace", "wrapped"]
+__all__ = ["SUPPORTED", "decode", "decoding_workspace", "encode", "supports", "workspace", "wrapped"]
 
 
 def supports(autoencoder: nn.Module) -> bool:
@@ -46,6 +50,9 @@ def encode(
     spill: Path | None = None,
 ) -> Tensor:
     """Picture (B, 3, H, W) in [-1, 1] -> the posterior's mode (B, c, H/f, W/f), unscaled; VQ: before quantising.
+
+    A causal network also takes a video, (B, 3, T, H, W) -> (B, c, 1 + (T - 1) // 4, H/f, W/f). Flux.2 in ComfyUI: the
+    mode in normalised 2x2 patches; an odd last row or column of the mode is left out.
 
     budget: bytes on `device` for feature maps and work on them; weights, input and result are not included. What
         does not fit is kept in host memory, or in a temporary file if `device` is the CPU.
@@ -74,6 +81,8 @@ def decode(
     spill: Path | None = None,
 ) -> Tensor:
     """Latent (B, c, h, w), unscaled -> picture (B, 3, h f, w f), about [-1, 1], not clamped; VQ quantises first.
+
+    A causal network also takes a video's latent, (B, c, T, h, w) -> (B, 3, 4 T - 3, h f, w f).
 
     All other arguments are the same as for `encode`.
     """
@@ -131,24 +140,28 @@ def _run(
     weight = next(autoencoder.parameters())
     device, dtype = torch.device(device or weight.device), dtype or weight.dtype
     _require_fit(layers, canvas)
-    plan = stages(layers, *canvas.shape[2:])
-    result = canvas.new_empty(canvas.shape[0], result_channels, *plan[-1].output)
-    advance = _counter(canvas.shape[0] * sum(stage.rows_of_work for stage in plan), progress)
-    for picture, target in zip(canvas.split(1), result.split(1), strict=True):
+    frames = canvas.unsqueeze(2) if canvas.ndim == PICTURE else canvas
+    _, _, count, height, width = frames.shape
+    plan = stages(layers, height, width, count)
+    result = canvas.new_empty(frames.shape[0], result_channels, plan[-1].frames_out, *plan[-1].output)
+    advance = _counter(frames.shape[0] * sum(stage.rows_of_work for stage in plan), progress)
+    for picture, target in zip(frames.split(1), result.split(1), strict=True):
+        sources, results = ([CanvasMap(frame, device, dtype) for frame in one.unbind(2)] for one in (picture, target))
         with closing(make_store(plan, device, dtype, budget, spill)) as store:
-            BandedForward(plan, store, advance)(CanvasMap(picture, device, dtype), CanvasMap(target, device, dtype))
-    return result
+            BandedForward(plan, store, advance).video(sources, results)
+    return result.squeeze(2) if canvas.ndim == PICTURE else result
 
 
 def _require_fit(layers: list[Layer], canvas: Tensor) -> None:
-    expected = _input_channels(layers)
-    if canvas.ndim != 4 or canvas.shape[1] != expected:
+    expected, first = _input_channels(layers), layers[0]
+    dimensions = (PICTURE, VIDEO) if isinstance(first, Convolution) and is_causal(first.conv) else (PICTURE,)
+    if canvas.ndim not in dimensions or canvas.shape[1] != expected:
         raise UserError(
             f"The VAE expects {expected} channels, but the input has the shape {tuple(canvas.shape)}: connect the VAE "
             "that belongs to it."
         )
-    if min(stages(layers, *canvas.shape[2:])[-1].output) < 1:
-        size = f"{canvas.shape[3]}x{canvas.shape[2]}"
+    if min(stages(layers, *canvas.shape[-2:])[-1].output) < 1:
+        size = f"{canvas.shape[-1]}x{canvas.shape[-2]}"
         raise UserError(f"A picture of {size} pixels is too small for the VAE: enlarge it first.")
 
 
@@ -165,6 +178,8 @@ def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
 
 
 def _input_channels(layers: list[Layer]) -> int:
+    if isinstance(layers[0], Unpacking):
+        return layers[0].norm.num_features
     return channels(next(layer.conv for layer in layers if isinstance(layer, Convolution)))[0]
 
 

@@ -12,6 +12,7 @@ from .layers import unwrapped
 
 EXACT_IN_ONE_STEP = ("cpu", "cuda")  # batch_norm supports half-precision bands with float32 statistics there
 PIXELS_OF_A_SUM = 16_384
+FRAMES_NORM = 4  # dimensions of the weight (C, 1, 1, 1) of a norm that takes (1, C, frames, rows, W)
 
 
 class WholeNorm:
@@ -57,6 +58,23 @@ class WholeNorm:
         width = band.shape[1] // unwrapped(self.norm).num_groups
         mean, variance = (moment.float().repeat_interleave(width).to(band.device) for moment in (mean, variance))
         return mean, variance
+
+
+class PixelNorm(WholeNorm):
+    """A norm over the channels of each pixel, which needs no statistics of the map."""
+
+    def measure(self, band: Tensor) -> None:
+        pass
+
+    def apply(self, band: Tensor) -> Tensor:
+        if self.norm.gamma.ndim == FRAMES_NORM:
+            return self.norm(band.unsqueeze(2)).squeeze(2)
+        return self.norm(band)
+
+
+def norm_of_map(norm: nn.Module | None) -> WholeNorm:
+    """A new norm for a map; for None it does nothing."""
+    return PixelNorm(norm) if hasattr(norm, "gamma") else WholeNorm(norm)
 
 
 def group_moments(band: Tensor, groups: int) -> tuple[Tensor, Tensor]:

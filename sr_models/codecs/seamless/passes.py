@@ -3,147 +3,79 @@
 A convolution gets a band with one extra row above and below where the map has them, so its zero padding only affects
 the map's true border; rows computed from padding elsewhere are cropped. Statistics of a GroupNorm are measured while
 its input map is written.
+
+A video passes frame by frame: a causal convolution keeps its input of the two frames before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...networks.vq_autoencoder import Quantizer
 from .layers import (
     Attention,
     Convolution,
     Downsample,
+    FramesDown,
+    FramesUp,
     Layer,
+    Packing,
     Quantization,
     ResidualBlock,
+    Unpacking,
     Upsample,
     channels,
+    is_causal,
     unwrapped,
 )
-from .maps import FeatureMap, Store, megabytes
-from .norm import WholeNorm
+from .maps import FeatureMap, Store
+from .norm import WholeNorm, norm_of_map
+from .plan import COMFORTABLE_ROWS, Stage
 
 Progress = Callable[[int, int], object]
 
-COMFORTABLE_ROWS = 16  # the two halo rows then cost an extra eighth
 # CPU allocators reuse blocks of memory up to 32 MB. Larger blocks get new pages every time, which makes elementwise
 # operations several times slower. A band is at most six such blocks.
 FAST_BAND_ON_CPU = 6 * 20 * 2**20
 SCORE_BYTES = 12  # per query and key if attention is not fused: the score, its exponential, and a copy
-TEMPORARY_WIDTHS = 16  # row widths of temporary float32 blocks in attention
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A layer and the size of its input map."""
-
-    layer: Layer
-    height: int
-    width: int
-
-    @property
-    def output(self) -> tuple[int, int]:
-        """Height and width of the output map."""
-        if isinstance(self.layer, Upsample):
-            return 2 * self.height, 2 * self.width
-        if isinstance(self.layer, Downsample):
-            return self.height // 2, self.width // 2
-        return self.height, self.width
-
-    @property
-    def rows_of_work(self) -> int:
-        """Total number of rows written in all bands."""
-        passes = 2 if isinstance(self.layer, ResidualBlock | Attention) else 1
-        return passes * self.output[0]
-
-    @property
-    def elements_per_row(self) -> int:
-        """The largest number of elements alive at once for one output row of a band, in any pass.
-
-        Three times the input (as read, normalised, in the convolution kernel's layout), three times the output.
-        """
-        match self.layer:
-            case Convolution(conv):
-                return 3 * sum(channels(conv)) * self.width
-            case ResidualBlock(conv1=conv1, conv2=conv2, shortcut=shortcut):
-                beside = 2 * channels(conv2 if shortcut is None else conv1)[0]
-                return max(3 * sum(channels(conv1)), 3 * sum(channels(conv2)) + beside) * self.width
-            case Upsample(conv):
-                return 3 * sum(channels(conv)) * 2 * self.width
-            case Downsample(conv):
-                return (6 * channels(conv)[0] + 2 * channels(conv)[1]) * self.width
-            case Attention(query=query):
-                return TEMPORARY_WIDTHS * channels(query)[0] * self.width
-            case Quantization(codes=codes):
-                return 4 * codes * self.width
-
-    @property
-    def attended_elements(self) -> int:
-        """Elements of the maps that attention reads at every position: its input, keys and values."""
-        if not isinstance(self.layer, Attention):
-            return 0
-        return 3 * channels(self.layer.query)[0] * self.height * self.width
-
-    def bytes_for(self, rows: int, dtype: torch.dtype) -> int:
-        """Memory for the work on a band of this many rows, plus two for the halo."""
-        return (min(rows, self.output[0]) + 2) * self.elements_per_row * dtype.itemsize
-
-
-def stages(layers: list[Layer], height: int, width: int) -> list[Stage]:
-    result: list[Stage] = []
-    for layer in layers:
-        result.append(Stage(layer, height, width))
-        height, width = result[-1].output
-    return result
-
-
-def comfortable_budget(plan: list[Stage], dtype: torch.dtype) -> int:
-    """The budget in bytes with which bands are not too thin, and attention finds its maps on the device.
-
-    All other maps are read and written once per layer, so that host memory is nearly as good for them.
-    """
-    attended = max(stage.attended_elements for stage in plan) * dtype.itemsize
-    return attended + max(stage.bytes_for(COMFORTABLE_ROWS, dtype) for stage in plan)
-
-
-def make_store(plan: list[Stage], device: torch.device, dtype: torch.dtype, budget: int, spill: Path | None) -> Store:
-    """Raises UserError if the budget is too small for a band of two rows, even with all maps elsewhere."""
-    needed = max(stage.bytes_for(2, dtype) for stage in plan)
-    if needed > budget:
-        raise UserError(
-            f"A memory budget of {budget // 2**20} MB is too small for the VAE at this picture's width: use at "
-            f"least {megabytes(needed)} MB."
-        )
-    return Store(device, dtype, budget, max(stage.bytes_for(COMFORTABLE_ROWS, dtype) for stage in plan), spill)
 
 
 class BandedForward:
-    """One picture's forward pass through the layers, band by band."""
+    """The forward pass of one picture, or of one video frame by frame, through the layers, band by band."""
 
     def __init__(self, plan: list[Stage], store: Store, advance: Callable[[int], object]):
         """advance: called after each band with the number of rows of work done."""
         self.plan, self.store, self.advance = plan, store, advance
         self.stage = plan[0]
         self.norm = self.next_norm = WholeNorm(None)  # of the current layer's input and output maps
+        self.past: dict[int, list[FeatureMap]] = {}  # of each causal convolution: up to two inputs before this frame's
 
     def __call__(self, source: FeatureMap, result: FeatureMap) -> None:
-        """Read from `source`; the last layer, a convolution, writes to `result`."""
-        for stage, following in zip(self.plan, [*self.plan[1:], None], strict=True):
-            self.stage, self.norm = stage, self.next_norm
-            self.next_norm = WholeNorm(None if following is None else _norm_of(following.layer))
-            target = self._layer(source, None if following else result)
-            if target is not source:
-                self.store.release(source)
-            source = target
+        """Read from `source`; the last layer, a convolution or a packing, writes to `result`."""
+        self.video([source], [result])
 
-    def _layer(self, source: FeatureMap, result: FeatureMap | None) -> FeatureMap:
+    def video(self, sources: Iterable[FeatureMap], results: Iterable[FeatureMap]) -> None:
+        """Read from `sources`, the frames in order; the last layer writes to `results`."""
+        self.results = iter(results)
+        for source in sources:
+            self._follow(source, WholeNorm(None), 0)
+
+    def _follow(self, source: FeatureMap, norm: WholeNorm, index: int) -> None:
+        """A frame's way from the layer at `index` on; where it becomes two, the first one goes all the way first."""
+        last = index == len(self.plan) - 1
+        following = norm_of_map(None if last else _norm_of(self.plan[index + 1].layer))
+        self.stage, self.norm, self.next_norm = self.plan[index], norm, following
+        targets = self._layer(source, next(self.results) if last else None)
+        if source not in targets:
+            self.store.release(source)
+        for target in () if last else targets:
+            self._follow(target, following, index + 1)
+
+    def _layer(self, source: FeatureMap, result: FeatureMap | None) -> list[FeatureMap]:
         match self.stage.layer:
             case Convolution(conv):
                 target = self._new(channels(conv)[1]) if result is None else result
@@ -161,7 +93,17 @@ class BandedForward:
             case Quantization(quantizer):
                 target = self._new(quantizer.embedding.embedding_dim)
                 self._convolution(quantizer, source, self.norm, target, self.next_norm)
-        return target
+            case Packing(norm):
+                target = self._new(norm.num_features) if result is None else result
+                self._pack(norm, source, target)
+            case Unpacking(norm):
+                target = self._new(norm.num_features // 4)
+                self._unpack(norm, source, target)
+            case FramesUp(conv):
+                return self._frames_up(conv, source)
+            case FramesDown(conv):
+                return self._frames_down(conv, source)
+        return [target]
 
     def _new(self, width: int) -> FeatureMap:
         return self.store.new(*self.stage.output, width)
@@ -185,21 +127,47 @@ class BandedForward:
     def _convolution(
         self, conv: nn.Module, source: FeatureMap, norm: WholeNorm, target: FeatureMap, next_norm: WholeNorm
     ) -> None:
+        for top, _, band in self._convolved(conv, source, norm):
+            self._write(target, top, band, next_norm)
+
+    def _convolved(self, conv: nn.Module, source: FeatureMap, norm: WholeNorm) -> Iterator[tuple[int, int, Tensor]]:
+        """[top, bottom) and these rows of conv(silu(norm(source))), or of conv(source): (1, C, bottom - top, W)."""
+        halo = 0 if isinstance(unwrapped(conv), nn.Linear | Quantizer) else unwrapped(conv).kernel_size[-1] // 2
+        past, kept = self.past.get(id(conv), []), self._keep(conv, source)
         for top, bottom in self._bands(source.height):
-            self._write(target, top, convolved(conv, source, top, bottom, norm), next_norm)
+            above, below = min(halo, top), min(halo, source.height - bottom)
+            band = norm.activated(source.read(top - above, bottom + below))
+            if kept is not None:
+                kept.write(top, without_halo(band, above, below))
+            before = [frame.read(top - above, bottom + below) for frame in past]
+            yield top, bottom, without_halo(called(conv, band, before), above, below)
+        self._forget(conv)
+
+    def _keep(self, conv: nn.Module, source: FeatureMap) -> FeatureMap | None:
+        """A map for the input of a convolution that sees it again in the next two frames."""
+        if self.plan[0].frames == 1 or not is_causal(conv) or unwrapped(conv).kernel_size[0] == 1:
+            return None
+        kept = self.store.new(source.height, source.width, channels(conv)[0])
+        self.past[id(conv)] = [*self.past.get(id(conv), []), kept]
+        return kept
+
+    def _forget(self, conv: nn.Module, frames: int = 2) -> None:
+        """Free all but the last `frames` inputs."""
+        past = self.past.get(id(conv), [])
+        while len(past) > frames:
+            self.store.release(past.pop(0))
 
     def _residual_block(self, block: ResidualBlock, source: FeatureMap) -> FeatureMap:
         """The result overwrites `source` if it has the same number of channels."""
         width_in, width = channels(block.conv1)
-        norm = WholeNorm(block.norm2)
+        norm = norm_of_map(block.norm2)
         hidden = self._new(width)
         self._convolution(block.conv1, source, self.norm, hidden, norm)
         target = source if width_in == width else self._new(width)
-        for top, bottom in self._bands(source.height):
-            branch = convolved(block.conv2, hidden, top, bottom, norm)
+        for top, bottom, branch in self._convolved(block.conv2, hidden, norm):
             kept = source.read(top, bottom)
-            branch += kept if block.shortcut is None else block.shortcut(kept)
-            self._write(target, top, branch, self.next_norm)
+            total = branch.add_(kept if block.shortcut is None else called(block.shortcut, kept))
+            self._write(target, top, total, self.next_norm)
         self.store.release(hidden)
         return target
 
@@ -215,6 +183,52 @@ class BandedForward:
         for top, bottom in self._bands(target.height):
             band = source.read(2 * top, min(2 * bottom + 1, source.height))
             self._write(target, top, conv(padded(band)), self.next_norm)
+
+    def _frames_up(self, conv: nn.Module, source: FeatureMap) -> list[FeatureMap]:
+        """Two frames from each but the first, which the convolution does not see either."""
+        if id(conv) not in self.past:
+            self.past[id(conv)] = []
+            return [source]
+        frames = [self._new(channels(conv)[0]) for _ in range(2)]
+        for top, _, band in self._convolved(conv, source, WholeNorm(None)):
+            for frame, part in zip(frames, band.chunk(2, 1), strict=True):
+                frame.write(top, part)
+            self.advance(band.shape[2])
+        return frames
+
+    def _frames_down(self, conv: nn.Module, source: FeatureMap) -> list[FeatureMap]:
+        """A frame from every second one and the two before it; the first one stands for itself."""
+        past = self.past.setdefault(id(conv), [])
+        kept = self._keep(conv, source)
+        if kept is None:  # a picture
+            return [source]
+        target = self._new(channels(conv)[1]) if len(past) == 2 else None
+        for top, bottom in self._bands(source.height):
+            band = source.read(top, bottom)
+            kept.write(top, band)
+            if target is not None:
+                before = [frame.read(top, bottom) for frame in past]
+                target.write(top, conv(torch.stack([*before, band], 2))[:, :, 0])
+            if past:
+                self.advance(band.shape[2])
+        if target is not None:
+            self._forget(conv, 1)
+            return [target]
+        return [] if past else [source]
+
+    def _pack(self, norm: nn.BatchNorm2d, source: FeatureMap, target: FeatureMap) -> None:
+        """An odd last row or column, which fills no patch, is left out."""
+        for top, bottom in self._bands(target.height):
+            mean = source.read(2 * top, 2 * bottom)[:, : norm.num_features // 4, :, : 2 * target.width]
+            patches = F.pixel_unshuffle(mean, 2)
+            self._write(target, top, F.batch_norm(patches, *_statistics(norm, patches), eps=norm.eps), self.next_norm)
+
+    def _unpack(self, norm: nn.BatchNorm2d, source: FeatureMap, target: FeatureMap) -> None:
+        for top, bottom in self._bands(target.height, step=2):
+            patches = source.read(top // 2, bottom // 2)
+            mean, variance = (moment[:, None, None] for moment in _statistics(norm, patches))
+            patches = patches * torch.sqrt(variance + norm.eps) + mean
+            self._write(target, top, F.pixel_shuffle(patches, 2), self.next_norm)
 
     def _attention(self, layer: Attention, source: FeatureMap) -> FeatureMap:
         """Attention from every position to all positions; the result is added in place."""
@@ -259,8 +273,17 @@ class BandedForward:
 
 
 def _norm_of(layer: Layer) -> nn.Module | None:
-    """The norm that the layer applies to its input."""
-    return layer.norm1 if isinstance(layer, ResidualBlock) else getattr(layer, "norm", None)
+    """The norm that the layer applies to its input, with the input's own statistics."""
+    match layer:
+        case ResidualBlock(norm1=norm) | Convolution(norm=norm) | Attention(norm=norm):
+            return norm
+    return None
+
+
+def _statistics(norm: nn.BatchNorm2d, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (C,), fixed by training, in the precision of the work like everything that a host computes."""
+    mean, variance = (moment for moment in (norm.running_mean, norm.running_var) if moment is not None)
+    return mean.to(like), variance.to(like)
 
 
 def even_bands(height: int, rows: int, step: int = 1) -> Iterator[tuple[int, int]]:
@@ -275,11 +298,13 @@ def even_bands(height: int, rows: int, step: int = 1) -> Iterator[tuple[int, int
         yield top, min(top + size, height)
 
 
-def convolved(conv: nn.Module, source: FeatureMap, top: int, bottom: int, norm: WholeNorm) -> Tensor:
-    """The rows [top, bottom) of conv(silu(norm(source))), or of conv(source): (1, C, bottom - top, W)."""
-    halo = getattr(unwrapped(conv), "padding", (0, 0))[0]
-    above, below = min(halo, top), min(halo, source.height - bottom)
-    return without_halo(conv(norm.activated(source.read(top - above, bottom + below))), above, below)
+def called(conv: nn.Module, band: Tensor, before: Sequence[Tensor] = ()) -> Tensor:
+    """The convolution of a band (1, C, rows, W); a causal one gets the same rows of up to two frames before as well,
+    as its host passes them."""
+    if not is_causal(conv):
+        return conv(band)
+    frame = band.unsqueeze(2)
+    return (conv(frame, torch.stack(list(before), 2)) if before else conv(frame)).squeeze(2)
 
 
 def without_halo(band: Tensor, above: int, below: int) -> Tensor:

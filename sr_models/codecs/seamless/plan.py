@@ -1,0 +1,135 @@
+"""The sizes and memory of each layer of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...errors import UserError
+from .layers import (
+    Attention,
+    Convolution,
+    Downsample,
+    FramesDown,
+    FramesUp,
+    Layer,
+    Packing,
+    Quantization,
+    ResidualBlock,
+    Unpacking,
+    Upsample,
+    channels,
+    is_causal,
+)
+from .maps import Store, megabytes
+
+COMFORTABLE_ROWS = 16  # the two halo rows then cost an extra eighth
+COPIES_OF_FRAMES = 9  # three frames, padded and in the convolution kernel's layout
+TEMPORARY_WIDTHS = 16  # row widths of temporary float32 blocks in attention
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A layer and the size of its input map."""
+
+    layer: Layer
+    height: int
+    width: int
+    frames: int = 1
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Height and width of the output map."""
+        if isinstance(self.layer, Upsample | Unpacking):
+            return 2 * self.height, 2 * self.width
+        if isinstance(self.layer, Downsample | Packing):
+            return self.height // 2, self.width // 2
+        return self.height, self.width
+
+    @property
+    def rows_of_work(self) -> int:
+        """Total number of rows written in all bands."""
+        if isinstance(self.layer, FramesUp | FramesDown):
+            return (self.frames - 1) * self.height
+        passes = 2 if isinstance(self.layer, ResidualBlock | Attention) else 1
+        return passes * self.output[0] * self.frames
+
+    @property
+    def frames_out(self) -> int:
+        """Frames of the output; the first one stands for itself."""
+        if isinstance(self.layer, FramesUp):
+            return 2 * self.frames - 1
+        return (self.frames + 1) // 2 if isinstance(self.layer, FramesDown) else self.frames
+
+    @property
+    def elements_per_row(self) -> int:
+        """The largest number of elements alive at once for one output row of a band, in any pass.
+
+        Three times the input (as read, normalised, in the convolution kernel's layout), three times the output. Causal
+        convolutions read three frames.
+        """
+        match self.layer:
+            case Convolution(conv) | FramesUp(conv) | FramesDown(conv):
+                elements = _copies(conv)
+            case ResidualBlock(conv1=conv1, conv2=conv2, shortcut=shortcut):
+                beside = 2 * channels(conv2 if shortcut is None else conv1)[0]
+                elements = max(_copies(conv1), _copies(conv2) + beside)
+            case Upsample(conv):
+                elements = 3 * sum(channels(conv)) * 2
+            case Downsample(conv):
+                elements = 6 * channels(conv)[0] + 2 * channels(conv)[1]
+            case Attention(query=query):
+                elements = TEMPORARY_WIDTHS * channels(query)[0]
+            case Quantization(codes=codes):
+                elements = 4 * codes
+            case Packing(norm) | Unpacking(norm):
+                elements = 3 * norm.num_features
+        return elements * self.width
+
+    @property
+    def attended_elements(self) -> int:
+        """Elements of the maps that attention reads at every position: its input, keys and values."""
+        if not isinstance(self.layer, Attention):
+            return 0
+        return 3 * channels(self.layer.query)[0] * self.height * self.width
+
+    def bytes_for(self, rows: int, dtype: torch.dtype) -> int:
+        """Memory for the work on a band of this many rows, plus two for the halo."""
+        return (min(rows, self.output[0]) + 2) * self.elements_per_row * dtype.itemsize
+
+
+def _copies(conv: nn.Module) -> int:
+    """Elements per pixel of the output for a convolution and what it reads and writes."""
+    width_in, width_out = channels(conv)
+    return (COPIES_OF_FRAMES if is_causal(conv) else 3) * width_in + 3 * width_out
+
+
+def stages(layers: list[Layer], height: int, width: int, frames: int = 1) -> list[Stage]:
+    result: list[Stage] = []
+    for layer in layers:
+        result.append(Stage(layer, height, width, frames))
+        (height, width), frames = result[-1].output, result[-1].frames_out
+    return result
+
+
+def comfortable_budget(plan: list[Stage], dtype: torch.dtype) -> int:
+    """The budget in bytes with which bands are not too thin, and attention finds its maps on the device.
+
+    All other maps are read and written once per layer, so that host memory is nearly as good for them.
+    """
+    attended = max(stage.attended_elements for stage in plan) * dtype.itemsize
+    return attended + max(stage.bytes_for(COMFORTABLE_ROWS, dtype) for stage in plan)
+
+
+def make_store(plan: list[Stage], device: torch.device, dtype: torch.dtype, budget: int, spill: Path | None) -> Store:
+    """Raises UserError if the budget is too small for a band of two rows, even with all maps elsewhere."""
+    needed = max(stage.bytes_for(2, dtype) for stage in plan)
+    if needed > budget:
+        raise UserError(
+            f"A memory budget of {budget // 2**20} MB is too small for the VAE at this picture's width: use at "
+            f"least {megabytes(needed)} MB."
+        )
+    return Store(device, dtype, budget, max(stage.bytes_for(COMFORTABLE_ROWS, dtype) for stage in plan), spill)

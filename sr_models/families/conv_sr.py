@@ -48,7 +48,7 @@ class AsDenoiser(nn.Module):
 
     def forward(self, latent: Tensor, lr: Tensor, timestep: Tensor) -> Tensor:
         """`lr` (B, 3, h, w) in [-1, 1] -> (B, 48, h, w), the result's latent."""
-        image = (lr / 2 + 0.5).to(latent.dtype).contiguous(memory_format=torch.channels_last)
+        image = (lr / 2 + 0.5).to(self.network.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
         return F.pixel_unshuffle(self.network(image) * 2 - 1, SCALE)
 
 

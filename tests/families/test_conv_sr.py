@@ -147,3 +147,10 @@ def test_both_sets_must_be_complete(lost: str, ends: Path) -> None:
     save_file(kept, ends, metadata={conv_sr.METADATA_KEY: text})
     with pytest.raises(UserError, match="is not a complete"):
         load(ends)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_it_runs_in_half_precision(file: Path, dtype: torch.dtype) -> None:
+    image = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    half, whole = (upscale(load(file, dtype=each).model, image) for each in (dtype, torch.float32))
+    assert (half - whole).abs().max() < 0.05

@@ -6,6 +6,7 @@ import { app } from "../../../scripts/app.js"
 import { addSeedControl, show } from "./widgets.js"
 import { images, isLinked, source, values } from "./image_size.js"
 
+const PREVIEW = "$$canvas-image-preview"
 const NODE = "OneStepSRUpscaleImage"
 const MODELS = ["OneStepSRLoadModel", "OneStepSRModel"]
 const APPLY = "OneStepSRApplyLoRA"
@@ -79,6 +80,9 @@ function clearPreview(node) {
   app.revokePreviews?.(node.id)
   delete app.nodePreviewImages?.[node.id]
   node.imgs = undefined
+  // The page's own preview cannot draw a node without images; it adds it again for the next one.
+  const preview = node.widgets?.findIndex((widget) => widget.name === PREVIEW) ?? -1
+  if (preview >= 0) node.widgets.splice(preview, 1)[0].onRemove?.()
   node.setDirtyCanvas?.(true, true)
 }
 

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_students
 from limits import HANGING_SECONDS
+from onestep_sr.sr_models.families import bundled, conv_sr
+from onestep_sr.sr_models.networks.conv_sr import ConvSR, ConvSRConfig
 from PIL import Image
 from places import PHOTOS, ROOT
 
 PHOTO = sorted(PHOTOS.glob("*.png"))[0]
+ONE_END = ["--model", "one.safetensors"]  # a model with one set of weights
 COMMAND = [sys.executable, "-m", "onestep_sr"]
 
 
@@ -148,10 +152,12 @@ def test_metadata_is_stripped_when_asked(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_picture(tmp_path: Path) -> None:
-    source = small(tmp_path / "a.png")
+    source, model = small(tmp_path / "a.png"), tmp_path / "noisy.safetensors"
+    bundled.save(model, small_students.network(), small_students.STUDENT)
     pixels = []
     for name, seed in (("one", 1), ("again", 1), ("two", 2)):
-        assert run("upscale", source, "-o", tmp_path / f"{name}.png", "--seed", str(seed)).returncode == 0
+        made = run("upscale", source, "-o", tmp_path / f"{name}.png", "--seed", str(seed), "--model", model)
+        assert made.returncode == 0, made.stderr
         pixels.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
     assert np.array_equal(pixels[0], pixels[1])
     assert not np.array_equal(pixels[0], pixels[2])
@@ -212,7 +218,7 @@ def test_models_lists_what_runs_and_what_does_not(tmp_path: Path) -> None:
     (tmp_path / "zero.pth").touch()
     result = run("models", tmp_path)
     assert result.returncode == 0
-    for text in ("bundled", "tad-sr", "sinsr", "mine.safetensors: One-Step SR model, x4", "zero.pth is empty"):
+    for text in ("bundled", "tad-sr", "sinsr", "mine.safetensors: One-Step SR network, x4", "zero.pth is empty"):
         assert text in result.stdout
 
 
@@ -242,7 +248,10 @@ BAD_INPUT = {
     "scale of nothing": (["upscale", ".", "-o", "out", "--scale", "nan"], "Scale nan is out of range"),
     "overlap for all": (["upscale", "good.png", "one.png", "-o", "out", "--overlap", "4000"], "Overlap 4000 does not"),
     "spill into no folder": (["upscale", "good.png", "-o", "out", "--spill", "none"], "--spill none"),
-    "detail without a range": (["upscale", "good.png", "-o", "out", "--detail", "0.5"], "has no --detail"),
+    "detail without a range": (
+        ["upscale", "good.png", "-o", "out", *ONE_END, "--detail", "0.5"],
+        "has no --detail",
+    ),
     "overlap too large": (["upscale", "good.png", "-o", "out", "--overlap", "4000"], "4000"),
     "onto itself": (["upscale", "good.png", "-o", "good.png"], "good.png"),
     "output under a file": (["upscale", "good.png", "-o", "a_file/out"], "a_file"),
@@ -264,6 +273,8 @@ BAD_INPUT = {
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_ends_in_one_sentence(case: str, tmp_path: Path) -> None:
     make_inputs(tmp_path)
+    if case == "detail without a range":
+        conv_sr.save(tmp_path / ONE_END[1], ConvSR(ConvSRConfig(8, 1)))
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     arguments, named = BAD_INPUT[case]
     result = run(*arguments, cwd=tmp_path)

@@ -324,7 +324,7 @@ def random_network(**changes) -> SRModel:
 @pytest.mark.skipif(not BUNDLED.exists(), reason="needs the bundled weights")
 @pytest.mark.parametrize("make", [flat, gradient])
 def test_the_bundled_network_shows_no_grid_at_tile_borders(make):
-    """What tiles change is small, and no steeper where windows begin and end; without overlap it is 3 to 13 times."""
+    """What tiles change is small, and no steeper where windows begin and end, or far below what a picture can hold."""
     image, bundled = make(32, 96), load().model
     whole = upscale(bundled, image, UpscaleOptions(4, tile=512))
     change = upscale(bundled, image, UpscaleOptions(4, tile=128, overlap=64)) - whole
@@ -333,7 +333,7 @@ def test_the_bundled_network_shows_no_grid_at_tile_borders(make):
     starts = (0, 16, 32, 48, 64)
     borders = {start - 1 for start in starts[1:]} | {start + 31 for start in starts[:-1]}
     elsewhere = [i for i in range(95) if i not in borders]
-    assert steps[sorted(borders)].mean() < 2 * steps[elsewhere].mean()
+    assert steps[sorted(borders)].mean() < max(2 * steps[elsewhere].mean(), 0.01 / 255)
 
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(8, 8, 4), (9, 31, 4), (33, 17, 2.5), (20, 11, 6)])
@@ -695,7 +695,7 @@ def test_strength_1_changes_no_bit_and_bands_change_nothing(bundled):
     image = picture(40, 24, channels=4)
     assert torch.equal(upscale(bundled, image, UpscaleOptions(strength=1.0)), upscale(bundled, image))
     weak = upscale(bundled, image, UpscaleOptions(strength=0.3))
-    run = rows.Run(bundled, UpscaleOptions(strength=0.3), TilePolicy())
+    run = rows.Run(bundled.at_detail(None), UpscaleOptions(strength=0.3), TilePolicy())
     shown = visible(image)
     [found] = rows.result_rows(run, shown[:, :3])
     finished = finished_rows(rows_of(found), shown, (160, 96), "none", 0.3)

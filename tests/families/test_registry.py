@@ -229,9 +229,9 @@ def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
 
 
 def test_a_model_given_as_a_lora_is_rejected() -> None:
-    with pytest.raises(UserError, match="is a One-Step SR model, not a LoRA"):
+    with pytest.raises(UserError, match="is a One-Step SR network model, not a LoRA"):
         read_lora(bundled.BUNDLED)
-    assert describe(bundled.BUNDLED) == "One-Step SR model, x4, 1 evaluation(s)"
+    assert describe(bundled.BUNDLED) == "One-Step SR network, x4, 64 channels, 16 blocks, faithful to detailed"
 
 
 def test_recipes_of_a_method_from_outside_can_be_chosen() -> None:

@@ -149,7 +149,7 @@ def test_target_sizes_batches_and_wrap_are_answered(plan_view) -> None:
 
 def test_a_wrong_file_is_named_before_the_image_is_known(plan_view) -> None:
     unknown = QUESTION | {"width": 0, "height": 0}
-    assert plan_view.answer(unknown) == {"text": "", "width": None, "height": None, "noise": True}
+    assert plan_view.answer(unknown) == {"text": "", "width": None, "height": None, "noise": False}
     named = plan_view.answer(unknown | {"model": {"model": "lost.pth", "recipe": "auto"}})["text"]
     assert named == "lost.pth is not in models/onestep_sr: choose another model."
 

@@ -5,14 +5,18 @@ JOBS ?= 2
 RUN := $(VENV)/bin
 INSTALL := $(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: demo test lint clean
+.PHONY: demo test hosts slow lint clean
 
 demo: $(VENV)/standalone.installed
 	$(RUN)/onestep-sr upscale demo/photo.png -o demo-output --compare --overwrite
 
 # One thread per job: at the size of the tests, more threads cost more time than they save.
 test: lint
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(JOBS) --dist loadfile -m "not host and not slow"
+
+# What the hosts on this machine are needed for, one after the other, and what takes minutes.
+hosts slow: $(VENV)/dev.installed
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m $(@:hosts=host)
 
 lint: $(VENV)/dev.installed
 	$(RUN)/ruff check .

@@ -155,9 +155,9 @@ def test_a_dtype_that_is_not_possible_is_refused_with_those_that_are(dtype) -> N
 
 
 def test_the_bundled_model_takes_no_autoencoder_and_no_recipe() -> None:
-    with pytest.raises(UserError, match=r"^One-Step SR models need no autoencoder: leave 'vae\.pth' out\.$"):
+    with pytest.raises(UserError, match=r"^One-Step SR network models need no autoencoder: leave 'vae\.pth' out\.$"):
         load(autoencoder=Path("vae.pth"))
-    with pytest.raises(UserError, match=r"^One-Step SR models bring a recipe of their own: leave 'tad-sr' out\.$"):
+    with pytest.raises(UserError, match=r"^One-Step SR network models bring a recipe of their own: leave 'tad-sr' out"):
         load(recipe="tad-sr")
 
 

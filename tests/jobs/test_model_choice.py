@@ -29,7 +29,7 @@ def test_options_that_do_not_suit_the_model_are_refused(options: dict, message: 
 
 
 def test_the_bundled_model_needs_no_option() -> None:
-    assert open_model(ModelChoice(device="cpu")).family.name == "bundled"
+    assert open_model(ModelChoice(device="cpu")).family.name == "conv-sr"
 
 
 def test_the_nodes_recipe_stays_without_influence_on_the_bundled_model() -> None:

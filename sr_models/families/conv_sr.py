@@ -165,7 +165,7 @@ def _summary(header: Header) -> str:
 FAMILY = ModelFamily(
     name="conv-sr",
     title="One-Step SR network",
-    licence="of who trained it",
+    licence="Apache-2.0 for the bundled model, yours for one that you trained",
     citation="arXiv 1707.02921 (the blocks)",
     condition=Metadata(METADATA_KEY),
     summary=_summary,

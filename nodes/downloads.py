@@ -114,7 +114,7 @@ def add_route() -> None:
 
 
 def missing_files(widgets: dict[str, str]) -> Iterator[Missing]:
-    """What can be downloaded of the weights that the widgets name, and is not there."""
+    """The missing files that can be downloaded, of the weights that the widgets name."""
     for weights, folder in _chosen(widgets):
         for file in weights.files:
             is_replaced = file in AUTOENCODERS and widgets.get("autoencoder", AUTO) not in (AUTO, file.name)
@@ -123,7 +123,7 @@ def missing_files(widgets: dict[str, str]) -> Iterator[Missing]:
 
 
 def by_hand(widgets: dict[str, str]) -> Iterator[str]:
-    """A sentence for each of the weights that the widgets name, are not there, and only a browser can get."""
+    """A sentence for each of the named weights that are missing and that only a browser can download."""
     for weights, folder in _chosen(widgets):
         if weights.by_hand and not all((folder / name).exists() for name in weights.by_hand.names):
             yield by_hand_sentence(weights)

@@ -271,16 +271,15 @@ class UpscaleImage(io.ComfyNode):
         overlap: int,
         color: ColorMatch | Literal["auto"],
         seed: int,
-        detail: float = DETAIL,
         mask: torch.Tensor | None = None,
         region: torch.Tensor | None = None,
-        **sizing: Any,
+        **later: Any,
     ) -> io.NodeOutput:
         model, node_id = sr_model.model, cls.hidden.unique_id
         height, width = image.shape[1:3]
         matched = None if color == AUTO else color
         shared = None if overlap < 0 else overlap
-        options = sized(UpscaleOptions(upscale_by, tile or None, shared, matched, seed, detail=detail), **sizing)
+        options = completed(UpscaleOptions(upscale_by, tile or None, shared, matched, seed), **later)
         sr_model.to_device(workspace(model, (height, width), options))
         bar, started = host.Bar(), time.monotonic()
         work = upscale if region is None else partial(upscale_regions, masks=as_masks(region).to(image.device))
@@ -298,8 +297,9 @@ class UpscaleImage(io.ComfyNode):
         return io.NodeOutput(*as_outputs(result), ui={"image_size": [width, height]})
 
 
-def sized(
+def completed(
     options: UpscaleOptions,
+    detail: float = DETAIL,
     size: str = FACTOR,
     pixels: int = 0,
     megapixels: float = 0.0,
@@ -307,7 +307,8 @@ def sized(
     wrap: Wrap = "none",
 ) -> UpscaleOptions:
     """The options with the inputs that workflows of earlier versions do not have. Raises UserError as they do."""
-    return replace(options, target=chosen_target(size, pixels, megapixels), strength=strength, wrap=wrap)
+    target = chosen_target(size, pixels, megapixels)
+    return replace(options, detail=detail, target=target, strength=strength, wrap=wrap)
 
 
 def as_outputs(result: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

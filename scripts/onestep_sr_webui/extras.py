@@ -91,7 +91,6 @@ class ExtrasSection(ScriptPostprocessing):
         overlap: int = 0,
         color: Any = host.AUTO,
         seed: int = 0,
-        detail: float | None = None,
         **more: Any,
     ) -> None:
         """Replace the picture by the upscaled one. If the user interrupts, it is skipped and nothing is saved.
@@ -100,7 +99,8 @@ class ExtrasSection(ScriptPostprocessing):
         """
         if not enable:
             return
-        strength, wrap, target = more.get("strength"), more.get("wrap"), _target(*map(more.get, SIZE_PARTS))
+        detail, strength, wrap = map(more.get, ("detail", "strength", "wrap"))
+        target = _target(*map(more.get, SIZE_PARTS))
         options = host.options(scale, tile, overlap, color, seed, detail, strength, wrap)
         choice, options = models.choose(model, checkpoint), replace(options, target=target)
         result = models.upscale(choice, pp.image, options)

@@ -237,7 +237,7 @@ def download(
 
 @contextmanager
 def _working_folder(target: Path) -> Iterator[Path]:
-    """A folder for what has arrived, for one process at a time. It remains where there is something to go on from."""
+    """A folder for the partial download, for one process at a time. It is kept if the next run can resume from it."""
     from filelock import FileLock, Timeout
 
     folder = target.with_name(f".{target.name}.part")

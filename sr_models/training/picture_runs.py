@@ -48,8 +48,7 @@ def train_faithful(config: TrainConfig, run: FaithfulRun) -> Path:
             f"A network of {network.channels} channels and {network.blocks} blocks cannot be built: choose a multiple "
             f"of {SCALE} channels and at least 1 block."
         )
-    if not 0 <= run.imitation <= 1:
-        raise UserError(f"Imitation {run.imitation:g} is out of bounds: choose a number from 0 to 1.")
+    _require_share("Imitation", run.imitation)
     pairs = _pairs(run.data, run.pairs, config.seed, run.teacher)
     torch.manual_seed(config.seed)
     learner = ConvSR(network) if run.start is None else conv_sr.read_one(run.start).requires_grad_(True)
@@ -114,10 +113,14 @@ def _pairs(data: Path, config: PairConfig, seed: int, teacher: Path | None = Non
         raise UserError(
             f"Crop {config.crop} does not fit the network: choose a multiple of {SCALE} from {2 * SCALE} px."
         )
-    for name, share in (("clean", config.degradation.clean), ("plain", config.plain)):
-        if not 0 <= share <= 1:
-            raise UserError(f"The share of {name} pairs {share:g} is out of bounds: choose a number from 0 to 1.")
+    _require_share("The share of clean pairs", config.degradation.clean)
+    _require_share("The share of plain pairs", config.plain)
     for folder, what in ((data, "training pictures"), (teacher, "a teacher's results")):
         if folder is not None and not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Choose a folder that contains {what}.")
     return PicturePairs(data, config, seed, teacher)
+
+
+def _require_share(what: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{what} {value:g} is out of bounds: choose a number from 0 to 1.")

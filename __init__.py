@@ -12,9 +12,11 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint():
     """ComfyUI's entry point (V3). The nodes are imported only when the host calls it."""
-    from .nodes import OneStepSRExtension
+    from .nodes import OneStepSRExtension, replacements
 
-    return OneStepSRExtension()
+    extension = OneStepSRExtension()
+    await replacements.register(await extension.get_node_list())  # ComfyUI 0.8.0 never calls on_load
+    return extension
 
 
 def __getattr__(name: str) -> Any:

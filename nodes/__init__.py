@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import downloads, host, images, plan_view, replacements, seamless, stable_diffusion, tagging
+from . import downloads, host, images, plan_view, seamless, stable_diffusion, tagging
 from .upscaling import LoadModel, UpscaleImage
 
 
@@ -13,9 +13,6 @@ class OneStepSRExtension(ComfyExtension):
         host.register_model_folder()
         plan_view.add_route()
         downloads.add_route()
-
-    async def on_load(self) -> None:
-        await replacements.register(await self.get_node_list())
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

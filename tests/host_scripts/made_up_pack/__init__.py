@@ -42,12 +42,10 @@ class New(io.ComfyNode):
 
 
 class MadeUpPack(ComfyExtension):
-    async def on_load(self) -> None:
-        await replacements.register([New], (RENAMED,))
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [New]
 
 
 async def comfy_entrypoint() -> MadeUpPack:
+    await replacements.register([New], (RENAMED,))
     return MadeUpPack()

@@ -98,6 +98,8 @@ class Detailed:
     "Share of pairs of one colour or a gradient, 0 to 1."
     dists_every: AtLeastOne = 2
     "DISTS sees one of this many pictures of a batch, because it costs more than all else."
+    discriminator: Path | None = None
+    "checkpoint.safetensors of an earlier detailed run, whose discriminator is trained further; else a new one."
     weights: DetailWeightOptions = field(default_factory=DetailWeightOptions)
 
     def __call__(self) -> None:
@@ -114,6 +116,7 @@ class Detailed:
             self.learning_rate,
             self.discriminator_learning_rate,
             self.dists_every,
+            self.discriminator,
         )
         say_result("model", train_detailed(self.training.config_of(self), run))
 

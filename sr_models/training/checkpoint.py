@@ -102,7 +102,7 @@ def resume(output: Path, learned: Learned, settings: dict) -> tuple[int, Best | 
     if not path.exists():
         _refuse_earlier(output)
         return 0, None
-    saved, tensors = _read(path)
+    saved, tensors = read_checkpoint(path, "remove it to start from the beginning")
     if saved.get("settings") != json.loads(json.dumps(settings)):
         raise UserError(f"{path} was saved with other settings: use the same ones to resume, or another output folder.")
     try:
@@ -123,13 +123,17 @@ def remove_leftovers(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_checkpoint(path: Path, remedy: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a run saved: its step, best result, scaler and settings; and the tensors of `Learned.tensors`.
+
+    Raises UserError, which ends with `remedy`, for a file that cannot be read or that no training run saved.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             saved = dict(json.loads((file.metadata() or {})[RUN_KEY]))
             return saved, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is broken ({shown(str(error))}): remove it to start from the beginning.") from error
+        raise UserError(f"{path} is broken ({shown(str(error))}): {remedy}.") from error
 
 
 def _refuse_earlier(output: Path) -> None:

@@ -35,10 +35,11 @@ class DetailWeights:
 
 
 class DetailedObjective(PictureObjective):
-    """pixel |x - y| + coarse |mean4(x) - mean4(y)| + lpips LPIPS(x, y) + dists DISTS(x, y) + adversarial L_G
+    """pixel |x - y| + coarse |mean4(x) - small(y)| + lpips LPIPS(x, y) + dists DISTS(x, y) + adversarial L_G
     + grid L_grid(x, y), for the result x and HR y; and L_D for the discriminator (`players_losses`).
 
-    mean4 are means over 4 x 4 px: they keep colours, and let a result shrink back to its input.
+    mean4 are means over 4 x 4 px. small is halfway between mean4 and the bicubic reduction, of which most LR pictures
+    are made. It keeps colours, and lets a result shrink back to its input.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class DetailedObjective(PictureObjective):
         adversarial, discriminator = players_losses(self.discriminator, hr, result)
         terms = {
             "pixel": (result - hr).abs().mean(),
-            "coarse": (F.avg_pool2d(result, SCALE) - F.avg_pool2d(hr, SCALE)).abs().mean(),
+            "coarse": (F.avg_pool2d(result, SCALE) - shrunk(hr)).abs().mean(),
             "lpips": lpips,
             "dists": dists,
             "adversarial": adversarial,
@@ -72,3 +73,9 @@ class DetailedObjective(PictureObjective):
     def settings(self) -> dict[str, Any]:
         mine = {"weights": asdict(self.weights), "discriminator_rate": self.discriminator_rate}
         return super().settings() | mine | {"window": self.perceptual.window, "every": self.perceptual.every}
+
+
+def shrunk(pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) at a quarter of their sides: the mean of the reductions by area and by bicubic."""
+    bicubic = F.interpolate(pictures, scale_factor=1 / SCALE, mode="bicubic", antialias=True)
+    return (F.avg_pool2d(pictures, SCALE) + bicubic) / 2

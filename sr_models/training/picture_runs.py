@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoints.low_rank import under
 from ..errors import UserError
 from ..families import conv_sr
 from ..networks.conv_sr import SCALE, ConvSR, ConvSRConfig
+from .checkpoint import read_checkpoint
 from .detailed_objective import DetailedObjective, DetailWeights
-from .discriminator import MULTIPLE
+from .discriminator import MULTIPLE, UNetDiscriminator
 from .loop import TrainConfig, train
 from .perceptual import PerceptualLosses
 from .picture_objective import FaithfulObjective
@@ -66,6 +68,7 @@ class DetailedRun:
         perceptual: a folder with the weights of LPIPS on AlexNet and of DISTS.
         discriminator_rate: AdamW's learning rate for the discriminator.
         dists_every: DISTS sees one of this many pictures of a batch.
+        discriminator: the checkpoint of an earlier run, whose discriminator is trained further, not a new one.
     """
 
     data: Path
@@ -76,6 +79,7 @@ class DetailedRun:
     learning_rate: float = 1e-4
     discriminator_rate: float = 1e-4
     dists_every: int = 2
+    discriminator: Path | None = None
 
 
 def train_detailed(config: TrainConfig, run: DetailedRun) -> Path:
@@ -88,7 +92,19 @@ def train_detailed(config: TrainConfig, run: DetailedRun) -> Path:
     learner = conv_sr.read_one(run.start).requires_grad_(True)
     rates = run.learning_rate, run.discriminator_rate
     perceptual = PerceptualLosses(run.perceptual, every=run.dists_every)
-    return train(config, DetailedObjective(learner, perceptual, run.weights, rates), pairs)
+    objective = DetailedObjective(learner, perceptual, run.weights, rates)
+    if run.discriminator is not None:
+        _load_discriminator(objective.discriminator, run.discriminator)
+    return train(config, objective, pairs)
+
+
+def _load_discriminator(discriminator: UNetDiscriminator, path: Path) -> None:
+    remedy = "choose checkpoint.safetensors of an earlier detailed run"
+    tensors = under(read_checkpoint(path, remedy)[1], "weights/discriminator.")
+    try:
+        discriminator.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not contain a discriminator of this size: {remedy}.") from error
 
 
 def join(faithful: Path, detailed: Path, detail: float, card: str, output: Path) -> Path:

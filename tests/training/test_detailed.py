@@ -19,7 +19,9 @@ from onestep_sr.sr_models.training.perceptual import PerceptualLosses
 from onestep_sr.sr_models.training.picture_runs import DetailedRun, join, train_detailed
 from onestep_sr.sr_models.training.pictures import PairConfig
 from perceptual_weights import write_perceptual_weights
+from PIL import Image
 from places import PHOTOS
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 NUMBERS = [0, 1]
@@ -103,6 +105,14 @@ def test_the_discriminators_weights_have_norm_one() -> None:
         assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2).detach()) == pytest.approx(1, abs=0.05)
 
 
+def mean4(pictures: torch.Tensor) -> np.ndarray:
+    return pictures.double().numpy().reshape(2, 3, 12, 4, 12, 4).mean(axis=(3, 5))
+
+
+def pillow_bicubic(channel: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(channel.astype(np.float32)).resize((12, 12), Image.Resampling.BICUBIC))
+
+
 def test_the_loss_is_the_weighted_sum_of_its_terms(network: ConvSR, perceptual: Path) -> None:
     weights = DetailWeights(pixel=1.5, coarse=2.5, lpips=0.3, dists=0.7, adversarial=0.2, grid=0.4)
     objective = DetailedObjective(network, PerceptualLosses(perceptual, 32), weights, (1e-3, 1e-3)).eval()
@@ -110,8 +120,8 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(network: ConvSR, perceptual: 
     found = {n: float(v.detach()) for n, v in objective.losses(result, {"hr": hr}, Draws(0, NUMBERS)).items()}
     difference = (result - hr).double().numpy()
     assert found["pixel"] == pytest.approx(np.abs(difference).mean(), rel=1e-5)
-    means = difference.reshape(2, 3, 12, 4, 12, 4).mean(axis=(3, 5))
-    assert found["coarse"] == pytest.approx(np.abs(means).mean(), rel=1e-4)
+    small = [mean4(hr), np.stack([[pillow_bicubic(channel) for channel in picture] for picture in hr.double().numpy()])]
+    assert found["coarse"] == pytest.approx(np.abs(mean4(result) - sum(small) / 2).mean(), rel=1e-3)
     names = ("pixel", "coarse", "lpips", "dists", "adversarial", "grid")
     expected = sum(getattr(weights, name) * found[name] for name in names) + found["discriminator"]
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
@@ -151,6 +161,20 @@ def test_training_resumes_and_moves_both_players(start: Path, perceptual: Path, 
     with pytest.raises(UserError, match="other settings"):
         changed = detailed_run(start, perceptual, weights=DetailWeights(adversarial=1.0))
         train_detailed(loop.TrainConfig(tmp_path / "cut", steps=4, **config), changed)
+
+
+def test_an_earlier_runs_discriminator_is_trained_further(start: Path, perceptual: Path, tmp_path: Path) -> None:
+    config = {"batch": 1, "warmup": 0, "workers": 0, "steps": 1}
+    train_detailed(loop.TrainConfig(tmp_path / "first", **config), detailed_run(start, perceptual))
+    checkpoint = tmp_path / "first" / "checkpoint.safetensors"
+    further = detailed_run(start, perceptual, discriminator=checkpoint, discriminator_rate=0.0)
+    train_detailed(loop.TrainConfig(tmp_path / "second", **config, seed=1), further)
+    first, second = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("first", "second"))
+    weights = [name for name in first if name.startswith("weights/discriminator.") and not name.endswith(("_u", "_v"))]
+    assert weights and all(torch.equal(first[name], second[name]) for name in weights)
+    with pytest.raises(UserError, match=r"choose checkpoint\.safetensors of an earlier"):
+        wrong = detailed_run(start, perceptual, discriminator=start)
+        train_detailed(loop.TrainConfig(tmp_path / "third", **config), wrong)
 
 
 def test_the_commands_make_one_model_with_both_ends(start: Path, perceptual: Path, tmp_path: Path) -> None:

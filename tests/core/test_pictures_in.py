@@ -246,7 +246,7 @@ def test_values_that_are_not_numbers_are_refused() -> None:
 
 
 def test_the_readmes_example_runs(tmp_path, monkeypatch) -> None:
-    [code] = re.findall(r"## Python\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [code] = re.findall(r"## Python\n\n```python\n(.*?)```", (ROOT / "docs" / "command-line.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     Image.open(ROOT / "demo" / "photo.png").convert("RGB").crop((0, 0, 24, 16)).save(tmp_path / "demo" / "photo.png")

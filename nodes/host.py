@@ -162,12 +162,16 @@ def print_once(text: str) -> None:
 
 
 def device_name() -> str:
-    return model_management.get_torch_device_name(model_management.get_torch_device())
+    return model_management.get_torch_device_name(compute_device())
+
+
+def compute_device() -> torch.device:
+    return model_management.get_torch_device()
 
 
 def compute_dtype() -> torch.dtype:
     """ComfyUI's precision for its compute device; on a CPU, the core's default."""
-    device = model_management.get_torch_device()
+    device = compute_device()
     if device.type == "cpu":
         return default_dtype(device)
     if model_management.should_use_fp16(device):
@@ -177,7 +181,7 @@ def compute_dtype() -> torch.dtype:
 
 def adopt(opened: OpenedModel) -> HostedModel:
     """Let ComfyUI manage the modules of an opened model."""
-    devices = model_management.get_torch_device(), model_management.unet_offload_device()
+    devices = compute_device(), model_management.unet_offload_device()
     return HostedModel(opened, tuple(ModelPatcher(module, *devices) for module in opened.modules))
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 from ..sr_models.canvas.target import FACTOR, Size, chosen_target
 from ..sr_models.canvas.wrap import WRAPS, Wrap
 from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
-from ..sr_models.core.forecast import Forecast, forecast
+from ..sr_models.core.forecast import LEVELS, Forecast, Level, Need, forecast, needs
 from ..sr_models.core.options import UpscaleOptions
 from ..sr_models.core.recipe import Recipe
 from ..sr_models.errors import UserError
@@ -21,7 +21,6 @@ from ..sr_models.families.registry import FAMILIES, identify
 from . import host, host_sd, pace, stable_diffusion, upscaling
 
 ROUTE = "/onestep_sr/plan"
-GIGABYTE = 1e9
 LONG = 100  # seconds; longer times are shown in minutes
 MOST_PIXELS = 2**20  # of any length in a question
 
@@ -46,8 +45,9 @@ class Question:
 
 
 def add_route() -> None:
-    """POST a Question as JSON -> {text, width, height, noise}: the line to show, the result's size or None, and
-    whether the model starts from noise, None if unknown."""
+    """POST a Question as JSON -> {text, level, width, height, noise}: the line to show, whether its memory is free
+    ("fits", "tight" or "too little"; None if unknown), the result's size or None, and whether the model starts from
+    noise, None if unknown."""
     host.add_route(ROUTE, answer)
 
 
@@ -65,13 +65,15 @@ def answer(content: Any) -> dict[str, Any]:
         run = forecast(recipe, factor, (question.height, question.width), options)
     except UserError as error:
         return _answer(str(error), recipe)
-    return _answer(_line(recipe, run, question.count), recipe, run.result)
+    memory = needs(run, question.count, host.compute_device())
+    worst = max((need.level for need in memory), key=LEVELS.index)
+    return _answer(_line(recipe, run, question.count, memory), recipe, run.result, worst)
 
 
-def _answer(text: str, recipe: Recipe | None, result: Size | None = None) -> dict[str, Any]:
+def _answer(text: str, recipe: Recipe | None, result: Size | None = None, level: Level | None = None) -> dict[str, Any]:
     width, height = (None, None) if result is None else (result[1], result[0])
     noise = None if recipe is None else recipe.step.noises > 0
-    return {"text": text, "width": width, "height": height, "noise": noise}
+    return {"text": text, "level": level, "width": width, "height": height, "noise": noise}
 
 
 def question_of(content: Any) -> Question:
@@ -158,7 +160,7 @@ def _recipes_of_lora(stamp: Stamp) -> Mapping[str, Recipe]:
     return family.recipes
 
 
-def _line(recipe: Recipe, run: Forecast, images: int) -> str:
+def _line(recipe: Recipe, run: Forecast, images: int, memory: list[Need]) -> str:
     size = f"{run.result[1]} x {run.result[0]} px"
     if not run.work:
         return f"{size}: only shrunk, without the model"
@@ -167,11 +169,7 @@ def _line(recipe: Recipe, run: Forecast, images: int) -> str:
     seconds = pace.expected_seconds(recipe.name, run.work * images)
     time = "time known after a run" if seconds is None else f"about {_duration(seconds)}"
     each = "" if images == 1 else f"{images} images, each "
-    return f"{each}{size}: {tiles} of {run.tile[1]} x {run.tile[0]} px, {_size(run.memory)} of main memory, {time}"
-
-
-def _size(amount: int) -> str:
-    return f"{amount / 1e6:.0f} MB" if amount < GIGABYTE else f"{amount / GIGABYTE:.1f} GB"
+    return f"{each}{size}: {tiles} of {run.tile[1]} x {run.tile[0]} px, {time}, {', '.join(map(str, memory))}"
 
 
 def _duration(seconds: float) -> str:

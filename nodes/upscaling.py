@@ -17,7 +17,7 @@ from ..sr_models.canvas.target import FACTOR, MAX_SCALE, MIN_SCALE, MIN_SIDE, SI
 from ..sr_models.canvas.wrap import WRAPS, Wrap
 from ..sr_models.checkpoints.prompt_embeddings import POOLED_FILE, PROMPT_FILE
 from ..sr_models.checkpoints.weights_file import Stamp, file_stamps
-from ..sr_models.core.forecast import forecast, workspace
+from ..sr_models.core.forecast import forecast, needs, workspace
 from ..sr_models.core.options import DETAIL, UpscaleOptions
 from ..sr_models.core.region import upscale_regions
 from ..sr_models.core.upscale import upscale
@@ -280,6 +280,10 @@ class UpscaleImage(io.ComfyNode):
         matched = None if color == AUTO else color
         shared = None if overlap < 0 else overlap
         options = completed(UpscaleOptions(upscale_by, tile or None, shared, matched, seed), **later)
+        run = forecast(model.recipe, model.codec.factor, (height, width), options)
+        for need in needs(run, len(image), host.compute_device()):
+            if region is None and need.level == "too little":
+                host.show_on_node(node_id, f"This run needs about {need}.")
         sr_model.to_device(workspace(model, (height, width), options))
         bar, started = host.Bar(), time.monotonic()
         work = upscale if region is None else partial(upscale_regions, masks=as_masks(region).to(image.device))
@@ -291,7 +295,6 @@ class UpscaleImage(io.ComfyNode):
             notice=lambda notice: host.show_on_node(node_id, notice),
             stage=bar.stage,
         )
-        run = forecast(model.recipe, model.codec.factor, (height, width), options)
         if region is None and run.work:
             pace.record(model.recipe.name, run.work * len(image), time.monotonic() - started)
         return io.NodeOutput(*as_outputs(result), ui={"image_size": [width, height]})

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
 
 from ..canvas.tiling import window_count
 from .geometry import Size, geometry
+from .memory import SHARE, available
 from .model import SRModel
 from .options import UpscaleOptions
 from .recipe import Recipe
 from .tile_policy import TilePolicy
 
 BYTES_PER_PIXEL = 64  # per pixel of the network's result, in all of `upscale`; measured with the bundled model
+HELD_PER_PIXEL = 16  # of a finished result, which waits for the rest of its batch: four channels in float32
+GIGABYTE = 1e9
+MAIN, GPU = "main memory", "GPU memory"
+ADVICE = {MAIN: "choose a smaller size or fewer images", GPU: "choose a smaller tile"}
+Level = Literal["fits", "tight", "too little"]
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,7 @@ class Forecast:
     rows, columns: number of tiles.
     work: latent pixels that the network processes: the number of tiles times their area. Time is proportional to it.
     memory: peak bytes of main memory for pictures and latents, without weights.
+    network: bytes on the device for one tile in float32, without weights; 0 if unknown.
     """
 
     result: Size
@@ -30,6 +41,45 @@ class Forecast:
     columns: int
     work: int
     memory: int
+    network: int = 0
+
+    def memory_of_batch(self, images: int) -> int:
+        """Peak bytes of main memory for a batch of images of this size."""
+        return self.memory + (images - 1) * HELD_PER_PIXEL * self.result[0] * self.result[1]
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one kind of memory that a run needs, and that are free."""
+
+    kind: str
+    needed: int
+    free: int
+
+    @property
+    def level(self) -> Level:
+        """Whether the run fits easily, so that other programs may have to make room, or not."""
+        return "fits" if self.needed <= SHARE * self.free else "tight" if self.needed <= self.free else "too little"
+
+    def __str__(self) -> str:
+        words = f"{_size(self.needed)} of {self.kind}"
+        if self.level == "fits":
+            return words
+        advice = "close other programs" if self.level == "tight" else ADVICE[self.kind]
+        return f"{words}, of which {_size(self.free)} are free: {advice}"
+
+
+def needs(run: Forecast, images: int, device: torch.device) -> list[Need]:
+    """What a run on a batch of images needs; a network of unknown size and an autoencoder, which takes what is free,
+    are not counted."""
+    cpu = torch.device("cpu")
+    pictures, on_cpu = run.memory_of_batch(images), device.type == "cpu"
+    main = Need(MAIN, pictures + (run.network if on_cpu else 0), available(cpu))
+    return [main] if on_cpu or not run.network else [main, Need(GPU, run.network, available(device))]
+
+
+def _size(amount: int) -> str:
+    return f"{amount / 1e6:.0f} MB" if amount < GIGABYTE else f"{amount / GIGABYTE:.1f} GB"
 
 
 def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) -> Forecast:
@@ -52,6 +102,7 @@ def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) 
         columns,
         work=rows * columns * height * width,
         memory=memory_of(recipe, continued.whole_result, continued.whole),
+        network=height * width * recipe.values_per_pixel * torch.float32.itemsize,
     )
 
 

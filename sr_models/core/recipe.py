@@ -25,6 +25,7 @@ class Recipe:
         negative_prompt, guidance: for methods that are guided away from a second prompt, as in `Guided`; a guidance of
             1 uses no second prompt.
         enlarging: how the picture is enlarged before the network.
+        values_per_pixel: how many values per latent pixel exist at once in a pass of the network; 0 if unknown.
     """
 
     name: str
@@ -42,3 +43,4 @@ class Recipe:
     negative_prompt: str = ""
     guidance: float = 1.0
     enlarging: Enlarging = "bicubic"
+    values_per_pixel: int = 0

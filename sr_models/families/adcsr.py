@@ -48,6 +48,7 @@ RECIPE = Recipe(
     overlap=16,
     multiple=SIZES.multiple,
     color="adain",
+    values_per_pixel=VALUES_PER_PIXEL,
 )
 
 
@@ -141,7 +142,9 @@ def _open(header: Header, options: OpenOptions) -> OpenedModel:
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     channels = SIZES.decoder.latent_channels
     codec = DecoderCodec(decoder, factor, channels, budget=options.budget, spill=options.spill)
-    return OpenedModel(FAMILY, SRModel(recipe, NetworkDenoiser(network, VALUES_PER_PIXEL), codec), (network, decoder))
+    return OpenedModel(
+        FAMILY, SRModel(recipe, NetworkDenoiser(network, recipe.values_per_pixel), codec), (network, decoder)
+    )
 
 
 FAMILY = ModelFamily(

@@ -128,9 +128,9 @@ def _config(file: Header | WeightsFile) -> ConvSRConfig:
 
 
 def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
-    _config(header)
-    name = header.path.stem
-    return Recipe(name, name, FAMILY.citation, Direct(), scale=SCALE, tile=256, overlap=32, multiple=1), SCALE
+    name, values = header.path.stem, _config(header).values_per_pixel
+    sizes = Recipe(name, name, FAMILY.citation, Direct(), scale=SCALE, tile=256, overlap=32, multiple=1)
+    return replace(sizes, values_per_pixel=values), SCALE
 
 
 def _open(header: Header, options: OpenOptions) -> OpenedModel:
@@ -140,7 +140,9 @@ def _open(header: Header, options: OpenOptions) -> OpenedModel:
     for network in networks:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     detail = None if ends.detailed is None else DetailRange(ends.detail, _mixer(ends.faithful, ends.detailed))
-    model = SRModel(recipe, NetworkDenoiser(networks[0]), PixelShuffleCodec(factor), detail=detail)
+    model = SRModel(
+        recipe, NetworkDenoiser(networks[0], recipe.values_per_pixel), PixelShuffleCodec(factor), detail=detail
+    )
     return OpenedModel(FAMILY, model, tuple(networks))
 
 
@@ -151,7 +153,7 @@ def _mixer(faithful: ConvSR, detailed: ConvSR) -> Callable[[float], NetworkDenoi
     def mixed(position: float, device: torch.device) -> NetworkDenoiser:
         network = AsDenoiser(interpolated(faithful, detailed, position))
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        return NetworkDenoiser(network)
+        return NetworkDenoiser(network, faithful.config.values_per_pixel)
 
     return lambda position: mixed(position, faithful.stem.weight.device)
 

@@ -52,7 +52,7 @@ PAPER = "arXiv 2307.12348"
 TILE = 512  # as published: up to 512 px of the picture in one window
 
 RECIPES = {
-    recipe.name: recipe
+    recipe.name: replace(recipe, values_per_pixel=VALUES_PER_PIXEL)
     for recipe in (
         Recipe("tad-sr", "TAD-SR, one step", "arXiv 2408.07476", ResShiftStep(T15), tile=TILE),
         Recipe("sinsr", "SinSR, one step", "arXiv 2311.14760", ResShiftStep(T15), tile=TILE),
@@ -117,7 +117,7 @@ def opened(
         autoencoder, sizes.factor, sizes.latent_channels, budget=options.budget, spill=options.spill
     )
     recipe = replace(recipe, multiple=network.config.multiple)
-    model = SRModel(recipe, NetworkDenoiser(network, VALUES_PER_PIXEL), codec)
+    model = SRModel(recipe, NetworkDenoiser(network, recipe.values_per_pixel), codec)
     return OpenedModel(family, model, (network, autoencoder))
 
 

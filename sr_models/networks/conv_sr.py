@@ -23,6 +23,12 @@ class ConvSRConfig:
     channels: int = 64
     blocks: int = 16
 
+    @property
+    def values_per_pixel(self) -> int:
+        """How many values per LR pixel exist at once: the picture, and around the last shuffle a map of 4 `channels`
+        three times, beside the first map."""
+        return 13 * self.channels + 3
+
 
 class ConvSR(nn.Module):
     """(B, 3, h, w) in [0, 1] -> (B, 3, 4h, 4w), not clamped."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onestep_sr.sr_models.codecs.autoencoder import AutoencoderCodec
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
-from onestep_sr.sr_models.core.forecast import forecast, workspace
+from onestep_sr.sr_models.core.forecast import GPU, HELD_PER_PIXEL, MAIN, Need, forecast, needs, workspace
 from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
 from onestep_sr.sr_models.core.options import UpscaleOptions
@@ -30,10 +33,12 @@ from onestep_sr.sr_models.families.resshift import RECIPES, VALUES_PER_PIXEL
 from onestep_sr.sr_models.families.tsd_sr import TSD_SR
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
+from places import ROOT
 
 FLOW = OneStep(1000.0, level=flow_level(1000.0))
 
 FACTOR = 4
+ENVIRONMENT = {"PYTHONPATH": str(ROOT.parent), "OMP_NUM_THREADS": "1"}
 
 
 class Watched:
@@ -185,10 +190,71 @@ def test_the_workspace_is_that_of_one_tile_or_of_the_autoencoders_bands(side, ti
         assert told < 6 * 2**30  # all maps of 4096 px at once have 24 GiB
 
 
-def test_a_budget_limits_the_workspace_and_pictures_without_an_autoencoder_need_none():
+def test_a_budget_limits_the_workspace():
     options, model = UpscaleOptions(4, tile=256), published_model()
     limited = replace(model, codec=AutoencoderCodec(model.codec.autoencoder, 4, 3, budget=100 * 2**20))
     assert workspace(limited, (1024, 1024), options) == 100 * 2**20
-    assert workspace(load().model, (1024, 1024), UpscaleOptions()) == 0
+    assert workspace(load().model, (1024, 1024), UpscaleOptions()) == 835 * 256**2 * 4
     with pytest.raises(UserError, match="at least 8 px"):
         workspace(model, (4, 90), options)
+
+
+def test_a_batchs_results_wait_in_memory() -> None:
+    run = forecast(TSD_SR, 8, (128, 96), UpscaleOptions(4))
+    assert run.memory_of_batch(1) == run.memory
+    assert run.memory_of_batch(5) - run.memory == 4 * HELD_PER_PIXEL * 512 * 384
+
+
+def test_the_level_follows_from_free_memory() -> None:
+    def need(needed: float, free: float, kind: str = MAIN) -> Need:
+        return Need(kind, int(needed * 1e9), int(free * 1e9))
+
+    assert need(1, 10).level == "fits" and str(need(0.05, 10)) == "50 MB of main memory"
+    assert need(9, 10).level == "tight"
+    assert str(need(9, 10)) == "9.0 GB of main memory, of which 10.0 GB are free: close other programs"
+    assert str(need(9, 8, GPU)) == "9.0 GB of GPU memory, of which 8.0 GB are free: choose a smaller tile"
+    large = forecast(recipe_of(BUNDLED)[0], 4, (2000, 3000), UpscaleOptions(8))
+    short = replace(needs(large, 1, torch.device("cpu"))[0], free=int(16e9))
+    assert short.level == "too little" and str(short).endswith(" are free: choose a smaller size or fewer images")
+
+
+def test_on_a_gpu_the_network_needs_its_memory(monkeypatch) -> None:
+    monkeypatch.setattr("onestep_sr.sr_models.core.forecast.available", lambda device: 10**9)
+    run = forecast(recipe_of(BUNDLED)[0], 4, (256, 256), UpscaleOptions())
+    assert run.network == 835 * 256**2 * 4  # 64 channels: values of three maps at the result's size and of the first
+    [both] = needs(run, 1, torch.device("cpu"))
+    main, gpu = needs(run, 1, torch.device("cuda"))
+    assert (both.needed, main.needed, gpu.needed) == (run.memory + run.network, run.memory, run.network)
+    assert len(needs(forecast(TSD_SR, 8, (128, 96), UpscaleOptions(4)), 1, torch.device("cuda"))) == 1
+
+
+LIMITED = """
+import resource, sys, torch
+torch.set_num_threads(1)
+from onestep_sr import UpscaleOptions, load, upscale
+from onestep_sr.sr_models.core.forecast import forecast
+
+model, options = load().model, UpscaleOptions(float(sys.argv[1]))
+upscale(model, torch.rand(1, 3, 32, 32))  # libraries and their threads
+side = int(sys.argv[2])
+image = torch.rand(1, 3, side, side)
+used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
+run = forecast(model.recipe, model.codec.factor, (side, side), options)
+resource.setrlimit(resource.RLIMIT_DATA, (used + int(float(sys.argv[3]) * (run.memory + run.network)),) * 2)
+print(tuple(upscale(model, image, options).shape))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can limit a process's memory")
+@pytest.mark.parametrize("scale", [4, 2.5], ids=["x4", "x2.5"])
+def test_a_run_fits_into_the_memory_that_was_told(scale: float) -> None:
+    """A process that cannot allocate more than the estimate finishes; with a fifth of it, it does not."""
+
+    def run(share: float) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", LIMITED, str(scale), "384", str(share)]
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
+
+    finished = run(1.0)
+    side = round(384 * scale)
+    assert finished.stdout == f"(1, 3, {side}, {side})\n", finished.stderr[-500:]
+    assert run(0.2).returncode != 0

@@ -349,17 +349,18 @@ def test_the_plan_is_shown_before_a_run_and_the_time_after_one(host: Host) -> No
 
     (host.base / "user" / "onestep_sr" / "pace.json").unlink(missing_ok=True)
     assert plan() == {
-        "text": "1024 x 768 px: 6 tiles (3 x 2) of 512 x 512 px, 50 MB of main memory, time known after a run",
+        "text": "1024 x 768 px: 6 tiles (3 x 2) of 512 x 512 px, time known after a run, 105 MB of main memory",
+        "level": "fits",
         "width": 1024,
         "height": 768,
         "noise": False,
     }
     assert host.results(quick_start(host, "sky.png", seed=77))
-    assert re.search(r", about \d+ (s|min)$", plan()["text"])
+    assert re.search(r", about \d+ (s|min), 105 MB of main memory$", plan()["text"])
     assert plan(overlap=300)["text"] == "Overlap 300 does not fit a tile of 512: choose 0 to 256."
     assert plan(model={"model": "../secret.safetensors", "recipe": "auto"})["width"] is None
     large = plan(node="OneStepSRModel", model={"recipe": "tsd-sr"}, tile=0, upscale_by=8)
-    assert large["text"].startswith("2048 x 1536 px: 20 tiles (5 x 4) of 512 x 512 px, 201 MB")
+    assert large["text"].startswith("2048 x 1536 px: 20 tiles (5 x 4) of 512 x 512 px, ")
     with pytest.raises(urllib.error.HTTPError, match="400"):
         host.post("/onestep_sr/plan", {"width": 3})
     assert plan(width=2**20, height=2**20, tile=1, overlap=0)["width"] == 2**22

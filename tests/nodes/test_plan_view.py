@@ -11,6 +11,7 @@ import time
 import types
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onestep_sr.sr_models.families.bundled import BUNDLED
@@ -30,11 +31,19 @@ QUESTION = {
 LORA = QUESTION | {"node": MODEL, "model": {"recipe": "tsd-sr"}, "tile": 0}
 
 
+def cpu() -> torch.device:
+    return torch.device("cpu")
+
+
 @pytest.fixture(scope="module")
 def plan_view() -> types.ModuleType:
     parts = {
         "": {"__path__": [str(ROOT / "nodes")]},
-        ".host": {"MODEL_FOLDER": "onestep_sr", "weights_files": lambda folder: []},
+        ".host": {
+            "MODEL_FOLDER": "onestep_sr",
+            "weights_files": lambda folder: [],
+            "compute_device": lambda: torch.device("cpu"),
+        },
         ".host_sd": {"VAE_FACTOR": 8},
         ".pace": {"expected_seconds": lambda name, work: 1e-7 * work},
         ".stable_diffusion": {"MODEL_ID": MODEL, "LORA_FOLDER": "loras"},
@@ -128,7 +137,8 @@ def test_a_missing_part_is_refused(plan_view, name) -> None:
 def test_a_question_is_answered(plan_view) -> None:
     answer = plan_view.answer(QUESTION)
     assert (answer["width"], answer["height"]) == (1024, 768)
-    assert answer["text"].startswith("1024 x 768 px: 6 tiles (3 x 2) of 512 x 512 px, 50 MB of main memory, about ")
+    assert answer["text"].startswith("1024 x 768 px: 6 tiles (3 x 2) of 512 x 512 px, about ")
+    assert answer["text"].endswith(" s, 105 MB of main memory") and answer["level"] == "fits"
     outside = plan_view.answer(QUESTION | {"model": {"model": "../secret", "recipe": "auto"}})
     assert outside["text"] == "../secret is not in models/onestep_sr: choose another model."
 
@@ -143,13 +153,13 @@ def test_target_sizes_batches_and_wrap_are_answered(plan_view) -> None:
     assert text(size="width", pixels=128) == "128 x 96 px: only shrunk, without the model"
     assert text(size="width", pixels=4096).endswith("choose a smaller size.")
     assert text(size="wide").startswith("Size 'wide' is unknown: ")
-    assert text(count=3).startswith("3 images, each 1024 x 768 px: 6 tiles (3 x 2) of 512 x 512 px, 50 MB")
+    assert text(count=3).endswith(", 130 MB of main memory")
     assert text(wrap="x").startswith("1024 x 768 px: 6 tiles (3 x 2)") and text(wrap="z").startswith("Wrap 'z'")
 
 
 def test_a_wrong_file_is_named_before_the_image_is_known(plan_view) -> None:
     unknown = QUESTION | {"width": 0, "height": 0}
-    assert plan_view.answer(unknown) == {"text": "", "width": None, "height": None, "noise": False}
+    assert plan_view.answer(unknown) == {"text": "", "level": None, "width": None, "height": None, "noise": False}
     named = plan_view.answer(unknown | {"model": {"model": "lost.pth", "recipe": "auto"}})["text"]
     assert named == "lost.pth is not in models/onestep_sr: choose another model."
 

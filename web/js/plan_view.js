@@ -12,6 +12,13 @@ const MODELS = ["OneStepSRLoadModel", "OneStepSRModel"]
 const APPLY = "OneStepSRApplyLoRA"
 const ASKED = ["upscale_by", "tile", "overlap", "size", "pixels", "megapixels", "wrap"]
 const UPDATE_SECONDS = 0.5
+// Of the line: whether the memory that the run needs is free.
+const COLOURS = {
+  fits: "#6b6",
+  tight: "#da0",
+  "too little": "#e66",
+  unknown: "var(--descrip-text, #999)",
+}
 const SIDES = ["longest side", "shortest side", "width", "height"]
 
 // The file of the LoRA that the model's MODEL comes from; null if it is not known.
@@ -40,6 +47,7 @@ async function update(node) {
   const answer = asked === "null" ? null : await ask(asked)
   if (plan.asked !== asked) return
   plan.element.textContent = answer?.text ?? ""
+  plan.element.style.color = COLOURS[answer?.level] ?? COLOURS.unknown
   plan.size = answer?.width ? [answer.width, answer.height] : null
   plan.noise = answer?.noise ?? null
 }
@@ -64,7 +72,7 @@ function addView(node) {
   const element = document.createElement("div")
   element.className = "onestep-sr-plan"
   element.setAttribute("role", "status")
-  element.style.cssText = "font: 12px sans-serif; color: var(--descrip-text, #999); padding: 0 8px; overflow: auto;"
+  element.style.cssText = "font: 12px sans-serif; padding: 0 8px; overflow: auto;"
   const widget = node.addDOMWidget("plan", "onestep_sr_plan", element, {
     serialize: false,
     hideOnZoom: true,

@@ -66,7 +66,7 @@ def answer(content: Any) -> dict[str, Any]:
     except UserError as error:
         return _answer(str(error), recipe)
     memory = needs(run, question.count, host.compute_device())
-    worst = max((need.level for need in memory), key=LEVELS.index)
+    worst = max(memory, key=lambda need: LEVELS.index(need.level)).level
     return _answer(_line(recipe, run, question.count, memory), recipe, run.result, worst)
 
 

@@ -8,7 +8,7 @@ INSTALL := $(RUN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: demo test hosts slow gpu lint clean
 
 demo: $(VENV)/standalone.installed
-	$(RUN)/onestep-sr upscale demo/photo.png -o demo-output --compare --overwrite
+	$(RUN)/onestep-sr upscale demo/photo.png demo/sign.png -o demo-output --compare --overwrite
 
 # One thread per job: at the size of the tests, more threads cost more time than they save.
 test: lint

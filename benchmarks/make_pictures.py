@@ -1,5 +1,4 @@
-"""Create the pictures of the README and of the templates that need no download, from demo/photo.png with the bundled
-model.
+"""Create the pictures of the README and of the templates that need no download, from demo/ with the bundled model.
 
     python benchmarks/make_pictures.py
 
@@ -19,10 +18,11 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 # Left, top, width and height of both parts, in pixels of the result.
-README_BOX = (200, 40, 440, 400)
-TEMPLATE_BOX = (336, 84, 256, 288)
-REGION = (360, 60, 680, 420)  # of the ellipse: left, top, right, bottom
-CLIP_LEFTS, CLIP_TOP, CLIP_SIDE = (200, 320, 440), 60, 208
+FACE_BOX, SIGN_BOX = (205, 95, 300, 420), (0, 0, 300, 420)
+TEMPLATE_BOX = (225, 150, 256, 288)
+REGION = (200, 90, 520, 510)  # of the ellipse: left, top, right, bottom
+REGION_VIEW = (140, 40, 580, 560)
+CLIP_LEFTS, CLIP_TOP, CLIP_SIDE = (120, 220, 320), 90, 208
 
 
 def image_of(picture: Tensor) -> Image.Image:
@@ -45,7 +45,7 @@ def region(before: Tensor, after: Tensor) -> Image.Image:
     ImageDraw.Draw(mask).ellipse(REGION, fill=255)
     result.paste(inside, mask=mask)
     ImageDraw.Draw(result).ellipse(REGION, outline="white", width=4)
-    return result.crop((320, 20, 720, 460))
+    return result.crop(REGION_VIEW)
 
 
 def clip(after: Tensor) -> Image.Image:
@@ -57,12 +57,25 @@ def clip(after: Tensor) -> Image.Image:
     return frames
 
 
-def main() -> None:
-    photo = read_picture(ROOT / "demo" / "photo.png").pixels[None]
+def before_and_after(name: str) -> tuple[Tensor, Tensor]:
+    photo = read_picture(ROOT / "demo" / name).pixels[None]
     after = upscale(load().model, photo)
-    before = resize(photo, (after.shape[-2], after.shape[-1])).clamp(0, 1)
-    (ROOT / "docs").mkdir(exist_ok=True)
-    side_by_side(before, after, README_BOX).save(ROOT / "docs" / "before-after.jpg", quality=90)
+    return resize(photo, (after.shape[-2], after.shape[-1])).clamp(0, 1), after
+
+
+def readme(face: tuple[Tensor, Tensor], sign: tuple[Tensor, Tensor]) -> Image.Image:
+    """A face and lettering, each before and after."""
+    strips = [side_by_side(*face, FACE_BOX), side_by_side(*sign, SIGN_BOX)]
+    picture = Image.new("RGB", (sum(strip.width for strip in strips) + 12, strips[0].height), "white")
+    picture.paste(strips[0], (0, 0))
+    picture.paste(strips[1], (strips[0].width + 12, 0))
+    return picture
+
+
+def main() -> None:
+    before, after = before_and_after("photo.png")
+    picture = readme((before, after), before_and_after("sign.png"))
+    picture.save(ROOT / "docs" / "before-after.jpg", quality=90)
     pictures = {
         "01-quick-start": side_by_side(before, after, TEMPLATE_BOX),
         "02-region-only": region(before, after),

@@ -16,7 +16,7 @@ from PIL import Image
 from places import ROOT
 from torch import Tensor
 
-PHOTOS = (ROOT / "demo" / "photo.png", ROOT / "tests" / "photos" / "houses.png")
+PHOTOS = (ROOT / "tests" / "measures" / "koala.png", ROOT / "tests" / "photos" / "houses.png")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

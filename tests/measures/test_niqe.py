@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-PHOTOS = (ROOT / "demo" / "photo.png", ROOT / "tests" / "photos" / "houses.png")
+PHOTOS = (ROOT / "tests" / "measures" / "koala.png", ROOT / "tests" / "photos" / "houses.png")
 VALIDATION = ROOT.parent / "shared" / "data" / "val"
 
 

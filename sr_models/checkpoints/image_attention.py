@@ -19,6 +19,11 @@ def joined(prompt: Tensor, picture: Tensor) -> Tensor:
     return torch.cat([prompt, padded.expand(len(prompt), -1, -1)], dim=1)
 
 
+def with_picture(condition: Tensor, picture: Tensor) -> Tensor:
+    """A condition from `joined` with another picture."""
+    return joined(condition[:, :-PICTURE_TOKENS], picture)
+
+
 def split(condition: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The inverse of `joined`; `width` is the picture's."""
     return condition[:, :-PICTURE_TOKENS], condition[:, -PICTURE_TOKENS:, :width]

@@ -147,6 +147,8 @@ class SRModel:
         passes: empty for a model with a single pass, which is the recipe's step with `denoiser`.
         by_picture: picture (1, 3, H, W) in [0, 1] -> the model with its weights for this picture, until the next call;
             None if the weights are the same for all pictures.
+        look_again: a condition, and a picture (1, 3, H, W) in [0, 1] -> the condition with what is seen in this
+            picture, for a recipe with `further` steps; None if the condition does not depend on the picture.
     """
 
     recipe: Recipe
@@ -156,6 +158,7 @@ class SRModel:
     detail: DetailRange | None = None
     passes: Iterable[Pass] = ()
     by_picture: Callable[[Tensor], SRModel] | None = None
+    look_again: Callable[[Condition, Tensor], Condition] | None = None
 
     def for_picture(self, picture: Tensor) -> SRModel:
         """The model with its weights for a picture (1, 3, H, W) in [0, 1]; itself if they are the same for all."""

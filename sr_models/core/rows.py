@@ -86,7 +86,7 @@ def result_rows(run: Run, image: Tensor, *, index: int = 0, banded: bool = False
     report = Report(codec, source.way, source.padded, run.progress, run.notice)
     while bands.left:
         band = bands.next()
-        latent = _step_band(run, source, band, condition, report)
+        latent = _all_steps(run, source, band, condition, report)
         if latent is None:
             bands.replan()
             continue
@@ -96,12 +96,29 @@ def result_rows(run: Run, image: Tensor, *, index: int = 0, banded: bool = False
     report.end(model.denoiser.dtype)
 
 
-def _step_band(run: Run, source: Source, band: Band, condition: Condition, report: Report) -> Tensor | None:
+def _all_steps(run: Run, source: Source, band: Band, condition: Condition, report: Report) -> Tensor | None:
+    """The latent of a band after the recipe's step and those that follow it, as in `_step_band`."""
+    model, passes = run.model, run.model.all_passes()
+    canvas = source.canvas(band.top, band.bottom)
+    report.begin(band, canvas.latent, len(passes) + len(model.recipe.further))
+    latent = _step_band(run, canvas, passes, band, condition, report)
+    for number, step in enumerate(model.recipe.further):
+        if latent is None:
+            return None
+        seen = source.seen_again(latent)
+        if model.look_again is not None:
+            condition = model.look_again(condition, seen)
+        canvas = Canvas(latent, source.noise(latent, band.top, number + 1), seen * 2 - 1)
+        latent = _step_band(run, canvas, (Pass(step, model.denoiser),), band, condition, report)
+    return latent
+
+
+def _step_band(
+    run: Run, canvas: Canvas, passes: Sequence[Pass], band: Band, condition: Condition, report: Report
+) -> Tensor | None:
     """The band's tiles, stepped and weighted: (1, c, n, w). None where memory ran out on a single tile, of which the
     run's policy then knows. Raises UserError where values are not finite in float32 either."""
-    canvas, window, passes = source.canvas(band.top, band.bottom), band.tiles[0].size, run.model.all_passes()
-    report.begin(band, canvas.latent, len(passes))
-    result, policy = torch.zeros_like(canvas.latent), run.policy
+    window, policy, result = band.tiles[0].size, run.policy, torch.zeros_like(canvas.latent)
     work, shape = partial(step_tiles, canvas=canvas, result=result, policy=policy), (1, canvas.latent.shape[1], *window)
     try:
         for one, denoiser, tiles in _attempts(passes, band.tiles):
@@ -162,9 +179,21 @@ class Source:
         """What the latent rows [top, bottom) are stepped from."""
         first, last = top * self.pixels, bottom * self.pixels
         latent = self.model.codec.encode(self._enlarged(first, last), self.stage)
-        noises = self.model.recipe.step.noises
-        noise = canvas_noise(latent, self.seed, top, noises) if noises else None
-        return Canvas(latent, noise, self.padded[:, :, first:last] * 2 - 1)
+        return Canvas(latent, self.noise(latent, top), self.padded[:, :, first:last] * 2 - 1)
+
+    def noise(self, latent: Tensor, top: int, number: int = 0) -> Tensor | None:
+        """The noise of the recipe's step `number`, for latent rows from `top` on; None if it needs none."""
+        steps = (self.model.recipe.step, *self.model.recipe.further)
+        before = sum(step.noises for step in steps[:number])
+        if not steps[number].noises:
+            return None
+        drawn = canvas_noise(latent, self.seed, top, before + steps[number].noises)
+        return drawn[:, before * latent.shape[1] :]
+
+    def seen_again(self, latent: Tensor) -> Tensor:
+        """What a further step sees (1, 3, H, W) in [0, 1], given the latent of the whole canvas so far."""
+        share, result = self.model.recipe.result_share, self.model.codec.decode(latent, self.stage)
+        return self.padded.clamp(0, 1).lerp(result.clamp(0, 1), share)
 
     def _enlarged(self, first: int, last: int) -> Tensor:
         """The LR rows [first, last), enlarged to the size that the network gives them."""

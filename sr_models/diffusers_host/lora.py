@@ -86,7 +86,8 @@ def open_lora(
         network, kind = ControlledUNet(network, open_control(network, weights)), ControlledDenoiser
     denoiser = partial(kind, call=opened.call, placement=placement)
     codec = LatentCodec(opened.vae, placement, float(opened.vae.config.scaling_factor), budget, spill)
-    model = SRModel(chosen, denoiser(network), codec, conditioner)
+    look_again = conditioner.look_again if isinstance(conditioner, TaggedPrompt) else None
+    model = SRModel(chosen, denoiser(network), codec, conditioner, look_again=look_again)
     target, modules = TARGETS[opened.kind.network], (network, opened.vae)
     if weights.modulator is not None:
         adapters = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..checkpoints.image_attention import joined
+from ..checkpoints.image_attention import joined, with_picture
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
 from ..errors import UserError
 from ..families.family import Encode, LoraFamily, OneStepLora
@@ -32,6 +32,12 @@ class TaggedPrompt:
         if not self.family.sees_picture:
             return condition
         return replace(condition, prompt=joined(condition.prompt, embedding))
+
+    def look_again(self, condition: PromptEmbeddings, picture: Tensor) -> PromptEmbeddings:
+        """The condition with the embedding of a picture that has a result in it. The tags stay."""
+        with self.placement.on_device(self.tagger.network):
+            embedding = self.tagger.second_look(picture)
+        return replace(condition, prompt=with_picture(condition.prompt, embedding))
 
 
 def require_tagger(lora: OneStepLora) -> None:

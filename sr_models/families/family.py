@@ -191,8 +191,9 @@ def start_level(recipe: Recipe, process: Process) -> Level:
 
 
 def on_base(recipe: Recipe, process: Process) -> Recipe:
-    """The recipe, its step using a base's process."""
-    return replace(recipe, step=cast(BaseStep, recipe.step).on(process))
+    """The recipe, its steps using a base's process."""
+    first, *further = (cast(BaseStep, step).on(process) for step in (recipe.step, *recipe.further))
+    return replace(recipe, step=first, further=tuple(further))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,10 @@ The published files are diffusers folders, `unet` and `controlnet`, of whole net
 prompt, both have an attention to an embedding of the picture, which is RAM's with DAPE (`tagger`). The ControlNet sees
 the enlarged picture. The step starts at t = 999 from the LR's latent with noise, or from noise alone:
 z_0 = (z - sigma e) / alpha.
+
+The published form with four steps goes on from z_0 with new noise, at t = 749, 499 and 249. Before each step, the
+ControlNet and RAM look at a mixture of the result so far and the enlarged picture. The prompt keeps its tags. The
+published script has an option for the result's share, .5, which it does not pass on, so that it is .4.
 """
 
 from __future__ import annotations
@@ -37,6 +41,11 @@ RECIPE = Recipe(
     shortest=64,
 )
 FROM_NOISE = replace(RECIPE, name="tad-seesr-noise", step=OneStep(999.0, noised=True, from_noise=True))
+FURTHER = tuple(OneStep(timestep, noised=True) for timestep in (749.0, 499.0, 249.0))
+FOUR_STEPS, FOUR_FROM_NOISE = (
+    replace(recipe, name=f"{recipe.name}-s4", title=f"{recipe.title}, 4 steps", further=FURTHER, result_share=0.4)
+    for recipe in (RECIPE, FROM_NOISE)
+)
 _FIRST = "down_blocks.0.image_attentions.0.proj_in.weight"
 _UNET = All(InFolder(UNET, beside=CONTROL), Has(_FIRST, "conv_out.weight"))
 _CONTROL = Has(_FIRST, "controlnet_cond_embedding.conv_in.weight")
@@ -62,7 +71,7 @@ FAMILY = LoraFamily(
     licence="Apache-2.0; the base has its own",
     citation=RECIPE.citation,
     condition=AnyOf(_UNET, _CONTROL),
-    recipes={recipe.name: recipe for recipe in (RECIPE, FROM_NOISE)},
+    recipes={recipe.name: recipe for recipe in (RECIPE, FROM_NOISE, FOUR_STEPS, FOUR_FROM_NOISE)},
     summary=lambda header: "TAD-SeeSR: whole U-Net and ControlNet with image attentions",
     read=read,
     files=FILES,

@@ -39,10 +39,14 @@ class Tagger:
     thresholds: Tensor
 
     @torch.no_grad()
-    def embedding(self, picture: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, 145, 512) float32, on the picture's device."""
+    def embedding(self, picture: Tensor, mode: str = "bilinear") -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, 145, 512) float32, on the picture's device; `mode` as in `RAM.embed`."""
         weight = self.network.image_proj.weight
-        return self.network.embed(picture.to(weight)).to(picture)
+        return self.network.embed(picture.to(weight), mode).to(picture)
+
+    def second_look(self, picture: Tensor) -> Tensor:
+        """`embedding` of a picture with a result in it, which TAD-SeeSR's further steps resize bicubically."""
+        return self.embedding(picture, "bicubic")
 
     @torch.no_grad()
     def tags(self, embedding: Tensor) -> list[str]:

@@ -178,11 +178,12 @@ class RAM(nn.Module):
         self.tagging_head = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": layers})})
         self.fc = nn.Linear(config.hidden, 1)
 
-    def embed(self, picture: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> the embedding (B, 1 + pixels, c): (B, 145, 512) in the published network."""
+    def embed(self, picture: Tensor, mode: str = "bilinear") -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> the embedding (B, 1 + pixels, c): (B, 145, 512) in the published network; `mode` is
+        how the picture is resized to the network's side."""
         weight = self.image_proj.weight
         # Without antialiasing, as in the versions that the published scripts ask for.
-        fitted = F.interpolate(picture.to(weight), (self.side, self.side), mode="bilinear", antialias=False)
+        fitted = F.interpolate(picture.to(weight), (self.side, self.side), mode=mode, antialias=False)
         mean, deviation = (fitted.new_tensor(row)[:, None, None] for row in (MEAN, DEVIATION))
         return self.image_proj(self.visual_encoder((fitted - mean) / deviation))
 

@@ -12,6 +12,7 @@ import small_peft
 import small_seesr
 import small_unet
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from onestep_sr.sr_models.canvas.color import ColorMatch, match
 from onestep_sr.sr_models.canvas.noise import canvas_noise
@@ -93,29 +94,44 @@ def equation(
     control_picture: Callable[[Tensor], Tensor] = lambda x: x,
     seen: Callable[[Tensor], Tensor] = lambda x: x,
     color: ColorMatch = "adain",
+    further: tuple[int, ...] = (),
+    new_noise: bool = True,
+    shares: tuple[float, float] = (0.4, 0.4),
 ) -> Tensor:
-    """z = .068265 z_lr + .997667 n, z_0 = (z - .997667 e) / .068265, in float64. What may be passed by name are the
-    places for mistakes."""
+    """z = .068265 z_lr + .997667 n, z_0 = (z - .997667 e) / .068265, in float64; `further` timesteps start from z_0
+    with new noise, and see a mixture of the result and the picture. What may be passed by name are the places for mistakes,
+    such as the `shares` of the result that the ControlNet and RAM see."""
     tagger, image = read_tagger(case["ram"]), case["image"]
-    embedding = tagger.embedding(seen(image))
+    embedding = tagger.embedding(seen(image)).double()
     [tags] = tagger.tags(tagger.embedding(image))
     (unet, of_unet), (control, of_control) = network(case, "unet"), network(case, "controlnet")
-    look(unet, of_unet, embedding.double(), unet_order)
-    look(control, of_control, embedding.double(), control_order)
+    look(unet, of_unet, embedding, unet_order)
+    look(control, of_control, embedding, control_order)
     vae: Any = AutoencoderKL.from_pretrained(case["base"] / "vae").double()
     text = small_peft.encoded(case["base"], prompt.format(tags=tags, text=TEXT)).double()
     with torch.no_grad():
         z_lr = 0.18215 * vae.encode(image.double() * 2 - 1).latent_dist.mode()
-        noise = canvas_noise(z_lr.float(), seed).double()
+        noises = canvas_noise(z_lr.float(), seed, 0, 1 + len(further)).double().chunk(1 + len(further), 1)
         alpha, sigma = small_peft.roots(timestep)
-        z = alpha * z_lr + sigma * noise if start is None else start(z_lr, noise)
+        z = alpha * z_lr + sigma * noises[0] if start is None else start(z_lr, noises[0])
         options: dict[str, Any] = {"encoder_hidden_states": text, "return_dict": False}
-        down, middle = control(
-            z, timestep, controlnet_cond=control_picture(image.double()), conditioning_scale=control_scale, **options
-        )
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        e = unet(z, timestep, **options, **residuals)[0]
-        result = vae.decode((z - sigma * e) / alpha / 0.18215).sample / 2 + 0.5
+
+        def result_of(z: Tensor, timestep: int, picture: Tensor) -> tuple[Tensor, Tensor]:
+            down, middle = control(
+                z, timestep, controlnet_cond=control_picture(picture), conditioning_scale=control_scale, **options
+            )
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+            z_0 = (z - sigma * unet(z, timestep, **options, **residuals)[0]) / alpha
+            return z_0, (vae.decode(z_0 / 0.18215).sample / 2 + 0.5).clamp(0, 1)
+
+        z_0, result = result_of(z, timestep, image.double())
+        for number, later in enumerate(further, 1):
+            of_control, of_ram = (share * result + (1 - share) * image for share in shares)
+            side = (tagger.network.side,) * 2
+            embedding.copy_(tagger.embedding(F.interpolate(of_ram, side, mode="bicubic").float()))
+            alpha, sigma = small_peft.roots(later)
+            z = alpha * z_0 + sigma * noises[number if new_noise else 0]
+            z_0, result = result_of(z, later, of_control)
     return match(result.clamp(0, 1).float(), image, color).clamp(0, 1)
 
 
@@ -163,6 +179,47 @@ def test_tiles_see_their_part_of_the_picture(case) -> None:
 
     both, alone, exchanged = model.denoiser.run(work, (2, 4, 4, 4), condition)
     assert (both - alone).abs().max() < 1e-5 < 1e-3 * (both - exchanged).abs().max()
+
+
+S4: Any = {"further": (749, 499, 249)}
+
+
+@pytest.fixture(scope="module")
+def four_steps(case) -> Tensor:
+    return equation(case, **S4)
+
+
+def test_four_steps(case, four_steps, truth) -> None:
+    result = upscale(opened(case, recipe="tad-seesr-s4").model, case["image"], AS_LARGE)
+    assert (result - four_steps).abs().max() < TOLERANCE < 0.01 < (result - truth).abs().max()
+
+
+def test_four_steps_from_noise_alone(case) -> None:
+    result = upscale(opened(case, recipe="tad-seesr-noise-s4").model, case["image"], AS_LARGE)
+    assert (result - equation(case, start=lambda z, noise: noise, **S4)).abs().max() < TOLERANCE
+
+
+def test_each_of_four_steps_is_reported(case) -> None:
+    reports = []
+    model = opened(case, recipe="tad-seesr-s4").model
+    upscale(model, case["image"], AS_LARGE, progress=lambda done, total, preview: reports.append((done, total)))
+    assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+MISTAKES_OF_FOUR: dict[str, dict[str, Any]] = {
+    "three steps": {"further": (749, 499)},
+    "timesteps of 1000": {"further": (750, 500, 250)},
+    "the first noise again": {"new_noise": False},
+    "the ControlNet sees the picture alone": {"shares": (0.0, 0.4)},
+    "the ControlNet sees the result alone": {"shares": (1.0, 0.4)},
+    "RAM sees the picture alone": {"shares": (0.4, 0.0)},
+    "half of the result": {"shares": (0.5, 0.5)},
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_OF_FOUR)
+def test_each_mistake_in_four_steps_would_show(case, four_steps, mistake) -> None:
+    assert (equation(case, **S4 | MISTAKES_OF_FOUR[mistake]) - four_steps).abs().max() > 2 * TOLERANCE
 
 
 MISTAKES: dict[str, dict[str, Any]] = {

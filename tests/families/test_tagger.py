@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import small_seesr
 import torch
+import torch.nn.functional as F
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.tagger import LORA_FILE, RAM_FILE, TAGS_FILE, THRESHOLDS_FILE, read_tagger
 
@@ -54,6 +55,14 @@ def test_tags_are_those_over_their_thresholds(folder) -> None:
     lines = [f"{chance + (-0.01 if number in wanted else 0.01):.6f}" for number, chance in enumerate(chances)]
     (folder / THRESHOLDS_FILE).write_text("\n".join(lines) + "\n")
     assert read_tagger(folder).tags(embedding) == ["tag 1, tag 5"]
+
+
+def test_a_second_look_resizes_bicubically(folder) -> None:
+    picture, tagger = torch.rand(1, 3, 30, 50, generator=torch.Generator().manual_seed(1)), read_tagger(folder)
+    resized = F.interpolate(picture, (tagger.network.side,) * 2, mode="bicubic")
+    found = tagger.second_look(picture)
+    assert torch.allclose(found, tagger.embedding(resized), atol=1e-6)
+    assert (found - tagger.embedding(picture)).abs().max() > 1e-3
 
 
 def test_without_names_there_is_an_embedding_and_no_tags(folder) -> None:

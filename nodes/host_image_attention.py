@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,15 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..sr_models.checkpoints.image_attention import IMAGE, joined, modules_of, split
+from ..sr_models.checkpoints.image_attention import IMAGE, joined, modules_of, split, with_picture
 from ..sr_models.core.model import Conditioner, Fixed
 from ..sr_models.errors import UserError
 from ..sr_models.families.family import LoraFamily, OneStepLora
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
-PICTURE = "onestep_sr_picture"  # the embedding of the picture, in the dictionary of a CONDITIONING
+Conds = dict[str, list[dict[str, Any]]]  # of a guider, by name
+PROMPT = "cross_attn"  # its key in them
+PICTURE = "onestep_sr_picture"  # the Seen of the pictures, in the dictionary of a CONDITIONING
 UNET = "diffusion_model."
 FIRST = "norm.weight"
 NOT_IN_CONTROLNET = ("out_channels", "disable_unet_model_creation")
@@ -142,16 +144,51 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], lora: OneStepLora) -
     module.requires_grad_(False).eval()
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Pictures as a tagger sees them.
+
+    Attributes:
+        pictures: (B, 3, H, W) in [0, 1].
+        embeddings: of each picture, (B, 145, d).
+        second_look: the embedding of another picture (1, 3, H, W) in [0, 1], which has a result in it.
+    """
+
+    pictures: Tensor
+    embeddings: Tensor
+    second_look: Callable[[Tensor], Tensor]
+
+
 def conditioner_for(conditioning: Conditioning, family: LoraFamily, control: ControlNet | None) -> Conditioner:
     """The conditioner for a CONDITIONING, which may have a prompt and an embedding of its own for each picture of a
     batch. Raises UserError if the family attends to the picture, and there is no embedding."""
-    with_picture = all(PICTURE in more for _, more in conditioning)
-    if family.sees_picture and not with_picture:
-        raise UserError(
-            f"{family.title} attends to the picture, but the connected CONDITIONING has no embedding of it: connect "
-            "One-Step SR Tags."
-        )
-    return SeenPictures(conditioning, control, family.sees_picture) if with_picture else Fixed(conditioning)
+    all_seen = all(PICTURE in more for _, more in conditioning)
+    if family.sees_picture and not all_seen:
+        raise _not_seen(family)
+    return SeenPictures(conditioning, control, family.sees_picture) if all_seen else Fixed(conditioning)
+
+
+def _not_seen(family: LoraFamily) -> UserError:
+    return UserError(
+        f"{family.title} attends to the picture, but the connected CONDITIONING has no embedding of it: connect "
+        "One-Step SR Tags."
+    )
+
+
+def seeing_conds(conds: Conds, family: LoraFamily, control: ControlNet | None) -> Conds:
+    """The conditions of a guider for a family that attends to the picture. Raises UserError if one has no embedding."""
+    if not all(PICTURE in one for each in conds.values() for one in each):
+        raise _not_seen(family)
+    extras = _extras(control)
+    return {
+        name: [_plain(one) | extras | {PROMPT: joined(one[PROMPT], one[PICTURE].embeddings)} for one in each]
+        for name, each in conds.items()
+    }
+
+
+def seen_pictures(conds: Conds) -> Tensor:
+    """The pictures (B, 3, H, W) in [0, 1] that the positive condition of `seeing_conds` was made for."""
+    return conds["positive"][0][PICTURE].pictures
 
 
 @dataclass(frozen=True)
@@ -163,15 +200,26 @@ class SeenPictures:
     joins: bool
 
     def __call__(self, picture: Tensor, index: int) -> Conditioning:
-        extras = {} if self.control is None else {"control": self.control, "control_apply_to_uncond": True}
+        extras = _extras(self.control)
         return [(self._of(prompt, more[PICTURE], index), _plain(more) | extras) for prompt, more in self.conditioning]
 
-    def _of(self, prompt: Tensor, embedding: Tensor, index: int) -> Tensor:
-        count = len(embedding)
+    def look_again(self, condition: Conditioning, picture: Tensor) -> Conditioning:
+        """The condition with the embedding of a picture that has a result in it. The tags stay."""
+        looks = [more[PICTURE].second_look for _, more in self.conditioning]
+        return [
+            (with_picture(prompt, look(picture)), more) for (prompt, more), look in zip(condition, looks, strict=True)
+        ]
+
+    def _of(self, prompt: Tensor, seen: Seen, index: int) -> Tensor:
+        count = len(seen.embeddings)
         if count > 1 and index >= count:
             raise UserError(f"The CONDITIONING is for {count} images: connect the same IMAGE to One-Step SR Tags.")
         one = slice(index, index + 1) if count > 1 else slice(0, 1)
-        return joined(prompt[one], embedding[one]) if self.joins else prompt[one]
+        return joined(prompt[one], seen.embeddings[one]) if self.joins else prompt[one]
+
+
+def _extras(control: ControlNet | None) -> dict[str, Any]:
+    return {} if control is None else {"control": control, "control_apply_to_uncond": True}
 
 
 def _plain(more: dict[str, Any]) -> dict[str, Any]:

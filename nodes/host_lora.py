@@ -205,7 +205,9 @@ def open_model(
             for step, each in passes_of(model, chosen)
         ]
         codec = VAECodec(vae, latent_format)
-        return SRModel(chosen, passes[0].denoiser, codec, conditioner, passes=tuple(passes))
+        model = SRModel(chosen, passes[0].denoiser, codec, conditioner, passes=tuple(passes))
+        seen = isinstance(conditioner, host_image_attention.SeenPictures)
+        return replace(model, look_again=conditioner.look_again) if seen else model
 
     if lora.modulator is None:
         return OpenedModel(carried.family, assembled(model, vae))

@@ -12,14 +12,15 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider, Sampler
 from torch import Tensor
 
-from ..sr_models.canvas.resize import pad_to_multiple
+from ..sr_models.canvas.resize import pad_to_multiple, resize
 from ..sr_models.canvas.tiling import Tile, plan
 from ..sr_models.core.recipe import Recipe
 from ..sr_models.core.tiled_step import Canvas, step_tiles
 from ..sr_models.errors import UserError
 from ..sr_models.families.family import on_base
+from .host_image_attention import Conds, seeing_conds, seen_pictures
 from .host_lora import passes_of, process_of, require_carried
-from .host_sd import LATENT_FORMAT, WorkSampler, as_network
+from .host_sd import LATENT_FORMAT, VAE_FACTOR, WorkSampler, as_network
 
 Callback = Callable[[int, Tensor, Tensor, int], object]
 
@@ -39,8 +40,7 @@ class OneStepSampler(Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
         model = model_wrap.model_patcher
-        require_no_control(model)
-        recipe, process = _recipe_of(model), process_of(model)
+        carried, recipe, process = require_carried(model), _recipe_of(model), process_of(model)
         require_guidance(model_wrap, recipe)
         latent_image = checked_start(latent_image, sigmas, model.get_model_object(LATENT_FORMAT).latent_channels)
         latent, passes = pad_to_multiple(latent_image, recipe.multiple), passes_of(model, recipe)
@@ -48,16 +48,19 @@ class OneStepSampler(Sampler):
         tiles = list(plan(latent.shape[-2], latent.shape[-1], self.tile or recipe.tile, overlap))
         shown = _Shown(callback, latent_image, latent, len(tiles) * len(passes))
         result = torch.zeros_like(latent)
-        # This network does not use the LR picture.
-        canvas = Canvas(latent, _padded_noise(noise, recipe), lr=latent)
+        conds = model_wrap.original_conds
+        if carried.family.sees_picture:
+            conds = seeing_conds(conds, carried.family, carried.control)
+        canvas = Canvas(latent, _padded_noise(noise, recipe), lr=_enlarged(model_wrap, latent, recipe))
         work = partial(step_tiles, canvas=canvas, tiles=tiles, result=result, batch=self.batch)
         for number, (step, other) in enumerate(passes):
             # Only the first pass's tiles look like a picture.
             run = partial(work, step=step, done=shown.count if number else shown.tile)
-            if number == 0:
+            if number == 0 and conds is model_wrap.original_conds:
                 failed = run(as_network(model_wrap, noise.device, extra_args, process.level))
             else:
-                failed = _with_other_weights(model_wrap, other, WorkSampler(run, process.level), sigmas, latent)
+                sampler = WorkSampler(run, process.level, carried.control)
+                failed = _sampled_anew(model_wrap, other, conds, sampler, sigmas, latent)
             if failed:
                 raise UserError(
                     "The model returned values that are not finite: load the checkpoint in another precision."
@@ -106,14 +109,21 @@ def _recipe_of(model: ModelPatcher) -> Recipe:
     return on_base(carried.family.recipe(carried.lora.recipe), process_of(model))
 
 
-def require_no_control(model: ModelPatcher) -> None:
-    """Raise UserError for a method whose network sees the enlarged picture, which a sampler does not get."""
-    carried = require_carried(model)
-    if carried.control is not None:
+def _enlarged(guider: CFGGuider, latent: Tensor, recipe: Recipe) -> Tensor:
+    """The picture that a ControlNet sees, in [-1, 1]; the latent in its place for networks that see none.
+
+    Raises UserError if there is not one picture for each latent.
+    """
+    if require_carried(guider.model_patcher).control is None:
+        return latent
+    pictures, count = seen_pictures(guider.original_conds).to(latent), len(latent)
+    if len(pictures) not in (1, count):
         raise UserError(
-            f"{carried.family.title} looks at the picture, which One-Step SR Sampler does not get: connect the "
-            "MODEL to Combine TSD-SR Parts (One-Step SR) and use Upscale Image (One-Step SR)."
+            f"The CONDITIONING is for {len(pictures)} images, but the latent for {count}: connect One-Step SR Tags "
+            "and VAE Encode to the same images."
         )
+    size = (latent.shape[-2] * VAE_FACTOR, latent.shape[-1] * VAE_FACTOR)
+    return resize(pictures, size, recipe.enlarging).clamp(0, 1).expand(count, -1, -1, -1) * 2 - 1
 
 
 def require_guidance(guider: CFGGuider, recipe: Recipe) -> None:
@@ -125,12 +135,13 @@ def require_guidance(guider: CFGGuider, recipe: Recipe) -> None:
         )
 
 
-def _with_other_weights(
-    guider: CFGGuider, model: ModelPatcher, sampler: WorkSampler, sigmas: Tensor, latent: Tensor
+def _sampled_anew(
+    guider: CFGGuider, model: ModelPatcher, conds: Conds, sampler: WorkSampler, sigmas: Tensor, latent: Tensor
 ) -> list[Tile]:
-    """Run the sampler's work with the same guider and prompts on another MODEL; returns the work's result."""
+    """Run the sampler's work with the same guider on another MODEL, or with other conditions; returns the work's
+    result."""
     other, nothing = copy.copy(guider), torch.zeros_like(latent)
-    other.model_patcher, other.model_options = model, model.model_options
+    other.model_patcher, other.model_options, other.original_conds = model, model.model_options, conds
     other.sample(nothing, nothing, sampler, sigmas, disable_pbar=True, seed=0)
     return sampler.result
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..sr_models.errors import UserError
 from ..sr_models.families.tagger import Tagger
-from .host_image_attention import PICTURE
+from .host_image_attention import PICTURE, Seen
 from .host_lora import require_carried
 
 PROMPT_TOKENS = 77  # more tags are cut, as published
@@ -26,6 +26,15 @@ class HostedTagger:
 
     tagger: Tagger
     patcher: ModelPatcher
+
+    def loaded(self) -> Tagger:
+        """The tagger with its network on the device."""
+        model_management.load_models_gpu([self.patcher], force_full_load=True)
+        self.patcher.model.to(self.patcher.load_device)  # with --novram ComfyUI does not move plain modules
+        return self.tagger
+
+    def second_look(self, picture: Tensor) -> Tensor:
+        return self.loaded().second_look(picture)
 
 
 def adopt(tagger: Tagger) -> HostedTagger:
@@ -42,10 +51,10 @@ def tagged(
     family, text = lora.family, text or lora.family.recipe(lora.recipe).prompt
     if not family.tagged_prompt:
         raise UserError(f"{family.title} does not use tags: connect One-Step SR Prompt in place of One-Step SR Tags.")
-    model_management.load_models_gpu([hosted.patcher], force_full_load=True)
-    hosted.patcher.model.to(hosted.patcher.load_device)  # with --novram ComfyUI does not move plain modules
-    embeddings = torch.cat([hosted.tagger.embedding(image) for image in images.split(1)])
-    tags = [line for one in embeddings.split(1) for line in hosted.tagger.tags(one)]
+    tagger = hosted.loaded()
+    embeddings = torch.cat([tagger.embedding(image) for image in images.split(1)])
+    tags = [line for one in embeddings.split(1) for line in tagger.tags(one)]
     prompts = [family.tagged_prompt.format(tags=line, text=text) for line in tags]
     encoded = [clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts]
-    return [[torch.cat([prompt[:, :PROMPT_TOKENS] for prompt in encoded]), {PICTURE: embeddings}]], "\n".join(tags)
+    prompt = torch.cat([prompt[:, :PROMPT_TOKENS] for prompt in encoded])
+    return [[prompt, {PICTURE: Seen(images, embeddings, hosted.second_look)}]], "\n".join(tags)

@@ -24,8 +24,9 @@ comfy.options.enable_args_parsing()
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
-from onestep_sr.nodes import host, host_sampler, tagging  # noqa: E402
+from onestep_sr.nodes import host, host_sampler, host_sd, tagging  # noqa: E402
 from onestep_sr.nodes import stable_diffusion as nodes  # noqa: E402
+from onestep_sr.sr_models.canvas.noise import canvas_noise  # noqa: E402
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
 from small_checkpoints import opened, read  # noqa: E402
@@ -58,6 +59,17 @@ def applied(case, model, vae):
     return nodes.ApplyLoRA.execute(**inputs, strength_model=1.0, strength_vae=1.0).args
 
 
+def sampled(model, vae, conditioning, images, *tiles):
+    """The images through One-Step SR Sampler, as SamplerCustomAdvanced runs it with BasicGuider."""
+    latent_format = model.get_model_object(host_sd.LATENT_FORMAT)
+    codec, guider = host_sd.VAECodec(vae, latent_format), comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": conditioning})
+    z_lr, sampler = codec.encode(images), host_sampler.OneStepSampler(*tiles)
+    latent = latent_format.process_out(z_lr)
+    result = guider.sample(canvas_noise(z_lr, 0), latent, sampler, torch.tensor([1.0, 0.0]))
+    return codec.decode(latent_format.process_in(result)).clamp(0, 1)
+
+
 def results_of(case):
     nodes.ApplyLoRA.hidden, clip = SimpleNamespace(unique_id="1"), Encoded(case["encoded"])
     base_model, base_vae = opened(case), comfy.sd.VAE(sd=read(Path(case["folder"]) / "vae"))
@@ -70,19 +82,25 @@ def results_of(case):
     sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0))
     results["whole"] = upscale(sr_model, case["images"], UpscaleOptions(1))
     results["tiled"] = upscale(sr_model, case["images"], UpscaleOptions(1, tile=32, overlap=16))
+    plain, tiled = UpscaleOptions(1, color="none"), UpscaleOptions(1, color="none", tile=32, overlap=16)
+    results["unmatched"] = upscale(sr_model, case["images"], plain)
+    results["unmatched tiled"] = upscale(sr_model, case["images"], tiled)
+    results["sampler"] = sampled(model, vae, conditioning, case["images"], None, None, 1)
+    results["sampler tiled"] = sampled(model, vae, conditioning, case["images"], 4, 2, 2)
     again, vae = applied(case, base_model, base_vae)  # while the first one is loaded
-    noise = nodes.Model.execute(again, vae, conditioning, "tad-seesr-noise").args[0].model
-    noise = replace(noise, recipe=replace(noise.recipe, shortest=0))
-    results["noise"] = upscale(noise, case["images"], UpscaleOptions(1))
+    for way, recipe in (("noise", "tad-seesr-noise"), ("four steps", "tad-seesr-s4")):
+        other = nodes.Model.execute(again, vae, conditioning, recipe).args[0].model
+        other = replace(other, recipe=replace(other.recipe, shortest=0))
+        results[way] = upscale(other, case["images"], UpscaleOptions(1))
     results["first again"] = upscale(sr_model, case["images"], UpscaleOptions(1))
     results["without tags"] = sentence(
         nodes.Model.execute, model, vae, [[next(iter(case["encoded"].values())), {}]], "auto"
     )
     results["another batch"] = sentence(upscale, sr_model, case["images"].repeat(2, 1, 1, 1), UpscaleOptions(1))
-    sampler, latent = host_sampler.OneStepSampler(None, None, 1), torch.zeros(1, 4, 8, 8)
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": conditioning})
-    results["sampler"] = sentence(guider.sample, latent, latent, sampler, torch.tensor([1.0, 0.0]))
+    without = [[prompt, {}] for prompt, _ in conditioning]
+    results["sampler without tags"] = sentence(sampled, model, vae, without, case["images"], None, None, 1)
+    three = case["images"][:1].expand(3, -1, -1, -1)
+    results["sampler with another batch"] = sentence(sampled, model, vae, conditioning, three, None, None, 1)
     results["asked"] = clip.asked
     results["larger"] = model.model_size() - base_model.model_size()
     comfy.model_management.unload_all_models()

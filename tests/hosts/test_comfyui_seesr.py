@@ -71,6 +71,7 @@ def expected(case: dict[str, Any]) -> dict[str, torch.Tensor]:
         ("whole", None, UpscaleOptions(1)),
         ("tiled", None, UpscaleOptions(1, tile=32, overlap=16)),
         ("noise", "tad-seesr-noise", UpscaleOptions(1)),
+        ("four steps", "tad-seesr-s4", UpscaleOptions(1)),
     ):
         lora = read_lora(Path(case["lora"])).with_tagger(Path(case["ram"]))
         model = open_lora(Path(case["folder"]), lora, prompt=TEXT, recipe=recipe, dtype=torch.float32).model
@@ -90,10 +91,15 @@ def results(folder: Path, case: dict[str, Any], tmp_path_factory: pytest.TempPat
     return torch.load(base / "out.pt")
 
 
-@pytest.mark.parametrize("way", ["whole", "tiled", "noise"])
+@pytest.mark.parametrize("way", ["whole", "tiled", "noise", "four steps"])
 def test_comfyui_gives_what_diffusers_gives(results, expected, way) -> None:
     assert (results[way] - expected[way]).abs().max() < TOLERANCE
     assert results[way].std() > 0.05, "not a flat picture"
+
+
+@pytest.mark.parametrize("way", ["", " tiled"])
+def test_the_sampler_takes_the_same_step(results, way) -> None:
+    assert (results[f"sampler{way}"] - results[f"unmatched{way}"]).abs().max() < TOLERANCE
 
 
 def test_each_image_of_a_batch_has_its_own_tags(results, case) -> None:
@@ -112,4 +118,5 @@ def test_comfyui_makes_room_for_the_image_attentions(results) -> None:
 def test_what_cannot_work_is_refused(results) -> None:
     assert "TAD-SeeSR attends to the picture, but the connected CONDITIONING" in results["without tags"]
     assert "The CONDITIONING is for 2 images" in results["another batch"]
-    assert "which One-Step SR Sampler does not get" in results["sampler"]
+    assert "TAD-SeeSR attends to the picture, but the connected CONDITIONING" in results["sampler without tags"]
+    assert "is for 2 images, but the latent for 3" in results["sampler with another batch"]

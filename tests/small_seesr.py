@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from onestep_sr.sr_models.families.tagger import THRESHOLDS_FILE, read_tagger
 from onestep_sr.sr_models.networks.ram import RAM, RAMConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 PICTURE_WIDTH = 16  # at most the prompt's, which is 32 in the small base
@@ -58,6 +58,33 @@ def write_networks(base: Path, folder: Path) -> Path:
         (folder / part).mkdir(parents=True)
         save_file(tensors, folder / part / "diffusion_pytorch_model.safetensors")
     return folder
+
+
+def networks(base: Path, folder: Path) -> list[tuple[Any, dict[str, nn.Module]]]:
+    """The U-Net and the ControlNet in float64, each with its attentions to the picture by the name of those to the
+    prompt."""
+    unet, found = UNet2DConditionModel.from_pretrained(base / "unet"), []
+    for part, plain in (("unet", unet), ("controlnet", ControlNetModel.from_unet(unet))):
+        tensors, images = load_file(folder / part / "diffusion_pytorch_model.safetensors"), {}
+        for name, image in image_attentions(plain, 0).items():
+            image.load_state_dict({key: tensors.pop(f"{name}.{key}") for key in image.state_dict()})
+            images[name.replace("image_attentions", "attentions")] = image.double()
+        plain.load_state_dict(tensors)
+        found.append((plain.double().requires_grad_(False), images))
+    return found
+
+
+def look(plain: nn.Module, images: dict[str, nn.Module], embedding: Tensor, order: str = "text, image") -> None:
+    """Let each attention to the picture work on the result of the one to the prompt, or before it."""
+    for name, image in images.items():
+        if order == "image, text":
+            plain.get_submodule(name).register_forward_pre_hook(
+                lambda module, args, image=image: (image(args[0], encoder_hidden_states=embedding).sample,)
+            )
+        elif order == "text, image":
+            plain.get_submodule(name).register_forward_hook(
+                lambda module, args, result, image=image: (image(result[0], encoder_hidden_states=embedding).sample,)
+            )
 
 
 def write_ram(folder: Path, config: RAMConfig = RAM_CONFIG) -> dict[str, dict[str, Tensor]]:

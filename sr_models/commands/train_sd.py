@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -185,7 +185,8 @@ class Tsd:
 class TadSd:
     """Train a one-step SR LoRA by time-aware distillation (TAD-SR).
 
-    It learns from the prepared targets, or from HR. Run it again to resume.
+    It learns from the prepared targets, or from HR. With SeeSR's folder as --start, it trains TAD-SeeSR instead. Run
+    it again to resume.
     """
 
     lora: LoraTraining = field(kw_only=False)
@@ -199,6 +200,8 @@ class TadSd:
     weights: StudentWeightOptions = field(default_factory=StudentWeightOptions)
     rank_auxiliary: AtLeastZero = 0
     "Rank of an auxiliary LoRA for score distillation, which then needs no target; 0: none."
+    tagger: Path | None = None
+    "RAM's file or its folder, for TAD-SeeSR."
 
     def __call__(self) -> None:
         from ..training.sd.runs import train_tad
@@ -208,4 +211,4 @@ class TadSd:
             self.learning_rate, self.discriminator_learning_rate, self.auxiliary_learning_rate, self.weights.built()
         )
         config, run = self.training.config_of(self), self.lora.sd_run(self.rank_auxiliary)
-        say_result("LoRA", train_tad(config, run, method))
+        say_result("LoRA", train_tad(config, replace(run, tagger=self.tagger), method))

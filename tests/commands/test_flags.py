@@ -50,7 +50,8 @@ FLAGS = {
         --learning-rate=5e-06 --auxiliary-learning-rate=1e-06 --guidance=7.5 --early-steps=50000 --matching=score
         --rank-auxiliary=64""",
     "train tad-sd": f"""--data! {LORA} {TRAINING.replace("=16", "=2")} --warmup=1000 --learning-rate=5e-06
-        --discriminator-learning-rate=5e-05 --auxiliary-learning-rate=1e-06 {WEIGHTS} --rank-auxiliary=0""",
+        --discriminator-learning-rate=5e-05 --auxiliary-learning-rate=1e-06 {WEIGHTS} --rank-auxiliary=0
+        --tagger""",
 }
 
 

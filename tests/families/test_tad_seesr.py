@@ -13,7 +13,7 @@ import small_seesr
 import small_unet
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from onestep_sr.sr_models.canvas.color import ColorMatch, match
 from onestep_sr.sr_models.canvas.noise import canvas_noise
 from onestep_sr.sr_models.core.options import UpscaleOptions
@@ -27,7 +27,7 @@ from onestep_sr.sr_models.families.registry import read_lora
 from onestep_sr.sr_models.families.tad_seesr import FAMILY, FILES
 from onestep_sr.sr_models.families.tagger import read_tagger
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 TOLERANCE = 1e-4
 SEED = 7
@@ -56,31 +56,6 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setitem(family.recipes, name, replace(recipe, shortest=0))
 
 
-def network(case: dict, part: str) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """The U-Net or ControlNet in float64, and its attentions to the picture by the name of those to the prompt."""
-    unet: Any = UNet2DConditionModel.from_pretrained(case["base"] / "unet")
-    plain = unet if part == "unet" else ControlNetModel.from_unet(unet)
-    tensors, images = load_file(case["lora"] / part / "diffusion_pytorch_model.safetensors"), {}
-    for name, image in small_seesr.image_attentions(plain, 0).items():
-        image.load_state_dict({key: tensors.pop(f"{name}.{key}") for key in image.state_dict()})
-        images[name.replace("image_attentions", "attentions")] = image.double()
-    plain.load_state_dict(tensors)
-    return plain.double().requires_grad_(False), images
-
-
-def look(plain: nn.Module, images: dict[str, nn.Module], embedding: Tensor, order: str) -> None:
-    """Let each attention to the picture work on the result of the one to the prompt, or before it."""
-    for name, image in images.items():
-        if order == "image, text":
-            plain.get_submodule(name).register_forward_pre_hook(
-                lambda module, args, image=image: (image(args[0], encoder_hidden_states=embedding).sample,)
-            )
-        elif order == "text, image":
-            plain.get_submodule(name).register_forward_hook(
-                lambda module, args, result, image=image: (image(result[0], encoder_hidden_states=embedding).sample,)
-            )
-
-
 def equation(
     case: dict,
     *,
@@ -99,14 +74,14 @@ def equation(
     shares: tuple[float, float] = (0.4, 0.4),
 ) -> Tensor:
     """z = .068265 z_lr + .997667 n, z_0 = (z - .997667 e) / .068265, in float64; `further` timesteps start from z_0
-    with new noise, and see a mixture of the result and the picture. What may be passed by name are the places for mistakes,
+    with new noise, and see the result mixed with the picture. What may be passed by name are the places for mistakes,
     such as the `shares` of the result that the ControlNet and RAM see."""
     tagger, image = read_tagger(case["ram"]), case["image"]
     embedding = tagger.embedding(seen(image)).double()
     [tags] = tagger.tags(tagger.embedding(image))
-    (unet, of_unet), (control, of_control) = network(case, "unet"), network(case, "controlnet")
-    look(unet, of_unet, embedding, unet_order)
-    look(control, of_control, embedding, control_order)
+    (unet, of_unet), (control, of_control) = small_seesr.networks(case["base"], case["lora"])
+    small_seesr.look(unet, of_unet, embedding, unet_order)
+    small_seesr.look(control, of_control, embedding, control_order)
     vae: Any = AutoencoderKL.from_pretrained(case["base"] / "vae").double()
     text = small_peft.encoded(case["base"], prompt.format(tags=tags, text=TEXT)).double()
     with torch.no_grad():

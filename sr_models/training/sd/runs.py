@@ -14,11 +14,16 @@ from ...checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
 from ...diffusers_host import sd3_prompts, unet_prompts
 from ...diffusers_host.unet_files import needs_float32
 from ...errors import UserError
+from ...families import tad_seesr
+from ...families.registry import read_lora
+from ...families.tagger import read_tagger
 from ...families.tsd_sr import TSD_PROMPT
 from ...measures.lpips import Lpips
 from ..loop import TrainConfig, train
 from . import prepare as preparing
 from .bases import UNET, Base, Condition, open_base, store_in_fp8
+from .seesr_base import SeeSRBase
+from .seesr_objective import SeeSRObjective
 from .sharding import shard
 from .shards import ShardSamples, read_prompts
 from .shared_base import Ranks, SharedBase
@@ -97,8 +102,9 @@ def open_text_encoders(path: Path, base: Base, device: torch.device, dtype: torc
 
 @dataclass(frozen=True)
 class SDRun:
-    """What to train on: the base, the prepared data, the LoRA to start from and the teacher's LoRA, if any. The last
-    three save memory: recompute activations, store the base's linear layers in fp8, shard the base over processes."""
+    """What to train on: the base, the prepared data, the LoRA to start from and the teacher's LoRA, if any. The next
+    three save memory: recompute activations, store the base's linear layers in fp8, shard the base over processes.
+    `tagger` are RAM's files, as in `read_tagger`, for a start from SeeSR's."""
 
     base: Path
     data: Path
@@ -108,6 +114,7 @@ class SDRun:
     gradient_checkpointing: bool = True
     fp8: bool = False
     shard: bool = False
+    tagger: Path | None = None
 
 
 def train_tsd(config: TrainConfig, run: SDRun, method: TSDConfig, lpips: Lpips | None) -> Path:
@@ -120,15 +127,41 @@ def train_tsd(config: TrainConfig, run: SDRun, method: TSDConfig, lpips: Lpips |
 
 
 def train_tad(config: TrainConfig, run: SDRun, method: TADConfig) -> Path:
-    """Train a one-step student by time-aware distillation; otherwise like `train_tsd`."""
+    """Train a one-step student by time-aware distillation; otherwise like `train_tsd`.
+
+    If the run starts from SeeSR's files, the student is TAD-SeeSR, and the result a folder with its two networks.
+    """
+    if run.start is not None and (run.start / tad_seesr.FILES[0]).is_file():
+        return _train_seesr(config, run, run.start, method)
     samples, base = _opened(config, run)
     return train(config, TADObjective(base, *read_prompts(run.data), method), samples)
 
 
-def _opened(config: TrainConfig, run: SDRun) -> tuple[ShardSamples, SharedBase]:
+def _train_seesr(config: TrainConfig, run: SDRun, start: Path, method: TADConfig) -> Path:
+    """Train TAD-SeeSR, with the files at `start` as its teacher. Raises UserError for options that it does not have."""
+    chosen = {"--teacher": run.teacher, "--rank-auxiliary": run.ranks.auxiliary, "--fp8": run.fp8, "--shard": run.shard}
+    unknown = [name for name, value in chosen.items() if value]
+    if unknown:
+        raise UserError(f"Training of TAD-SeeSR, whose teacher is {start.name}, does not use {unknown[0]}: remove it.")
+    if run.tagger is None:
+        raise UserError(f"{start.name} needs RAM, whose embedding of the picture it attends to: give --tagger.")
+    samples, opened = _samples_and_base(config, run)
+    base = SeeSRBase(opened, read_lora(start), read_tagger(run.tagger, opened.vae.dtype))
+    if run.gradient_checkpointing:
+        base.enable_gradient_checkpointing()
+    torch.manual_seed(config.seed)
+    return train(config, SeeSRObjective(base, *read_prompts(run.data), method), samples)
+
+
+def _samples_and_base(config: TrainConfig, run: SDRun) -> tuple[ShardSamples, Base]:
     samples = ShardSamples(run.data, config.seed)
     opened = open_base(run.base, FROZEN_DTYPES.get(config.precision, torch.float32))
     _require_match(samples[0], opened, run)
+    return samples, opened
+
+
+def _opened(config: TrainConfig, run: SDRun) -> tuple[ShardSamples, SharedBase]:
+    samples, opened = _samples_and_base(config, run)
     if run.fp8:
         store_in_fp8(opened.network)
     torch.manual_seed(config.seed)

@@ -118,6 +118,11 @@ class SharedBase(nn.Module):
         with active(self.network, AUXILIARY):
             return self._x_0(z, index, condition)
 
+    @property
+    def feature_widths(self) -> list[int]:
+        """Channels of each map of `features`."""
+        return [width for _, width in self.family.taps(self.network)]
+
     def features(self, z: Tensor, index: Tensor, condition: Condition) -> list[Tensor]:
         """Features of z in the base without adapters, at the family's taps: maps (B, C, h', w')."""
         outputs: list[Any] = []

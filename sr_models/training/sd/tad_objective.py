@@ -51,14 +51,13 @@ class TADObjective(StableDiffusionObjective):
     def __init__(self, base: SharedBase, default: Condition, null: Condition, config: TADConfig):
         super().__init__(base, default, null)
         self.config = config
-        channels = [width for _, width in base.family.taps(base.network)]
-        self.discriminator = tad.TimeAwareDiscriminator(channels)
+        self.discriminator = tad.TimeAwareDiscriminator(base.feature_widths)
         self.near = near_clean(base.process.path)
 
     def forward(self, batch: dict[str, Tensor], draws: Draws, step: int) -> Losses:
-        condition, z_h = Condition(batch["prompt"], batch["pooled"]), batch["z_h"].float()
+        z_h = batch["z_h"].float()
         z_teacher, weights = batch.get("z_t", z_h).float(), self.config.weights
-        z_s = self.student(batch["lr"].float() / 255, draws.normal(*z_h.shape[1:]))
+        z_s, condition = self.results(batch, draws)
         regression = tad.regression_loss(z_s, z_teacher)
         score = self._score_loss(z_s, z_teacher, condition, draws)
         adversarial, discriminator = self._adversarial_losses(z_s, z_h, condition, draws)
@@ -68,8 +67,21 @@ class TADObjective(StableDiffusionObjective):
             losses["auxiliary"] = self.auxiliary_loss(z_s.detach(), condition, draws, self.near[-1])
         return {"loss": student + discriminator + losses.get("auxiliary", 0), **losses}
 
+    def results(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, Condition]:
+        """The student's z_s, and the teacher's condition."""
+        z_s = self.student(batch["lr"].float() / 255, draws.normal(*batch["z_h"].shape[1:]))
+        return z_s, Condition(batch["prompt"], batch["pooled"])
+
+    def score_index(self, draws: Draws) -> Tensor:
+        """Indices (B,) at which student and target are compared."""
+        return draws.integers(self.near[0], self.near[-1] + 1)
+
+    def adversarial_index(self, draws: Draws) -> Tensor:
+        """Indices (B,) of the discriminator's features."""
+        return draws.integers(tsd.FIRST_INDEX, tsd.LAST_INDEX + 1)
+
     def _score_loss(self, z_s: Tensor, z_teacher: Tensor, condition: Condition, draws: Draws) -> Tensor:
-        index, noise = draws.integers(self.near[0], self.near[-1] + 1), draws.normal(*z_s.shape[1:])
+        index, noise = self.score_index(draws), draws.normal(*z_s.shape[1:])
         sigma = tsd.at(self.base.process.path, index)
 
         @torch.no_grad()
@@ -85,7 +97,7 @@ class TADObjective(StableDiffusionObjective):
     def _adversarial_losses(
         self, z_s: Tensor, z_h: Tensor, condition: Condition, draws: Draws
     ) -> tuple[Tensor, Tensor]:
-        index, noise = draws.integers(tsd.FIRST_INDEX, tsd.LAST_INDEX + 1), draws.normal(*z_s.shape[1:])
+        index, noise = self.adversarial_index(draws), draws.normal(*z_s.shape[1:])
         sigma, steps = tsd.at(self.base.process.path, index), len(self.base.process.path)
         fake = self.base.features(tsd.noised(z_s, noise, sigma), index, condition)
         with torch.no_grad():

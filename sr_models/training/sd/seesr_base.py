@@ -1,0 +1,168 @@
+"""TAD-SeeSR's student on the weights of its teacher, SeeSR: only copies of some modules are in memory twice.
+
+As published, the student learns its attentions to the picture, in the U-Net and the ControlNet, and the part of the
+ControlNet that embeds the enlarged picture.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...checkpoints.image_attention import joined
+from ...diffusers_host.image_attention import ControlledUNet, TextThenImage, add_image_attentions, open_control
+from ...diffusers_host.merge import replace_weights
+from ...families.bases import unet_kind
+from ...families.family import OneStepLora
+from ...families.tad_seesr import FILES
+from ...families.tagger import Tagger
+from ...files.whole import write_whole
+from ..checkpoint import fingerprint
+from .bases import UNET, Base, Condition
+from .shared_base import Ranks, SharedBase
+
+EMBEDDING = "controlnet_cond_embedding"
+PUBLISHED_NAMES = (  # of the networks' own parts, after those of the student's copies
+    (r"\.attentions\.(\d+)\.image\.learned\.", r".image_attentions.\1."),
+    (r"\.attentions\.(\d+)\.text\.", r".attentions.\1."),
+    (r"\.learned\.", "."),
+)
+
+
+@dataclass(frozen=True)
+class Sight(Condition):
+    """What the networks look at: `prompt` is from `joined`, `picture` (B, 3, 8h, 8w) in [0, 1]."""
+
+    picture: Tensor
+
+    def to(self, like: Tensor) -> Sight:
+        return Sight(self.prompt.to(like), self.pooled.to(like), self.picture.to(like))
+
+
+class Twin(nn.Module):
+    """A frozen module and a copy of it that learns, in float32. `learns` says which one runs."""
+
+    def __init__(self, frozen: nn.Module):
+        super().__init__()
+        self.frozen, self.learned, self.learns = frozen, copy.deepcopy(frozen).float(), False
+
+    @property
+    def config(self) -> Any:
+        return self.frozen.config
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return (self.learned if self.learns else self.frozen)(*inputs, **options)
+
+
+def _twins(network: nn.Module) -> list[Twin]:
+    return [module for module in network.modules() if isinstance(module, Twin)]
+
+
+@contextmanager
+def _learning(network: nn.Module) -> Iterator[None]:
+    """Run the student's copies for the time being."""
+    twins = _twins(network)
+    for twin in twins:
+        twin.learns = True
+    try:
+        yield
+    finally:
+        for twin in twins:
+            twin.learns = False
+
+
+def _call(network: Any, z_t: Tensor, timesteps: Tensor, condition: Any) -> Tensor:
+    return network(z_t, condition.picture, timesteps, condition.prompt)
+
+
+CONTROLLED = replace(UNET, call=_call)
+
+
+class SeeSRBase(SharedBase):
+    """The networks of SeeSR's files with the student's copies, and a tagger. Its conditions are `Sight`s, and the
+    student starts from noise: see `noised`."""
+
+    network: ControlledUNet
+
+    def __init__(self, base: Base, seesr: OneStepLora, tagger: Tagger):
+        """`base` is Stable Diffusion 2. Raises UserError if SeeSR's files do not fit it."""
+        unet: Any = base.network
+        seesr.require_base(unet_kind(unet.config.cross_attention_dim, base.process.prediction), "the base")
+        replace_weights(unet, seesr.replaced, seesr.sentence, whole=True)
+        add_image_attentions(unet, seesr.image_attentions, seesr.sentence)
+        network = ControlledUNet(unet, open_control(unet, seesr))
+        super().__init__(replace(base, family=CONTROLLED, network=network), Ranks(0, 0, 0))
+        self.tagger, self.ram = tagger, tagger.network.requires_grad_(False)
+
+    def _add_student(self, ranks: Ranks, start: Path | None) -> None:
+        for module in [each for each in self.network.modules() if isinstance(each, TextThenImage)]:
+            module.image = Twin(module.image)
+        setattr(self.network.control, EMBEDDING, Twin(getattr(self.network.control, EMBEDDING)))
+
+    def enable_gradient_checkpointing(self) -> None:
+        for network in (self.network.unet, self.network.control):
+            network.enable_gradient_checkpointing()
+
+    def student_parameters(self) -> list[nn.Parameter]:
+        return [weight for twin in _twins(self.network) for weight in twin.learned.parameters()]
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "ram": fingerprint(self.ram.parameters())}
+
+    def sight(self, prompt: Tensor, picture: Tensor, seen: Tensor, mode: str = "bilinear") -> Sight:
+        """What the networks look at for encoded prompts (B, n, c), and a `picture` (B, 3, 8h, 8w) in [0, 1] of which
+        the tagger sees `seen`, resized by `mode`."""
+        embedding = self.tagger.embedding(seen, mode)
+        return Sight(joined(prompt, embedding), prompt.new_zeros(len(prompt), 0), picture)
+
+    def noised(self, z_lr: Tensor, noise: Tensor) -> Tensor:
+        """z_t of the student's step, at the noisiest index."""
+        return self.process.alpha[0] * z_lr + self.process.sigma[0] * noise
+
+    def student(self, z_lr: Tensor, condition: Condition) -> Tensor:
+        """z_s: x_0 in one evaluation, from `noised`."""
+        with _learning(self.network):
+            return super().student(z_lr, condition)
+
+    @property
+    def feature_widths(self) -> list[int]:
+        return list(self.network.unet.config.block_out_channels)
+
+    def features(self, z: Tensor, index: Tensor, condition: Condition) -> list[Tensor]:
+        """The last feature of each level that skips to the decoder, with the ControlNet's part: in Stable Diffusion 2,
+        skips 2, 5, 8 and 11."""
+        skips: list[Tensor] = []
+        keep = lambda module, inputs, named: skips.append(named["res_hidden_states_tuple"][-1])  # noqa: E731
+        hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in self.network.unet.up_blocks]
+        try:
+            self._x_0(z, index, condition)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [skip.float() for skip in reversed(skips)]
+
+    def save(self, folder: Path) -> None:
+        """Write both networks whole, in half precision, under the published names."""
+        for file, network in zip(FILES, (self.network.unet, self.network.control), strict=True):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            tensors = {
+                _published(name): tensor.detach().to("cpu", torch.float16).contiguous()
+                for name, tensor in network.state_dict().items()
+                if ".frozen." not in name
+            }
+            write_whole(folder / file, lambda temporary, tensors=tensors: save_file(tensors, temporary))
+
+
+def _published(name: str) -> str:
+    for pattern, replacement in PUBLISHED_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name

@@ -206,8 +206,9 @@ def open_model(
         ]
         codec = VAECodec(vae, latent_format)
         model = SRModel(chosen, passes[0].denoiser, codec, conditioner, passes=tuple(passes))
-        seen = isinstance(conditioner, host_image_attention.SeenPictures)
-        return replace(model, look_again=conditioner.look_again) if seen else model
+        if not isinstance(conditioner, host_image_attention.SeenPictures):
+            return model
+        return replace(model, look_again=conditioner.look_again)
 
     if lora.modulator is None:
         return OpenedModel(carried.family, assembled(model, vae))

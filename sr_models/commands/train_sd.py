@@ -211,4 +211,5 @@ class TadSd:
             self.learning_rate, self.discriminator_learning_rate, self.auxiliary_learning_rate, self.weights.built()
         )
         config, run = self.training.config_of(self), self.lora.sd_run(self.rank_auxiliary)
-        say_result("LoRA", train_tad(config, replace(run, tagger=self.tagger), method))
+        result = "LoRA" if self.tagger is None else "TAD-SeeSR model"
+        say_result(result, train_tad(config, replace(run, tagger=self.tagger), method))

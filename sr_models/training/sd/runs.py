@@ -133,6 +133,10 @@ def train_tad(config: TrainConfig, run: SDRun, method: TADConfig) -> Path:
     """
     if run.start is not None and (run.start / tad_seesr.FILES[0]).is_file():
         return _train_seesr(config, run, run.start, method)
+    if run.tagger is not None:
+        raise UserError(
+            f"--tagger is for TAD-SeeSR, but --start is {run.start}: give SeeSR's folder, or remove --tagger."
+        )
     samples, base = _opened(config, run)
     return train(config, TADObjective(base, *read_prompts(run.data), method), samples)
 

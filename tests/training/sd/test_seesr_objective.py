@@ -247,6 +247,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another teacher": ({"teacher": Path("teacher.safetensors")}, "does not use --teacher: remove it"),
     "an auxiliary": ({"ranks": Ranks(4, 4, 4)}, "does not use --rank-auxiliary"),
     "fp8": ({"fp8": True}, "does not use --fp8"),
+    "another start": ({"start": None}, "--tagger is for TAD-SeeSR, but --start is None"),
     "shards": ({"shard": True}, "does not use --shard"),
 }
 

@@ -86,7 +86,11 @@ def result_rows(run: Run, image: Tensor, *, index: int = 0, banded: bool = False
     report = Report(codec, source.way, source.padded, run.progress, run.notice)
     while bands.left:
         band = bands.next()
-        latent = _all_steps(run, source, band, condition, report)
+        latents: list[Tensor | None] = []
+        for view in _views(run, source, band, condition, report, latents):
+            latents.append(_step_band(run, view, band, report))
+            del view  # the canvas, which may be large
+        latent = latents[-1]
         if latent is None:
             bands.replan()
             continue
@@ -96,28 +100,39 @@ def result_rows(run: Run, image: Tensor, *, index: int = 0, banded: bool = False
     report.end(model.denoiser.dtype)
 
 
-def _all_steps(run: Run, source: Source, band: Band, condition: Condition, report: Report) -> Tensor | None:
-    """The latent of a band after the recipe's step and those that follow it, as in `_step_band`."""
+@dataclass(frozen=True)
+class View:
+    """What a step of the recipe runs on, and its passes."""
+
+    canvas: Canvas
+    passes: tuple[Pass, ...]
+    condition: Condition
+
+
+def _views(
+    run: Run, source: Source, band: Band, condition: Condition, report: Report, latents: Sequence[Tensor | None]
+) -> Iterator[View]:
+    """The view of the recipe's step, and of those that follow it. The caller adds the latent of each to `latents`,
+    None where memory ran out, which ends the views."""
     model, passes = run.model, run.model.all_passes()
     canvas = source.canvas(band.top, band.bottom)
     report.begin(band, canvas.latent, len(passes) + len(model.recipe.further))
-    latent = _step_band(run, canvas, passes, band, condition, report)
-    for number, step in enumerate(model.recipe.further):
+    yield View(canvas, passes, condition)
+    for number, step in enumerate(model.recipe.further, 1):
+        latent = latents[-1]
         if latent is None:
-            return None
+            return
         seen = source.seen_again(latent)
         if model.look_again is not None:
             condition = model.look_again(condition, seen)
-        canvas = Canvas(latent, source.noise(latent, band.top, number + 1), seen * 2 - 1)
-        latent = _step_band(run, canvas, (Pass(step, model.denoiser),), band, condition, report)
-    return latent
+        canvas = Canvas(latent, source.noise(latent, band.top, number), seen * 2 - 1)
+        yield View(canvas, (Pass(step, model.denoiser),), condition)
 
 
-def _step_band(
-    run: Run, canvas: Canvas, passes: Sequence[Pass], band: Band, condition: Condition, report: Report
-) -> Tensor | None:
+def _step_band(run: Run, view: View, band: Band, report: Report) -> Tensor | None:
     """The band's tiles, stepped and weighted: (1, c, n, w). None where memory ran out on a single tile, of which the
     run's policy then knows. Raises UserError where values are not finite in float32 either."""
+    canvas, passes, condition = view.canvas, view.passes, view.condition
     window, policy, result = band.tiles[0].size, run.policy, torch.zeros_like(canvas.latent)
     work, shape = partial(step_tiles, canvas=canvas, result=result, policy=policy), (1, canvas.latent.shape[1], *window)
     try:
@@ -188,7 +203,7 @@ class Source:
         if not steps[number].noises:
             return None
         drawn = canvas_noise(latent, self.seed, top, before + steps[number].noises)
-        return drawn[:, before * latent.shape[1] :]
+        return drawn[:, before * latent.shape[1] :] if before else drawn
 
     def seen_again(self, latent: Tensor) -> Tensor:
         """What a further step sees (1, 3, H, W) in [0, 1], given the latent of the whole canvas so far."""

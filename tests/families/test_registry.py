@@ -204,7 +204,7 @@ def test_a_registration_that_fails_changes_nothing() -> None:
 def test_recipes_that_workflows_name_are_those_of_each_lora() -> None:
     assert list(FAMILIES.lora_recipes) == [
         *("tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff", "hypir", "omgsr-s"),
-        *("tad-seesr", "tad-seesr-noise", "gdpo-sr", "s3diff"),
+        *("tad-seesr", "tad-seesr-noise", "tad-seesr-s4", "tad-seesr-noise-s4", "gdpo-sr", "s3diff"),
     ]
     for family, timestep in ((tsd_sr.FAMILY, 1000), (trained_here.FAMILY, 999)):
         assert [recipe.color for recipe in family.recipes.values()] == ["wavelet", "adain"]
@@ -218,7 +218,7 @@ def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
         *("bundled", "tad-sr", "sinsr", "resshift", "resshift-s4", "resshift-ddim", "resshift-s4-ddim"),
         *("tad-faceir", "resshift-faceir", "adcsr"),
         *("tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff", "hypir", "omgsr-s"),
-        *("tad-seesr", "tad-seesr-noise", "gdpo-sr", "s3diff"),
+        *("tad-seesr", "tad-seesr-noise", "tad-seesr-s4", "tad-seesr-noise-s4", "gdpo-sr", "s3diff"),
     ]
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     (tmp_path / "notes.txt").write_text("no weights")

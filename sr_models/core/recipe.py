@@ -26,8 +26,9 @@ class Recipe:
             1 uses no second prompt.
         enlarging: how the picture is enlarged before the network.
         values_per_pixel: how many values per latent pixel exist at once in a pass of the network; 0 if unknown.
-        further: steps that follow the first one, each from the latent of the one before it. Before each of them the
-            network and the conditioner look again: at the enlarged picture, mixed with the result so far.
+        further: for a recipe of scale 1 with an autoencoder, steps that follow the first one, each from the latent of
+            the one before it. Before each of them, the network and the conditioner look again: at the enlarged picture,
+            mixed with the result so far.
         result_share: share of the result so far in that mixture.
     """
 

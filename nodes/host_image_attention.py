@@ -17,14 +17,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..sr_models.checkpoints.image_attention import IMAGE, joined, modules_of, split, with_picture
-from ..sr_models.core.model import Conditioner, Fixed
+from ..sr_models.core.model import Conditioner
 from ..sr_models.errors import UserError
 from ..sr_models.families.family import LoraFamily, OneStepLora
+from .host_prompts import PICTURE, row_of
+from .host_sd import Conditioning
 
-Conditioning = list[tuple[Tensor, dict[str, Any]]]
 Conds = dict[str, list[dict[str, Any]]]  # of a guider, by name
 PROMPT = "cross_attn"  # its key in them
-PICTURE = "onestep_sr_picture"  # the Seen of the pictures, in the dictionary of a CONDITIONING
 UNET = "diffusion_model."
 FIRST = "norm.weight"
 NOT_IN_CONTROLNET = ("out_channels", "disable_unet_model_creation")
@@ -165,7 +165,7 @@ def conditioner_for(conditioning: Conditioning, family: LoraFamily, control: Con
     all_seen = all(PICTURE in more for _, more in conditioning)
     if family.sees_picture and not all_seen:
         raise _not_seen(family)
-    return SeenPictures(conditioning, control, family.sees_picture) if all_seen else Fixed(conditioning)
+    return PicturePrompts(conditioning, control, family.sees_picture)
 
 
 def _not_seen(family: LoraFamily) -> UserError:
@@ -192,8 +192,9 @@ def seen_pictures(conds: Conds) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SeenPictures:
-    """A conditioner with a prompt and an embedding for each picture, which go to the MODEL together if `joins`."""
+class PicturePrompts:
+    """A conditioner with each picture's part of a CONDITIONING. An embedding of the picture goes to the MODEL together
+    with the prompt if `joins`."""
 
     conditioning: Conditioning
     control: ControlNet | None
@@ -201,7 +202,8 @@ class SeenPictures:
 
     def __call__(self, picture: Tensor, index: int) -> Conditioning:
         extras = _extras(self.control)
-        return [(self._of(prompt, more[PICTURE], index), _plain(more) | extras) for prompt, more in self.conditioning]
+        rows = [(row_of(prompt, more, index), more.get(PICTURE)) for prompt, more in self.conditioning]
+        return [(self._seen(prompt, seen, index), _plain(more) | extras) for (prompt, more), seen in rows]
 
     def look_again(self, condition: Conditioning, picture: Tensor) -> Conditioning:
         """The condition with the embedding of a picture that has a result in it. The tags stay."""
@@ -210,12 +212,11 @@ class SeenPictures:
             (with_picture(prompt, look(picture)), more) for (prompt, more), look in zip(condition, looks, strict=True)
         ]
 
-    def _of(self, prompt: Tensor, seen: Seen, index: int) -> Tensor:
-        count = len(seen.embeddings)
-        if count > 1 and index >= count:
-            raise UserError(f"The CONDITIONING is for {count} images: connect the same IMAGE to One-Step SR Tags.")
-        one = slice(index, index + 1) if count > 1 else slice(0, 1)
-        return joined(prompt[one], seen.embeddings[one]) if self.joins else prompt[one]
+    def _seen(self, prompt: Tensor, seen: Seen | None, index: int) -> Tensor:
+        if seen is None or not self.joins:
+            return prompt
+        row = index if len(seen.embeddings) > 1 else 0
+        return joined(prompt, seen.embeddings[row : row + 1])
 
 
 def _extras(control: ControlNet | None) -> dict[str, Any]:

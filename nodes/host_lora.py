@@ -28,6 +28,7 @@ from ..sr_models.core.step import Step
 from ..sr_models.errors import UserError
 from ..sr_models.families.family import OneStepLora, OpenedModel, Strengths, on_base, start_level
 from . import host_image_attention, host_sd3, host_unet
+from .host_prompts import pictures_of, row_of
 from .host_sd import (
     CARRIED,
     LATENT_FORMAT,
@@ -197,6 +198,7 @@ def open_model(
     require_vae(vae, latent_format.latent_channels, str(lora.base))
     chosen = on_base(carried.family.recipe(recipe if recipe in carried.family.recipes else lora.recipe), process)
     conditioner = _conditioner(model, chosen, conditioning, negative)
+    pictures = pictures_of(conditioning, *([negative] if negative and chosen.guidance != 1 else []))
     start = start_level(chosen, process)
 
     def assembled(model: ModelPatcher, vae: VAE) -> SRModel:
@@ -205,8 +207,8 @@ def open_model(
             for step, each in passes_of(model, chosen)
         ]
         codec = VAECodec(vae, latent_format)
-        model = SRModel(chosen, passes[0].denoiser, codec, conditioner, passes=tuple(passes))
-        if not isinstance(conditioner, host_image_attention.SeenPictures):
+        model = SRModel(chosen, passes[0].denoiser, codec, conditioner, passes=tuple(passes), pictures=pictures)
+        if not carried.family.sees_picture or not isinstance(conditioner, host_image_attention.PicturePrompts):
             return model
         return replace(model, look_again=conditioner.look_again)
 
@@ -231,7 +233,9 @@ def _conditioner(
     if negative is None:
         raise UserError(f"{recipe.title} needs a negative prompt: connect negative of One-Step SR Prompt.")
     require_prompt(negative, width, str(carried.lora.base))
-    return lambda picture, index: Guided(positive(picture, index), negative, recipe.guidance)
+    return lambda picture, index: Guided(
+        positive(picture, index), [row_of(*entry, index) for entry in negative], recipe.guidance
+    )
 
 
 def _vae_strength(vae: VAE, lora: OneStepLora) -> float:

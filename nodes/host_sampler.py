@@ -20,6 +20,7 @@ from ..sr_models.errors import UserError
 from ..sr_models.families.family import on_base
 from .host_image_attention import Conds, seeing_conds, seen_pictures
 from .host_lora import passes_of, process_of, require_carried
+from .host_prompts import require_rows
 from .host_sd import LATENT_FORMAT, VAE_FACTOR, WorkSampler, as_network
 
 Callback = Callable[[int, Tensor, Tensor, int], object]
@@ -48,6 +49,7 @@ class OneStepSampler(Sampler):
         tiles = list(plan(latent.shape[-2], latent.shape[-1], self.tile or recipe.tile, overlap))
         shown = _Shown(callback, latent_image, latent, len(tiles) * len(passes))
         result = torch.zeros_like(latent)
+        require_rows(model_wrap, len(latent_image))
         conds = model_wrap.original_conds
         if carried.family.sees_picture:
             conds = seeing_conds(conds, carried.family, carried.control)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..sr_models.errors import UserError
 from ..sr_models.families.tagger import Tagger
-from .host_image_attention import PICTURE, Seen
+from .host_image_attention import Seen
 from .host_lora import require_carried
+from .host_prompts import PICTURE
 
 PROMPT_TOKENS = 77  # more tags are cut, as published
 Conditioning = list[list[Any]]

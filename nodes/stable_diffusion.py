@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -14,7 +16,7 @@ from ..sr_models.errors import UserError
 from ..sr_models.families.family import OneStepLora
 from ..sr_models.families.registry import FAMILIES, files_with, read_lora
 from ..sr_models.families.tsd_sr import TSD_SR
-from . import host, host_lora, host_sampler, host_sd
+from . import host, host_lora, host_prompts, host_sampler, host_sd
 from .schema import advanced, schema
 from .upscaling import AUTO, COMBINER, SRModelSocket
 
@@ -209,47 +211,78 @@ class Prompt(io.ComfyNode):
                     "clip", optional=True, tooltip="From the same checkpoint, for 'from text' and 'from LoRA'."
                 ),
                 io.Model.Input("model", optional=True, tooltip="From Apply One-Step SR LoRA, for 'from LoRA'."),
+                io.Boolean.Input(
+                    "text_per_image",
+                    default=False,
+                    optional=True,
+                    tooltip="For a batch of images with a text each: connect a list of texts to text, such as a "
+                    "tagger's, or write one line per image. Only used with 'from text'.",
+                ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="CONDITIONING", tooltip=f"For {COMBINER} or BasicGuider."),
+                io.Conditioning.Output(
+                    display_name="CONDITIONING", tooltip=f"For {COMBINER} or BasicGuider.", is_output_list=True
+                ),
                 io.Conditioning.Output(
                     display_name="negative",
                     tooltip="The LoRA's negative prompt, for S3Diff with MODEL and CLIP connected; else the same as "
                     f"CONDITIONING. For {COMBINER} or CFGGuider.",
+                    is_output_list=True,
                 ),
             ],
+            is_input_list=True,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, embeddings: str | None = None, **others) -> tuple[Stamp, ...]:
+    def fingerprint_inputs(cls, embeddings: Sequence[str | None] = (), **others) -> tuple[Stamp, ...]:
         """Makes the host read files again that were replaced on disk."""
-        if embeddings in (None, FROM_TEXT, FROM_LORA):
-            return ()
-        path = _embeddings_path(embeddings)
-        beside = [path.with_name(name) for name in (prompt_embeddings.PROMPT_FILE, prompt_embeddings.POOLED_FILE)]
-        return file_stamps([path, *beside])
+        paths = [_embeddings_path(name) for name in embeddings if name not in (None, FROM_TEXT, FROM_LORA)]
+        names = (prompt_embeddings.PROMPT_FILE, prompt_embeddings.POOLED_FILE)
+        return file_stamps([*paths, *(path.with_name(name) for path in paths for name in names)])
 
     @classmethod
-    def execute(cls, embeddings: str, text: str, clip=None, model=None) -> io.NodeOutput:
-        if embeddings == FROM_LORA:
-            if model is None:
-                raise UserError("One-Step SR Prompt needs the MODEL with the LoRA: connect it to model.")
-            text, read = host_lora.prompt_of(model)
-        elif embeddings != FROM_TEXT:
-            read = prompt_embeddings.read_embeddings(_embeddings_path(embeddings))
-        else:
-            read = None
-        if read is not None:
-            conditioning = [[read.prompt, {"pooled_output": read.pooled}]]
-            return io.NodeOutput(conditioning, conditioning)
-        if clip is None:
-            raise UserError("One-Step SR Prompt needs CLIP to encode the text: connect CLIP, or choose embeddings.")
-        conditioning, negative = _encoded(clip, text), host_lora.negative_prompt_of(model)
-        return io.NodeOutput(conditioning, _encoded(clip, negative) if negative else conditioning)
+    def execute(
+        cls,
+        embeddings: Sequence[str],
+        text: Sequence[str],
+        clip: Sequence[Any] = (None,),
+        model: Sequence[Any] = (None,),
+        text_per_image: Sequence[bool] = (False,),
+    ) -> io.NodeOutput:
+        """All inputs are lists. A list of texts gives a list of prompts, or with `text_per_image` one prompt with a row
+        for each."""
+        if not text:
+            raise UserError("The connected list of texts is empty: connect one text, or one per image.")
+        texts = [_text_per_image(text)] if text_per_image[0] else [[each] for each in text]
+        lists: tuple[Sequence[Any], ...] = (embeddings, texts, clip, model)
+        count = max(map(len, lists))
+        # As the host does for other nodes: the last value of a shorter list is repeated.
+        prompts = [_prompt(*(each[min(i, len(each) - 1)] for each in lists)) for i in range(count)]
+        return io.NodeOutput(*map(list, zip(*prompts, strict=True)))
 
 
-def _encoded(clip, text: str) -> host_sd.Conditioning:
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+def _text_per_image(text: Sequence[str]) -> Sequence[str]:
+    """The texts of a list, or the lines of a single text."""
+    return text if len(text) > 1 else text[0].splitlines() or [""]
+
+
+def _prompt(embeddings: str, texts: Sequence[str], clip: Any, model: Any) -> tuple[Any, Any]:
+    """The CONDITIONING of the prompt, and that of the negative prompt."""
+    read = None
+    if embeddings == FROM_LORA:
+        if model is None:
+            raise UserError("One-Step SR Prompt needs the MODEL with the LoRA: connect it to model.")
+        text, read = host_lora.prompt_of(model)
+        texts = [text]
+    elif embeddings != FROM_TEXT:
+        read = prompt_embeddings.read_embeddings(_embeddings_path(embeddings))
+    if read is not None:
+        conditioning = [[read.prompt, {"pooled_output": read.pooled}]]
+        return conditioning, conditioning
+    if clip is None:
+        raise UserError("One-Step SR Prompt needs CLIP to encode the text: connect CLIP, or choose embeddings.")
+    conditioning, negative = host_prompts.encoded(clip, texts), host_lora.negative_prompt_of(model)
+    return conditioning, host_prompts.encoded(clip, [negative]) if negative else conditioning
 
 
 def _embeddings_path(name: str) -> Path:

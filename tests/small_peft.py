@@ -295,15 +295,20 @@ def encoded(base: Path, prompt: str) -> Tensor:
 def on_the_command_line(image: Tensor, folder: Path, *options: object) -> Tensor:
     """The result of `onestep-sr upscale` at scale 1, in this process and with 16 bits per channel."""
     write_picture(folder / "in.png", Picture(image[0], bits=16))
-    command = ["onestep-sr", "upscale", folder / "in.png", "-o", folder / "out.png", "--overwrite", "--scale", 1]
-    before, sys.argv = sys.argv, [str(part) for part in (*command, "--dtype", "fp32", "--device", "cpu", *options)]
+    upscale_files(folder / "in.png", folder / "out.png", "--overwrite", *options)
+    return read_picture(folder / "out.png").pixels[None]
+
+
+def upscale_files(source: Path, output: Path, *options: object) -> None:
+    """Runs `onestep-sr upscale` at scale 1 and in float32, in this process."""
+    command = ["onestep-sr", "upscale", source, "-o", output, "--scale", 1, "--dtype", "fp32", "--device", "cpu"]
+    before, sys.argv = sys.argv, [str(part) for part in (*command, *options)]
     try:
         cli.main()
     except SystemExit as end:
         assert not end.code, end.code
     finally:
         sys.argv = before
-    return read_picture(folder / "out.png").pixels[None]
 
 
 def calm_output(base: Path) -> None:

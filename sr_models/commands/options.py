@@ -132,6 +132,8 @@ class ModelOptions:
     "TSD-SR's prompt embeddings: the folder with prompt_embeds.pt and pool_embeds.pt."
     prompt: str | None = None
     "Encode this text instead of the prompt that the LoRA was published with."
+    captions: Switch = False
+    "Encode the text next to each picture, photo.txt for photo.jpg, as its prompt; without one, the usual prompt."
     tagger: Path | None = None
     """The folder with RAM's files, ram_swin_large_14m.pth, DAPE.pth and ram_tag_list.txt: puts tags of each picture
     into the prompt of OSEDiff and GDPO-SR; TAD-SeeSR needs it."""

@@ -73,7 +73,8 @@ class Upscale:
         from ..jobs.plan import plan_jobs
 
         self.size.target()  # refuses bad sizes before any work
-        jobs = plan_jobs(self.inputs, self.output, None if self.format == "same" else f".{self.format}", warn)
+        suffix, captions = None if self.format == "same" else f".{self.format}", self.model.captions
+        jobs = plan_jobs(self.inputs, self.output, suffix, warn, captions=captions)
         with FileAndTileBars(len(jobs)) as bars:
             outcomes = [bars.file_done(outcome) for outcome in self._outcomes(jobs, bars.tile_done)]
         return self._report(outcomes)

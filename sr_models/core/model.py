@@ -149,6 +149,8 @@ class SRModel:
             None if the weights are the same for all pictures.
         look_again: a condition, and a picture (1, 3, H, W) in [0, 1] -> the condition with what is seen in this
             picture, for a recipe with `further` steps; None if the condition does not depend on the picture.
+        pictures: how many pictures of a batch the conditioner has a condition for; 1 means any number.
+        prompted: a user's text -> the conditioner for it; None if the text encoders are not kept.
     """
 
     recipe: Recipe
@@ -159,10 +161,32 @@ class SRModel:
     passes: Iterable[Pass] = ()
     by_picture: Callable[[Tensor], SRModel] | None = None
     look_again: Callable[[Condition, Tensor], Condition] | None = None
+    pictures: int = 1
+    prompted: Callable[[str], Conditioner] | None = None
 
     def for_picture(self, picture: Tensor) -> SRModel:
         """The model with its weights for a picture (1, 3, H, W) in [0, 1]; itself if they are the same for all."""
         return self if self.by_picture is None else self.by_picture(picture)
+
+    def require_pictures(self, count: int) -> None:
+        """Raise UserError unless there is one condition for a batch of this size, or one per picture."""
+        if self.pictures not in (1, count):
+            raise UserError(
+                f"The number of prompts ({self.pictures}) is not that of the images ({count}): connect one prompt, or "
+                "one per image."
+            )
+
+    def only(self, index: int) -> SRModel:
+        """The model for picture number `index` of a batch alone."""
+        return replace(self, conditioner=lambda picture, _: self.conditioner(picture, index), pictures=1)
+
+    def with_prompt(self, text: str | None) -> SRModel:
+        """The model with a user's text as its prompt; itself for None. Raises ValueError without `prompted`."""
+        if text is None:
+            return self
+        if self.prompted is None:
+            raise ValueError("This model's text encoders were not kept: open the LoRA with `with_captions`.")
+        return replace(self, conditioner=self.prompted(text))
 
     def at_detail(self, position: float | None) -> SRModel:
         """The model at a position from 0 (faithful) to 1 (detailed), or at its default; itself if it has no range.

@@ -47,11 +47,12 @@ def upscale_regions(
         As `upscale`.
 
     Raises:
-        UserError: for another number of masks, for `wrap`, and as `upscale` does.
+        UserError: for another number of masks or prompts, for `wrap`, and as `upscale` does.
     """
     if options.wrap != "none":
         raise UserError(f"A region and wrap {options.wrap} do not go together: set wrap to none.")
     size, image = result_size(image, options), visible(image)
+    model.require_pictures(len(image))
     result = resize(image, size).clamp(0, 1)
     marked = _marked(len(image), masks, (image.shape[-2], image.shape[-1]))
     for index in {*range(len(image))} - {index for index, _ in marked}:
@@ -61,7 +62,8 @@ def upscale_regions(
         part = image[index : index + 1, :, slice(*rows), slice(*columns)]
         exact = Exact(large_rows[1] - large_rows[0], large_columns[1] - large_columns[0])
         heard = _for_part(progress, number, len(marked))
-        found = upscale(model, part, replace(options, target=exact), progress=heard, notice=notice, **reports)
+        chosen = replace(options, target=exact)
+        found = upscale(model.only(index), part, chosen, progress=heard, notice=notice, **reports)
         place = result[index, :, slice(*large_rows), slice(*large_columns)]
         weight = resize(mask[None], size).clamp(0, 1)[0, :, slice(*large_rows), slice(*large_columns)]
         place += weight * (found[0] - place)

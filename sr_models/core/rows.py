@@ -74,10 +74,10 @@ def result_rows(run: Run, image: Tensor, *, index: int = 0, banded: bool = False
         run.notice("The picture is larger than the size to reach: it was shrunk, without the network.")
         yield resize(image, run.options.size(height, width))[0, :, first:].clamp(0, 1)
         return
+    condition = run.model.conditioner(image, index)
     run = replace(run, model=run.model.for_picture(image))
     model, recipe, codec = run.model, run.model.recipe, run.model.codec
     source, in_bands = Source(run, image), banded and codec.is_local
-    condition = model.conditioner(image, index)
     sizes = source.way.network, source.way.result
     resizer = RowResizer(*sizes, first) if in_bands else WholeResizer(*sizes)
     plan = partial(run.policy.plan, recipe=recipe, factor=codec.factor, options=run.options, notice=run.notice)

@@ -53,9 +53,10 @@ def upscale(
 
     Raises:
         UserError: for a size, scale, tile, overlap or detail out of bounds, an unknown colour match, values that are
-            not finite in the picture or from the network, or too little memory.
+            not finite in the picture or from the network, prompts for another number of pictures, or too little memory.
     """
     size, method = result_size(image, options), options.color or model.recipe.color
+    model.require_pictures(len(image))
     way, options = options.continued(image.shape[-2], image.shape[-1])
     image, model = visible(way.continued(image)), model.at_detail(options.detail)
     policy = policy or TilePolicy()

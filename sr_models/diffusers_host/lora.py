@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ def open_lora(
         weights.require_base((unet if is_unet(base) else sd3).open_base(base, dtype).kind, "the base")
     known = _known_embeddings(base, weights, embeddings, prompt)
     require_tagger(weights)
-    conditioner = _conditioner(base, weights, chosen, prompt, known, placement, dtype)
+    conditioner, prompted = _conditioners(base, weights, chosen, prompt, known, placement, dtype)
     opened = (unet if is_unet(base) else sd3).open_base(base, dtype)
     warnings = weights.require_base(opened.kind, "the base")
     replace_weights(opened.network, weights.replaced, weights.sentence, whole=not weights.network)
@@ -87,7 +87,7 @@ def open_lora(
     denoiser = partial(kind, call=opened.call, placement=placement)
     codec = LatentCodec(opened.vae, placement, float(opened.vae.config.scaling_factor), budget, spill)
     look_again = conditioner.look_again if isinstance(conditioner, TaggedPrompt) else None
-    model = SRModel(chosen, denoiser(network), codec, conditioner, look_again=look_again)
+    model = SRModel(chosen, denoiser(network), codec, conditioner, look_again=look_again, prompted=prompted)
     target, modules = TARGETS[opened.kind.network], (network, opened.vae)
     if weights.modulator is not None:
         adapters = (
@@ -122,7 +122,7 @@ def _known_embeddings(
     return read_embeddings(embeddings)
 
 
-def _conditioner(
+def _conditioners(
     base: Path,
     lora: OneStepLora,
     recipe: Recipe,
@@ -130,13 +130,22 @@ def _conditioner(
     known: PromptEmbeddings | None,
     placement: Placement,
     dtype: torch.dtype,
-) -> Conditioner:
-    """The model's conditioner. Text encoders are opened only if there is no encoded prompt."""
+) -> tuple[Conditioner, Callable[[str], Conditioner] | None]:
+    """The model's conditioner, and those for other prompts if the LoRA is for pictures with captions. Text encoders are
+    opened only for these, or if there is no encoded prompt."""
     text = lora.family.prompt(recipe, prompt)
-    if known is not None:
-        return lora.family.conditioner(lambda _: known, text)
+    usual = None if known is None else lora.family.conditioner(lambda _: known, text)
+    if usual is not None and not lora.captions:
+        return usual, None
     open_encoders = (unet if is_unet(base) else sd3).open_text_encoders
-    encode = guided(open_encoders(base, device=placement.device, dtype=dtype), recipe)
-    if lora.tagger is not None:
-        return TaggedPrompt(lora.family, encode, read_tagger(lora.tagger, dtype), text, placement)
-    return lora.family.conditioner(encode, text)
+    # Encoders that stay open are not in use most of the time.
+    device = torch.device("cpu") if lora.captions and placement.offload else placement.device
+    encode = guided(open_encoders(base, device=device, dtype=dtype), recipe)
+    tagger = None if lora.tagger is None else read_tagger(lora.tagger, dtype)
+
+    def prompted(text: str) -> Conditioner:
+        if tagger is not None:
+            return TaggedPrompt(lora.family, encode, tagger, text, placement)
+        return lora.family.conditioner(encode, text)
+
+    return usual or prompted(text), prompted if lora.captions else None

@@ -212,6 +212,7 @@ class OneStepLora:
         control: the weights of a ControlNet, which has image attentions too; empty if the method has none.
         tagger: RAM's files, as in `read_tagger`, for a prompt with the tags of each picture.
         modulator: the network that the family's `modulate` uses; None if the LoRA is the same for all pictures.
+        captions: keep the text encoders, for pictures with a prompt of their own (`SRModel.with_prompt`).
     """
 
     family: LoraFamily
@@ -227,6 +228,7 @@ class OneStepLora:
     control: Mapping[str, Tensor] = field(default_factory=dict)
     tagger: Path | None = None
     modulator: nn.Module | None = None
+    captions: bool = False
 
     def for_picture(self, picture: Tensor) -> OneStepLora:
         """The LoRA for a picture (1, 3, H, W) in [0, 1], without a modulator."""
@@ -244,6 +246,12 @@ class OneStepLora:
         if files is not None and not self.family.tagged_prompt:
             raise UserError(f"{self.family.title} does not use tags: remove --tagger.")
         return replace(self, tagger=files)
+
+    def with_captions(self, wanted: bool = True) -> OneStepLora:
+        """The same LoRA for pictures with a prompt of their own. Raises UserError if its method has a fixed prompt."""
+        if wanted and self.family.prompt_is_fixed:
+            raise UserError(f"{self.family.title} has a fixed prompt: remove --captions.")
+        return replace(self, captions=wanted)
 
     def at(self, strengths: Strengths) -> OneStepLora:
         """The same LoRA at other strengths; adapters that are not named keep theirs.

@@ -1,4 +1,4 @@
-"""List the pictures in a folder."""
+"""List the pictures in a folder, and the texts next to them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,21 @@ def is_picture(path: Path) -> bool:
     except OSError:
         return False
     return found in PLUGINS or (found is not None and found not in REFUSED)
+
+
+def caption_file(picture: Path) -> Path:
+    """Where the text of a picture is: `photo.txt` for `photo.jpg`."""
+    return picture.with_suffix(".txt")
+
+
+def caption_of(picture: Path) -> str | None:
+    """The text next to a picture; None if it does not exist or is empty. Raises UserError if it cannot be read."""
+    file = caption_file(picture)
+    try:
+        text = file.read_text(encoding="utf-8-sig", errors="replace").strip() if file.is_file() else ""
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): check it, or move it away.") from error
+    return text or None
 
 
 def list_images(folder: Path) -> list[Path]:

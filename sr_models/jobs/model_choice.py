@@ -43,6 +43,7 @@ class ModelChoice:
     spill: Path | None = None
     strengths: Mapping[str, float] = field(default_factory=dict)
     tagger: Path | None = None
+    captions: bool = False
 
     def fingerprint(self) -> str:
         """Of everything that decides which model it is, by the content of its files, including those that a LoRA finds
@@ -80,6 +81,7 @@ def _content(path: Path) -> bytes:
 def _refuse_lora_options(choice: ModelChoice) -> None:
     options = {"--embeddings": choice.embeddings, "--prompt": choice.prompt, "--offload": choice.offload or None}
     options |= {"--strength": choice.strengths or None, "--tagger": choice.tagger}
+    options |= {"--captions": choice.captions or None}
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UserError(f"Only one-step LoRAs take {' and '.join(given)}: give --base and --lora, or leave it out.")
@@ -105,7 +107,7 @@ def open_model(choice: ModelChoice) -> OpenedModel:
         raise UserError(f"{choice.base} does not exist: check the name of the base.")
     return open_lora(
         choice.base,
-        read_lora(choice.lora).at(choice.strengths).with_tagger(choice.tagger),
+        read_lora(choice.lora).at(choice.strengths).with_tagger(choice.tagger).with_captions(choice.captions),
         embeddings=choice.embeddings,
         prompt=choice.prompt,
         recipe=recipe,

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from ..core.report import Notice, ignored
 from ..errors import UserError
-from ..files.listing import is_hidden, is_picture
+from ..files.listing import caption_file, is_hidden, is_picture
 from ..files.whole import shortened
 from ..files.write import WRITABLE
 from .job import Job
@@ -40,19 +40,26 @@ class Found(NamedTuple):
     inside: Path
 
 
-def plan_jobs(inputs: Iterable[str], output: Path, suffix: str | None = None, notice: Notice = ignored) -> list[Job]:
+def plan_jobs(
+    inputs: Iterable[str],
+    output: Path,
+    suffix: str | None = None,
+    notice: Notice = ignored,
+    *,
+    captions: bool = False,
+) -> list[Job]:
     """One job per picture. Inputs are files, folders (with their subfolders, which the output repeats) or globs.
 
     The output is a folder, or a file where there is one input and the output has a picture's suffix.
     Results keep the source's name and get `suffix` (default: the source's own where it can be written,
     else `.png`). Where two would have the same name, the second gets a longer one. Hidden files, an output folder
     inside an input's and earlier results of the same input are not inputs; `notice` hears of other files that are
-    left out.
+    left out, but if `captions` not of texts next to pictures.
 
     Raises UserError, before anything is done, for an input that matches nothing, a result that would replace an
     input, and an output that does not agree with the inputs or with `suffix`.
     """
-    found = _unique(pair for text in inputs for pair in _matches(text, output, notice))
+    found = _unique(pair for text in inputs for pair in _matches(text, output, notice, captions))
     if _is_file_name(output, found):
         _require_file_name(output, found, suffix)
         targets = [output]
@@ -158,14 +165,14 @@ def _with_comparisons(jobs: list[Job]) -> list[Job]:
 # The inputs
 
 
-def _matches(text: str, output: Path, notice: Notice) -> list[Found]:
+def _matches(text: str, output: Path, notice: Notice, captions: bool) -> list[Found]:
     """Pictures that an input means."""
     if not text.strip():
         raise UserError("An input is empty: give the name of a file or folder, or a pattern such as *.png.")
     path = Path(text)
     try:
         if path.is_dir():
-            pairs = _in_folder(path, output, notice)
+            pairs = _in_folder(path, output, notice, captions)
             if not pairs:
                 raise UserError(f"{text} contains no pictures: choose another folder.")
         elif path.exists():
@@ -205,12 +212,13 @@ def _is_inside(output: Path, folder: Path) -> bool:
     return _is_in(output, folder) and _real(output) != _real(folder)
 
 
-def _in_folder(folder: Path, output: Path, notice: Notice) -> list[Found]:
+def _in_folder(folder: Path, output: Path, notice: Notice, captions: bool) -> list[Found]:
     inside = _is_inside(output, folder)
     paths = [path for path in _walk(folder) if not (inside and _is_in(path, output)) and not _is_result(path, folder)]
     kinds = {path: _kind(path) for path in paths}
+    texts = {caption_file(path) for path in paths if kinds[path] == "picture"} if captions else set()
     for kind, words in LEFT_OUT.items():
-        others = [path for path in paths if kinds[path] == kind]
+        others = [path for path in paths if kinds[path] == kind and path not in texts]
         if others:
             notice(f"{folder}: {words[len(others) > 1].format(len(others))} left out ({_few(others)}).")
     return [Found(path, path.relative_to(folder)) for path in paths if kinds[path] == "picture"]

@@ -53,8 +53,8 @@ class Entry:
         return self.source == os.path.abspath(source) or self.settings.get("source") == settings["source"]
 
 
-def settings_of(job: Job, model: SRModel, options: FileOptions) -> dict[str, Any]:
-    """Everything that a result depends on, as JSON has it."""
+def settings_of(job: Job, model: SRModel, options: FileOptions, caption: str | None = None) -> dict[str, Any]:
+    """Everything that a result depends on, as JSON has it. `caption` is the picture's own prompt."""
     upscale = {name: value for name, value in asdict(options.upscale).items() if name != "batch"}
     settings = {
         "source": fingerprint(job.source),
@@ -62,7 +62,8 @@ def settings_of(job: Job, model: SRModel, options: FileOptions) -> dict[str, Any
         "quality": options.quality,
         "strip": options.strip,
     }
-    return json.loads(json.dumps(settings | upscale))
+    own = {} if caption is None else {"caption": caption}
+    return json.loads(json.dumps(settings | own | upscale))
 
 
 def own_state(result: Path, source: Path, settings: dict[str, Any]) -> Literal["missing", "finished", "outdated"]:

@@ -22,6 +22,7 @@ from ..core.tile_policy import TilePolicy
 from ..core.upscale import upscale
 from ..errors import UserError
 from ..files.animation import Film
+from ..files.listing import caption_of
 from ..files.picture import Picture, PictureSequence
 from ..files.read import read_pictures
 from ..files.whole import remove_temporaries
@@ -49,18 +50,20 @@ def run_jobs(
     program, or that was changed since, is kept and reported unless `overwrite`.
 
     All files share one tile policy: where memory ran out once, no later file tries that much again. `policy` is for
-    a run of several calls with this model. `notice` hears what each outcome carries as its notices, too.
+    a run of several calls with this model. `notice` hears what each outcome carries as its notices, too. A model that
+    keeps its text encoders uses the text next to a picture as its prompt (`caption_of`).
     """
     policy = policy or TilePolicy()
     for job in jobs:
         begin, heard = time.perf_counter(), _Heard(notice)
         try:
-            settings = records.settings_of(job, model, options)
+            caption = None if model.prompted is None else caption_of(job.source)
+            settings = records.settings_of(job, model, options, caption)
             if _is_finished(job, settings, options):
                 yield Outcome(job, "skipped")
                 continue
             ready = partial(records.noted, job, settings, options.overwrite)
-            run_job(model, job, options, progress, heard, policy, ready)
+            run_job(model.with_prompt(caption), job, options, progress, heard, policy, ready)
         except UserError as error:
             named = str(job.source) in str(error)
             reason = str(error) if named else f"{job.source}: {error}"

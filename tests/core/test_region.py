@@ -1,5 +1,7 @@
 """Regions: what the model sees, what it changes, and what is said of an empty mask."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,21 @@ def test_a_mask_over_all_is_the_whole_upscale(seen):
     result = upscale_regions(formula_model(), image, torch.ones(1, 1, 8, 8), UpscaleOptions(4))
     assert torch.allclose(result, upscale(formula_model(), image), atol=1e-6)
     assert seen == [(30, 40)]
+
+
+def test_the_model_has_the_prompt_of_the_masks_picture():
+    class Prompted(Formula):
+        def run(self, work, shape, condition=None):
+            return work(lambda latent, lr, timestep: self(latent, lr, timestep) * condition)
+
+    images = torch.cat([picture(30, 40, seed=seed) for seed in range(2)])
+    shared = replace(formula_model(), denoiser=Prompted(), conditioner=lambda image, index: (0.3, 0.9)[index])
+    masks, whole = torch.ones(2, 1, 30, 40), upscale(replace(shared, pictures=2), images)
+    result = upscale_regions(replace(shared, pictures=2), images, masks, UpscaleOptions(4))
+    assert torch.allclose(result, whole, atol=1e-6)
+    assert (whole[1] - upscale(shared, images[1:])[0]).abs().max() > 0.01, "the prompt makes a difference"
+    with pytest.raises(UserError, match=r"number of prompts \(2\) is not that of the images \(1\)"):
+        upscale_regions(replace(shared, pictures=2), images[:1], masks, UpscaleOptions(4))
 
 
 def test_each_picture_has_its_mask_and_an_empty_one_is_named(seen):

@@ -228,6 +228,16 @@ def test_the_conditioner_sees_each_picture_once_and_the_denoiser_gets_its_condit
     assert conditions == ["condition 0", "condition 1"]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_prompts_for_another_number_of_pictures_are_refused_before_any_work(count):
+    def conditioner(image, index):
+        raise AssertionError("work")
+
+    words = rf"number of prompts \(2\) is not that of the images \({count}\): connect one prompt, or one per image"
+    with pytest.raises(UserError, match=words):
+        upscale(replace(model(), conditioner=conditioner, pictures=2), picture(20, 30, batch=count))
+
+
 # Tiles and noise
 
 

@@ -22,6 +22,9 @@ from onestep_sr.sr_models.families.catalogue import describe
 from onestep_sr.sr_models.families.convert import convert
 from onestep_sr.sr_models.families.osediff import FAMILY, RECIPE
 from onestep_sr.sr_models.families.registry import read_lora
+from onestep_sr.sr_models.files.picture import Picture
+from onestep_sr.sr_models.files.read import read_picture
+from onestep_sr.sr_models.files.write import write_picture
 from safetensors import safe_open
 from torch import Tensor
 
@@ -95,6 +98,29 @@ def test_the_command_line_gives_what_the_equation_says(case, image, truth, tmp_p
     files = ("--base", case["base"], "--lora", case["lora"], "--prompt", PROMPT)
     assert (small_peft.on_the_command_line(image, tmp_path, *files) - truth).abs().max() < TOLERANCE
     assert "Licence of OSEDiff: Apache-2.0" in capsys.readouterr().out
+
+
+def test_each_picture_has_the_text_next_to_it_as_its_prompt(case, image, truth, tmp_path, capsys) -> None:
+    """And the one without a text has that of --prompt. A text that changes makes its picture anew."""
+    pictures, results = tmp_path / "in", tmp_path / "out"
+    pictures.mkdir()
+    for name in ("boat", "lake"):
+        write_picture(pictures / f"{name}.png", Picture(image[0], bits=16))
+    for text, done in (("a boat", 2), ("a ship", 1)):
+        (pictures / "boat.txt").write_text(f"{text}\n", encoding="utf-8-sig")
+        options = ("--base", case["base"], "--lora", case["lora"], "--prompt", PROMPT, "--captions")
+        small_peft.upscale_files(pictures, results, *options)
+        said = capsys.readouterr()
+        assert f"{done} done, {2 - done} skipped" in said.out and "left out" not in said.err
+        boat, lake = (read_picture(results / f"{name}.png").pixels[None] for name in ("boat", "lake"))
+        assert (boat - equation(case, image, prompt=text)).abs().max() < TOLERANCE
+        assert (lake - truth).abs().max() < TOLERANCE
+
+
+def test_texts_next_to_pictures_are_refused_where_the_prompt_is_fixed(case) -> None:
+    lora = replace(read_lora(case["lora"]), family=replace(FAMILY, prompt_is_fixed=True))
+    with pytest.raises(UserError, match="OSEDiff has a fixed prompt: remove --captions"):
+        lora.with_captions()
 
 
 def test_the_single_file_gives_the_same_result(case, image, truth, tmp_path) -> None:

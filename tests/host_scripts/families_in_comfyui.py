@@ -4,6 +4,7 @@ layer, to floats.
 python families_in_comfyui.py FOLDER_OF_ONESTEP_SR CASES.pt RESULTS.pt
 
 A case by name: as in unet_in_comfyui.py, and `strengths` (of the LoRA's adapters) for each result.
+`texts`, if it has them, are prompts of a batch by their texts.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ from onestep_sr.nodes import stable_diffusion as nodes  # noqa: E402
 from onestep_sr.sr_models.canvas.color import match  # noqa: E402
 from onestep_sr.sr_models.canvas.noise import canvas_noise  # noqa: E402
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
+from onestep_sr.sr_models.core.region import upscale_regions  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
 from onestep_sr.sr_models.families.registry import read_lora  # noqa: E402
 from small_checkpoints import opened, read  # noqa: E402
 
 
-def stock_parts(model, vae, conditioning, image, negative=None, tile=None, overlap=None):
+def stock_parts(model, vae, conditioning, image, negative=None, tile=None, overlap=None, batch=1):
     """VAE Encode -> SamplerCustomAdvanced with BasicGuider or CFGGuider -> VAE Decode, and the method's colours."""
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": conditioning} | ({"negative": negative} if negative else {}))
     latent, seen = vae.encode(image.movedim(1, -1)), []
-    sampler = host_sampler.OneStepSampler(tile, overlap, 1)
+    sampler = host_sampler.OneStepSampler(tile, overlap, batch)
     recipe = host_sd.carried_by(model).lora
     recipe = recipe.family.recipe(recipe.recipe)
     guider.set_cfg(recipe.guidance)
@@ -87,10 +89,57 @@ def through_nodes(case, base_model, base_vae, conditioning):
         sr_model = nodes.Model.execute(model, vae, conditioning, "auto").args[0].model
         sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0))
         found[name] = upscale(sr_model, case["image"], UpscaleOptions(1))
-    nodes.Prompt.execute("from LoRA", "not this one", clip, model)
+    nodes.Prompt.execute(["from LoRA"], ["not this one"], [clip], [model])
     nodes.read_lora = read_file
     sampler = nodes.Sampler.execute(0, 8, 1).args[0]
     return found | {"reads": len(reads), "text": clip.text, "sampler": (sampler.tile, sampler.overlap)}
+
+
+class Known:
+    """A CLIP that knows some texts."""
+
+    def __init__(self, prompts):
+        self.prompts = prompts
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        return [[self.prompts[text], {"pooled_output": torch.zeros(1, 0)}]]
+
+
+def with_texts(case, model, vae):
+    """A batch with a text per image, and each image alone; the third text has more tokens."""
+    image, clip, texts = case["image"], Known(case["texts"]), list(case["texts"])
+    images = torch.cat([image, 1 - image, image**2])
+
+    def prompts(texts, per_image):
+        return nodes.Prompt.execute(["from text"], texts, [clip], text_per_image=[per_image]).args[0]
+
+    def run(conditioning, images, work=upscale, **more):
+        sr_model = nodes.Model.execute(model, vae, conditioning, "auto").args[0].model
+        sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0))
+        return work(sr_model, images, options=UpscaleOptions(1, tile=64, overlap=16), **more)
+
+    each, [batch], [lines] = prompts(texts, False), prompts(texts, True), prompts(["\n".join(texts)], True)
+    pairs, [equal] = list(zip(each, images.split(1), strict=True)), prompts(texts[:2], True)
+    sampled = [stock_parts(model, vae, own, one, tile=8, overlap=2)[0] for own, one in pairs[:2]]
+    at_once = stock_parts(model, vae, equal, images[:2], tile=8, overlap=2, batch=2)[0]
+    regions = {"work": upscale_regions, "masks": torch.ones(3, 1, 8, 8)}
+    return {
+        "alone": torch.cat([run(*pair) for pair in pairs]),
+        "batch": run(batch, images),
+        "lines": run(lines, images),
+        "regions": run(batch, images, **regions),
+        "sampled alone": torch.cat(sampled),
+        "sampled": at_once,
+        "sentences": [
+            sentence(run, batch, images[:2]),
+            sentence(stock_parts, model, vae, batch, images[:2]),
+            sentence(stock_parts, model, vae, batch, images),
+            sentence(prompts, [], True),
+        ],
+    }
 
 
 def needed(model, vae, base_vae, conditioning, negative, image):
@@ -134,6 +183,8 @@ def results_of(case):
         results[name] |= {"prompt": host_lora.prompt_of(model), "recipe": sr_model.recipe.name}
     if "two runs" in case["strengths"]:
         results["nodes"] = through_nodes(case, base_model, base_vae, conditioning)
+    if "texts" in case:
+        results["texts"] = with_texts(case, model, vae)
     other = opened(case | {"kind": "2.1"})
     results["refused"] = sentence(host_lora.apply_lora, other, lora, 1.0)
     comfy.model_management.unload_all_models()

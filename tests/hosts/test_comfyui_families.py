@@ -43,6 +43,7 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
 RUNS = {"two runs": 2}
 PROMPT = {"gdpo-sr": gdpo_sr.RECIPE.prompt, "s3diff": s3diff.RECIPE.prompt}  # the others' is empty
 BASES = {"s3diff": "SD-Turbo (Stable Diffusion 2.1)"}
+TEXTS = ("a lake", "", "a house, a lake, a boat")
 SIGMA = {  # ComfyUI's, of the family's timestep
     "pisa-sr": 0.041279 / 0.999148,
     "osediff": 0.997667 / 0.068265,
@@ -86,6 +87,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     # S3Diff pads pictures to multiples of 64 px, and graphs of stock nodes pad latents.
     wide = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
     found["s3diff"] |= {"image": wide, "negative": small_peft.encoded(base, s3diff.RECIPE.negative_prompt)}
+    texts = {text: small_peft.encoded(base, text) for text in TEXTS[:2]}
+    found["osediff"]["texts"] = texts | {TEXTS[2]: torch.cat(list(texts.values()), dim=1)}  # 154 tokens
     return found
 
 
@@ -150,6 +153,36 @@ def test_the_nodes_give_the_same_and_read_the_file_once(results, expected) -> No
     for name in ("published", "two runs"):
         assert (found[name] - expected["pisa-sr", name]["whole"]).abs().max() < TOLERANCE
     assert (found["reads"], found["text"], found["sampler"]) == (1, "", (None, None))
+
+
+@pytest.mark.parametrize("way", ["batch", "lines", "regions"])
+def test_each_image_of_a_batch_has_its_own_text(way, results) -> None:
+    found = results["osediff"]["texts"]
+    assert (found[way] - found["alone"]).abs().max() < TOLERANCE
+
+
+def test_the_sampler_gives_each_image_of_a_batch_its_own_text(results) -> None:
+    found = results["osediff"]["texts"]
+    assert (found["sampled"] - found["sampled alone"]).abs().max() < TOLERANCE
+    assert (found["sampled alone"] - found["alone"][:2]).abs().max() < TOLERANCE
+
+
+def test_a_text_gives_what_diffusers_gives_with_it(results, cases) -> None:
+    case, found = cases["osediff"], results["osediff"]["texts"]["alone"]
+    lora = read_lora(Path(case["lora"])).at(list(case["strengths"].values())[-1]).with_captions()
+    model = open_lora(Path(case["folder"]), lora, dtype=torch.float32).model
+    model = replace(model, recipe=replace(model.recipe, shortest=0))
+    options = UpscaleOptions(1, tile=64, overlap=16)
+    lake, other = (upscale(model.with_prompt(text), case["image"], options)[0] for text in ("a lake", "a mountain"))
+    assert (found[0] - lake).abs().max() < TOLERANCE < (found[0] - other).abs().max()
+
+
+def test_texts_that_do_not_belong_to_the_images_are_refused(results) -> None:
+    batch, sampler, tokens, none = results["osediff"]["texts"]["sentences"]
+    words = "The number of prompts (3) is not that of the images (2): connect one prompt, or one per image."
+    assert words in batch and words in sampler
+    assert "The prompts of the batch have 77 to 154 tokens, but One-Step SR Sampler needs the same number" in tokens
+    assert "list of texts is empty" in none
 
 
 def test_a_missing_connection_is_named(results) -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ...canvas.degradation import Degradation
 from ...errors import UserError
-from ...files.listing import SUFFIXES, stream_pictures
+from ...files.listing import SUFFIXES, caption_of, stream_pictures
 from ...files.whole import write_whole
 from ..data import enlarged_to, random_window, to_tensor
 from .bases import Condition
@@ -154,13 +154,6 @@ def _grouped(stream: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
     iterator = iter(stream)
     while group := list(islice(iterator, size)):
         yield group
-
-
-def caption_of(picture: Path) -> str | None:
-    """The text next to a picture, `photo.txt` for `photo.jpg`; None if it does not exist or is empty."""
-    file = picture.with_suffix(".txt")
-    text = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
-    return text or None
 
 
 def prepare(

@@ -20,6 +20,7 @@ from onestep_sr.sr_models.commands import cli
 from onestep_sr.sr_models.files.picture import Picture
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.files.write import write_picture
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -145,6 +146,13 @@ def without_lists(content: dict[str, Any], table: str, module: str) -> None:
         del content[key]
     for key in [key for key in content[table] if key.startswith(f"{module}.lora_")]:
         del content[table][key]
+
+
+def without(file: Path, lacking: str, part: Path) -> None:
+    """Write a part of a safetensors file, without the names that begin so."""
+    with safe_open(file, "pt") as whole:
+        tensors = {name: whole.get_tensor(name) for name in whole.keys() if not name.startswith(lacking)}  # noqa: SIM118
+        save_file(tensors, part, metadata=whole.metadata())
 
 
 S3DIFF_RANKS = {"unet": 8, "vae": 4}

@@ -26,6 +26,9 @@ from .family import LoraFamily, OneStepLora
 
 FAMILY_KEY = "onestep_sr_family"
 REPLACED, MODULATOR = "replaced/", "modulator/"
+UNET_LORA, VAE_LORA = "network/unet/", "vae/vae/"
+WHOLE_NETWORKS = (f"{REPLACED}network/", f"{REPLACED}vae/")
+NEW_CONV_IN = tuple(f"{REPLACED}network/conv_in.{end}" for end in ("weight", "bias"))
 PREFIXES = ("network/", "vae/", f"{REPLACED}network/", f"{REPLACED}vae/", MODULATOR)
 
 
@@ -56,21 +59,28 @@ def save(path: Path, lora: OneStepLora) -> None:
 
 
 def read(
-    family: LoraFamily, file: WeightsFile, base: BaseKind, recipe: str, trained: Mapping[str, str] | None = None
+    family: LoraFamily,
+    file: WeightsFile,
+    base: BaseKind,
+    recipe: str,
+    needed: Iterable[str],
+    trained: Mapping[str, str] | None = None,
 ) -> OneStepLora:
-    """The inverse of `save`, without the modulator. `trained` is that of the adapters, by name.
+    """The inverse of `save`, without the modulator. `needed` are the parts of the file: names of tensors, or their
+    beginnings. `trained` is that of the adapters, by name.
 
-    Raises UserError for a file that is incomplete or has other weights.
+    Raises UserError for a file that lacks a part or has other weights.
     """
     others = sorted(name for name in file.tensors if not name.startswith(PREFIXES))
     if others:
         raise UserError(
             f"{file.name} has weights that {family.title} does not have ({shortened(others)}): convert it again."
         )
+    missing = [part for part in needed if not any(name.startswith(part) for name in file.tensors)]
+    if missing:
+        raise UserError(f"{file.name} is incomplete (it lacks {shortened(missing)}): convert it again.")
     network, vae = (_adapters(file, part, trained or {}) for part in ("network", "vae"))
     replaced = {part: low_rank.under(file.tensors, f"{REPLACED}{part}/") for part in ("network", "vae")}
-    if not network and not replaced["network"]:
-        raise UserError(f"{file.name} is incomplete (it lacks the LoRA of the network): convert it again.")
     return OneStepLora(family, file.name, base, recipe, network, vae, replaced["network"], replaced_vae=replaced["vae"])
 
 

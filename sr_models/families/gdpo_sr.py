@@ -46,7 +46,7 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     """Read the published files, given one of them, or the single file. Raises UserError for one that is missing."""
     file = read_weights(path)
     if adapter_file.is_single(header_of(file)):
-        return adapter_file.read(family, file, BASE, RECIPE.name)
+        return adapter_file.read(family, file, BASE, RECIPE.name, adapter_file.WHOLE_NETWORKS)
     folder = path.parent.parent
     unet, vae = (read_weights(folder / name).tensors for name in FILES)
     return OneStepLora(family, f"{folder.name}/{FILES[0]}", BASE, RECIPE.name, replaced=unet, replaced_vae=vae)

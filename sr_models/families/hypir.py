@@ -47,7 +47,7 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     """Read `HYPIR_sd2.pth` or its single file. Raises UserError for a file that is incomplete."""
     file = read_weights(path)
     if adapter_file.is_single(header_of(file)):
-        return adapter_file.read(family, file, BASE, RECIPE.name, {"unet": TRAINED})
+        return adapter_file.read(family, file, BASE, RECIPE.name, [adapter_file.UNET_LORA], {"unet": TRAINED})
     found = peft_file.by_adapter(file.tensors, file.name, alpha=None)
     network = Adapter("unet", peft_file.joined(found, found, file, ()), trained=TRAINED)
     return OneStepLora(family, file.name, BASE, RECIPE.name, (network,))

@@ -58,7 +58,8 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     """
     file = read_weights(path)
     if adapter_file.is_single(header_of(file)):
-        return adapter_file.read(family, file, BASE, RECIPE.name, {"unet": TRAINED, "vae": TRAINED_VAE})
+        parts, trained = (adapter_file.UNET_LORA, adapter_file.VAE_LORA), {"unet": TRAINED, "vae": TRAINED_VAE}
+        return adapter_file.read(family, file, BASE, RECIPE.name, parts, trained)
     other = read_weights(partner or _partner(path, FILES[0] if _is_vae(file) else FILES[1]))
     unet, vae = (other, file) if _is_vae(file) else (file, other)
     for part, condition, name in ((unet, _UNET, FILES[0]), (vae, _VAE, FILES[1])):

@@ -31,6 +31,7 @@ UNET, VAE = "state_dict_unet/", "state_dict_vae/"
 WHOLE_UNET, WHOLE_VAE = "unet/", "vae/"
 REPLACED = {"conv_in.base_layer.weight": "conv_in.weight", "conv_in.base_layer.bias": "conv_in.bias"}
 PARTS = ("encoder", "decoder", "others")  # of the U-Net; each is a LoRA of its own in the file
+TRAINED = {"unet": LAYOUT.trained, "vae": VAE_TRAINED}
 
 RECIPE = Recipe(
     "osediff",
@@ -44,6 +45,7 @@ RECIPE = Recipe(
     color="adain",
     shortest=64,
 )
+_LORA_PARTS = (adapter_file.UNET_LORA, adapter_file.VAE_LORA, *adapter_file.NEW_CONV_IN)
 _LORAS = All(HasSuffix(".lora_A.default_encoder.weight"), HasPrefix(UNET), HasPrefix(VAE))
 _NETWORKS = All(Has(f"{WHOLE_UNET}conv_in.weight", f"{WHOLE_VAE}encoder.conv_in.weight"))
 
@@ -53,7 +55,9 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     file = read_weights(path)
     header = header_of(file)
     if adapter_file.is_single(header):
-        return adapter_file.read(family, file, BASE, RECIPE.name)
+        has_lora = any(name.startswith(_LORA_PARTS[:2]) for name in file.tensors)
+        parts = _LORA_PARTS if has_lora else adapter_file.WHOLE_NETWORKS
+        return adapter_file.read(family, file, BASE, RECIPE.name, parts, TRAINED)
     if not _NETWORKS.missing(header):
         unet, vae = _parts(file, WHOLE_UNET, WHOLE_VAE)
         return OneStepLora(family, file.name, BASE, RECIPE.name, replaced=unet, replaced_vae=vae)
@@ -67,8 +71,8 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     network = peft_file.joined(in_unet, [f"default_{part}" for part in PARTS], file, lists)
     encoder = peft_file.joined(in_vae, ["default_encoder"], file, listed_in_vae)
     adapters = (
-        (Adapter("unet", network, trained=peft_file.unlisted(file, lists, LAYOUT.trained)),),
-        (Adapter("vae", encoder, trained=peft_file.unlisted(file, listed_in_vae, VAE_TRAINED)),),
+        (Adapter("unet", network, trained=peft_file.unlisted(file, lists, TRAINED["unet"])),),
+        (Adapter("vae", encoder, trained=peft_file.unlisted(file, listed_in_vae, TRAINED["vae"])),),
     )
     return OneStepLora(family, file.name, BASE, RECIPE.name, *adapters, replaced=replaced)
 

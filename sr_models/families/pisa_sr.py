@@ -51,7 +51,8 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     """Read `pisa_sr.pkl` or its single file. Raises UserError for a file that is incomplete."""
     file = read_weights(path)
     if adapter_file.is_single(header_of(file)):
-        return adapter_file.read(family, file, BASE, RECIPE.name)
+        parts, trained = [f"network/{name}/" for name in PUBLISHED_NAMES], dict.fromkeys(PUBLISHED_NAMES, UNET.trained)
+        return adapter_file.read(family, file, BASE, RECIPE.name, parts, trained)
     others = sorted(name for name in file.tensors if not name.startswith(PREFIX))
     if others:
         raise UserError(

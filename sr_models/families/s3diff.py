@@ -67,9 +67,8 @@ def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
     """
     file = read_weights(path)
     if adapter_file.is_single(header_of(file)):
-        lora = adapter_file.read(family, file, SD_TURBO, RECIPE.name, TRAINED)
-        if not (lora.network and lora.vae):
-            raise UserError(f"{file.name} is incomplete (it lacks the LoRA of the U-Net or the VAE): convert it again.")
+        parts = (adapter_file.UNET_LORA, adapter_file.VAE_LORA, *adapter_file.NEW_CONV_IN)
+        lora = adapter_file.read(family, file, SD_TURBO, RECIPE.name, parts, TRAINED)
         return replace(lora, modulator=_modulator(file, under(file.tensors, adapter_file.MODULATOR)))
     is_estimator = not _ESTIMATOR.missing(header_of(file))
     other = read_weights(partner or _partner(path, FILES[0] if is_estimator else FILES[1]))

@@ -209,6 +209,26 @@ def test_every_key_has_its_module_or_the_file_is_refused(case, tmp_path, kind) -
         open_lora(case["base"], tmp_path / "osediff.pkl", dtype=torch.float32)
 
 
+LACKING = {
+    "a module": ("lora", "network/unet/conv_out.", r"1 of the \d+ modules of the base's U-Net .*\(conv_out\)"),
+    "VAE module": ("lora", "vae/vae/quant_conv.", r"1 of the \d+ modules of the base's VAE .*\(quant_conv\)"),
+    "the VAE's LoRA": ("lora", "vae/", r"is incomplete \(it lacks vae/vae/\): convert it again"),
+    "the U-Net's LoRA": ("lora", "network/", r"is incomplete \(it lacks network/unet/\): convert it again"),
+    "conv_in": ("lora", "replaced/network/conv_in.bias", r"it lacks replaced/network/conv_in\.bias"),
+    "the VAE": ("whole", "replaced/vae/", r"is incomplete \(it lacks replaced/vae/\): convert it again"),
+    "a weight": ("whole", "replaced/network/conv_out.bias", r"lacks 1 weights of the base \(conv_out\.bias\)"),
+}
+
+
+@pytest.mark.parametrize("kind", LACKING)
+def test_a_converted_file_that_lacks_keys_is_refused(case, tmp_path, kind) -> None:
+    layout, lacking, words = LACKING[kind]
+    convert(case[layout], tmp_path / "whole.safetensors")
+    small_peft.without(tmp_path / "whole.safetensors", lacking, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match=words):
+        open_lora(case["base"], tmp_path / "part.safetensors", dtype=torch.float32)
+
+
 def test_another_base_is_refused_with_both_names(case) -> None:
     lora = read_lora(case["lora"])
     for kind, title in ((unet_kind(768, "epsilon"), "1.5 with epsilon"), (unet_kind(1024, "v"), "2.1 with v")):

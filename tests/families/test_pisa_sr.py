@@ -256,6 +256,22 @@ def test_every_key_has_its_module_or_the_file_is_refused(case, tmp_path, kind) -
         open_lora(case["base"], path, dtype=torch.float32)
 
 
+LACKING = {
+    "a module": ("network/semantic/conv_out.", r"is incomplete: 1 of the \d+ modules .*\(conv_out\)"),
+    "a half": ("network/pixel/conv_out.lora_A", r"is incomplete \(it lacks conv_out\.lora_A\.weight\)"),
+    "a LoRA": ("network/semantic/", r"is incomplete \(it lacks network/semantic/\): convert it again"),
+}
+
+
+@pytest.mark.parametrize("kind", LACKING)
+def test_a_converted_file_that_lacks_keys_is_refused(case, tmp_path, kind) -> None:
+    lacking, words = LACKING[kind]
+    convert(case["lora"], tmp_path / "whole.safetensors")
+    small_peft.without(tmp_path / "whole.safetensors", lacking, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match=words):
+        open_lora(case["base"], tmp_path / "part.safetensors", dtype=torch.float32)
+
+
 def test_another_base_is_refused_with_both_names(case, tmp_path) -> None:
     lora = read_lora(case["lora"])
     for kind, title in ((unet_kind(768, "epsilon"), "1.5 with epsilon"), (unet_kind(1024, "v"), "2.1 with v")):

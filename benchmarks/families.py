@@ -5,7 +5,9 @@
 
 The base has the sizes of Stable Diffusion 2.1, or with `--small` four levels of 32 to 64 channels, for CPUs. Each
 measurement runs in its own process: medians over the repeats, after a picture of 512 px, without opening the files.
-"Network" is the time in the U-Net (and the ControlNet); the rest is the VAE, the colours, and for TAD-SeeSR the tagger.
+"Network" is the time in the U-Net (and the ControlNet); the rest is the VAE, the colours, for TAD-SeeSR the tagger, and
+for S3Diff merging the LoRA for the picture. The last line is measured in one process, by turns: how many evaluations of
+the network PiSA-SR takes at free strengths, with all that they add, from the shortest of the repeats.
 On a CPU, seconds are those that the process computes on one thread, so that other programs do not count.
 
 `--pisa-sr FOLDER`, a checkout of csslc/PiSA-SR with its requirements installed, also measures its authors' model on the
@@ -43,6 +45,7 @@ VAE_FULL: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512)}
 VAE_SMALL: dict[str, Any] = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 8}
 PROMPT_WIDTHS = {True: 1024, False: 32}  # by whether the base has its full size
 BARE, EQUAL, FREE, PUBLISHED = "bare base", "PiSA-SR, equal", "PiSA-SR, free", "PiSA-SR, authors'"
+BY_TURNS = "by turns"
 WARM_UP = 512  # side of the result
 LIMIT = 2.05  # evaluations of the network for PiSA-SR at free strengths
 
@@ -77,6 +80,7 @@ def cases() -> dict[str, Case]:
         "OMGSR-S": Case(lambda base, folder: small_peft.write_omgsr(folder, small_peft.omgsr(base))),
         "GDPO-SR": Case(small_peft.write_gdpo),
         "TAD-SeeSR": Case(small_seesr.write_networks, tagger=True),
+        "S3Diff": Case(lambda base, folder: small_peft.write_s3diff(folder, *small_peft.s3diff(base))),
     }
 
 
@@ -162,7 +166,9 @@ def ours(name: str, files: Path, device: str, dtype: torch.dtype) -> Callable[[i
     model = open_lora(files / "base", lora, dtype=dtype, device=torch.device(device)).model
     seconds: list[float] = []
     passes = [Pass(each.step, Timed(each.denoiser, device, seconds)) for each in model.all_passes()]
-    model = replace(model, passes=passes)
+    model, by_picture = replace(model, passes=passes), model.by_picture
+    if by_picture is not None:
+        model = replace(model, by_picture=lambda picture: replace(by_picture(picture), passes=passes))
 
     def run(side: int) -> float:
         seconds.clear()
@@ -197,15 +203,33 @@ def authors(checkout: Path, files: Path, device: str, dtype: torch.dtype) -> Cal
     return run
 
 
+def timed(run: Callable[[int], float], side: int, device: str) -> tuple[float, float]:
+    """Seconds of a run in all, and in the network."""
+    begin = seconds_of(device)
+    network = run(side)
+    return seconds_of(device) - begin, network
+
+
+def by_turns(side: int, options: argparse.Namespace, place: tuple[Path, str, torch.dtype]) -> dict[str, float]:
+    """The evaluations of the network at free strengths: 1 + (whole free - whole equal) / network equal."""
+    runs, best = {name: ours(name, *place) for name in (EQUAL, FREE)}, {}
+    for each in (WARM_UP, *[side] * options.repeats):
+        for name, run in runs.items():
+            found = timed(run, each, options.device)
+            best[name, each] = tuple(map(min, found, best.get((name, each), found)))
+    (equal, network), (free, _) = (best[name, side] for name in (EQUAL, FREE))
+    return {"evaluations": 1 + (free - equal) / network}
+
+
 def measure(name: str, side: int, options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1 if options.device == "cpu" else torch.get_num_threads())
     place = Path(options.files), options.device, getattr(torch, options.dtype)
+    if name == BY_TURNS:
+        return by_turns(side, options, place)
     run = authors(Path(options.pisa_sr), *place) if name == PUBLISHED else ours(name, *place)
-    whole, network = [], []
-    for each in (WARM_UP, *[side] * options.repeats):
-        begin = seconds_of(options.device)
-        network.append(run(each))
-        whole.append(seconds_of(options.device) - begin)
+    whole, network = zip(
+        *(timed(run, each, options.device) for each in (WARM_UP, *[side] * options.repeats)), strict=True
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if options.device != "cpu":
         peak = torch.cuda.max_memory_allocated() / 2**20
@@ -237,10 +261,11 @@ def print_table(files: Path, options: argparse.Namespace) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
     for side in options.sides:
         merged = network[EQUAL, side] / network[BARE, side]
-        free = network[FREE, side] / network[EQUAL, side]
+        free = in_own_process(BY_TURNS, side, files, options)["evaluations"]
         print(
-            f"{side} px: network with PiSA-SR merged / bare base {merged:.2f}, free / equal {free:.2f} (limit {LIMIT})"
+            f"{side} px: network with PiSA-SR merged / bare base {merged:.2f}; free strengths take {free:.2f} ", end=""
         )
+        print(f"evaluations (limit {LIMIT})")
 
 
 def main() -> None:

@@ -254,7 +254,7 @@ class Prompt(io.ComfyNode):
         if not text:
             raise UserError("The connected list of texts is empty: connect one text, or one per image.")
         texts = [_text_per_image(text)] if text_per_image[0] else [[each] for each in text]
-        lists: tuple[Sequence[Any], ...] = (embeddings, texts, clip, model)
+        lists: list[Any] = [embeddings, texts, clip, model]
         count = max(map(len, lists))
         # As the host does for other nodes: the last value of a shorter list is repeated.
         prompts = [_prompt(*(each[min(i, len(each) - 1)] for each in lists)) for i in range(count)]

@@ -262,10 +262,8 @@ def print_table(files: Path, options: argparse.Namespace) -> None:
     for side in options.sides:
         merged = network[EQUAL, side] / network[BARE, side]
         free = in_own_process(BY_TURNS, side, files, options)["evaluations"]
-        print(
-            f"{side} px: network with PiSA-SR merged / bare base {merged:.2f}; free strengths take {free:.2f} ", end=""
-        )
-        print(f"evaluations (limit {LIMIT})")
+        print(f"{side} px: network with PiSA-SR merged / bare base {merged:.2f}")
+        print(f"{side} px: PiSA-SR at free strengths takes {free:.2f} evaluations of the network (limit {LIMIT})")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ layer, to floats.
 python families_in_comfyui.py FOLDER_OF_ONESTEP_SR CASES.pt RESULTS.pt
 
 A case by name: as in unet_in_comfyui.py, and `strengths` (of the LoRA's adapters) for each result.
-`texts`, if it has them, are prompts of a batch by their texts.
+`texts`, if it has them, are prompts of a batch by their texts, and `part` is a converted file that lacks keys.
 """
 
 from __future__ import annotations
@@ -183,6 +183,8 @@ def results_of(case):
         results[name] |= {"prompt": host_lora.prompt_of(model), "recipe": sr_model.recipe.name}
     if "two runs" in case["strengths"]:
         results["nodes"] = through_nodes(case, base_model, base_vae, conditioning)
+    if "part" in case:
+        results["part"] = sentence(host_lora.apply_lora, base_model, read_lora(Path(case["part"])), 1.0)
     if "texts" in case:
         results["texts"] = with_texts(case, model, vae)
     other = opened(case | {"kind": "2.1"})

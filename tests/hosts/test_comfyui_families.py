@@ -21,6 +21,7 @@ from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
 from onestep_sr.sr_models.families import gdpo_sr, omgsr_s, s3diff
+from onestep_sr.sr_models.families.convert import convert
 from onestep_sr.sr_models.families.registry import read_lora
 from places import HOST_SCRIPTS, ROOT
 from small_sd3 import FULL_WIDTHS
@@ -87,6 +88,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     # S3Diff pads pictures to multiples of 64 px, and graphs of stock nodes pad latents.
     wide = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
     found["s3diff"] |= {"image": wide, "negative": small_peft.encoded(base, s3diff.RECIPE.negative_prompt)}
+    convert(files["pisa-sr"], root / "whole.safetensors")
+    small_peft.without(root / "whole.safetensors", "network/semantic/conv_out.", root / "part.safetensors")
+    found["pisa-sr"]["part"] = str(root / "part.safetensors")
     texts = {text: small_peft.encoded(base, text) for text in TEXTS[:2]}
     found["osediff"]["texts"] = texts | {TEXTS[2]: torch.cat(list(texts.values()), dim=1)}  # 154 tokens
     return found
@@ -153,6 +157,10 @@ def test_the_nodes_give_the_same_and_read_the_file_once(results, expected) -> No
     for name in ("published", "two runs"):
         assert (found[name] - expected["pisa-sr", name]["whole"]).abs().max() < TOLERANCE
     assert (found["reads"], found["text"], found["sampler"]) == (1, "", (None, None))
+
+
+def test_a_converted_file_that_lacks_keys_is_refused(results) -> None:
+    assert "of the connected MODEL that it should change are missing (conv_out)" in results["pisa-sr"]["part"]
 
 
 @pytest.mark.parametrize("way", ["batch", "lines", "regions"])

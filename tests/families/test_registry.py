@@ -122,6 +122,10 @@ OTHERS = {
     "LoHa": (header("lora_unet_down_blocks_0_attentions_0_proj_in.hada_w1_a"), "is a LyCORIS file"),
     "LoKr": (header("lora_unet_input_blocks_1_1_proj_in.lokr_w1"), "is a LyCORIS file"),
     "LoKr of diffusers": (header("transformer.transformer_blocks.0.attn.to_q.lokr_w1"), "Load LoRA"),
+    "InvSR": (
+        header("encoder.conv_in.weight", "encoder.time_embedding.linear_1.weight", "encoder.conv_out.weight"),
+        "is InvSR's noise predictor, a method that is not supported: choose S3Diff for SD-Turbo, or another family",
+    ),
     "IP-Adapter": (header("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"), "is an IP-Adapter"),
     "IP-Adapter, torch": (
         header("image_proj/proj.weight", "ip_adapter/0.to_q_lora.down.weight", "ip_adapter/1.to_k_ip.weight"),

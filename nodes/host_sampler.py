@@ -49,11 +49,11 @@ class OneStepSampler(Sampler):
         tiles = list(plan(latent.shape[-2], latent.shape[-1], self.tile or recipe.tile, overlap))
         shown = _Shown(callback, latent_image, latent, len(tiles) * len(passes))
         result = torch.zeros_like(latent)
-        require_rows(model_wrap, len(latent_image))
         conds = model_wrap.original_conds
         if carried.family.sees_picture:
             conds = seeing_conds(conds, carried.family, carried.control)
         canvas = Canvas(latent, _padded_noise(noise, recipe), lr=_enlarged(model_wrap, latent, recipe))
+        require_rows(model_wrap, len(latent_image))
         work = partial(step_tiles, canvas=canvas, tiles=tiles, result=result, batch=self.batch)
         for number, (step, other) in enumerate(passes):
             # Only the first pass's tiles look like a picture.

@@ -16,7 +16,6 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 
 from .picture import Picture, from_values, turned
@@ -24,9 +23,9 @@ from .profiles import UnreadableError
 from .read import COPY_AGAIN, decoded, said_of
 
 # The usual conversion in FFmpeg is faster, but repeats colours in blocks and rounds down.
-EXACT = int(
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-)
+EXACT = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma out and in, accurate rounding
+if int(av.__version__.split(".")[0]) < 17:
+    raise ImportError(f"PyAV {av.__version__} is too old for this module, which needs 17 or newer.")
 NO_FRAMES = "has no frames: choose another file."
 RGB, BT709, UNKNOWN, PAL, NTSC = 0, 1, 2, 5, 6  # numbers of H.273 for matrices and primaries
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # those of luma and chroma, and the numbers that swscale has for them

@@ -72,7 +72,9 @@ def encoding_for(target: Path, video: Video, height: int, width: int, quality: i
         with av.open(io.BytesIO(), "w", format="nut") as file:
             _add_encoder(file, encoding)
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{target} cannot be encoded at {width} x {height} px: choose a smaller size.") from error
+        raise UserError(
+            f"{target} cannot be encoded with {width} x {height} px and {bits} bits: choose mkv, or a smaller size."
+        ) from error
     return encoding
 
 

@@ -137,7 +137,7 @@ def _run_video(run: Run, job: Job, options: FileOptions, ready: Finishing) -> No
     try:
         from .video import run_video_job
     except ImportError as error:
-        raise UserError(f"{job.source} is a video, which needs another package: pip install av.") from error
+        raise UserError(f"{job.source} is a video, which needs PyAV 17 or newer: pip install -U av.") from error
     _make_place(job.target)
     run_video_job(run, job, options, ready)
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import onestep_sr
 import pytest
@@ -80,14 +79,18 @@ def test_nothing_is_said_of_the_source_or_the_run_where_metadata_is_stripped(tmp
     assert read_clip(tmp_path / "out.mkv").texts.keys() == {"encoder"}
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "webm"])
-@pytest.mark.parametrize("colors", [(1, 2, 1, 13), (9, 1, 9, 16), (5, 1, 5, 6)], ids=["full 709", "HDR", "PAL"])
+FULL_709, HDR, OF_PAL = (1, 2, 1, 13), (9, 1, 9, 16), (5, 1, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "colors"),
+    [("mp4", FULL_709), ("webm", FULL_709), ("mkv", HDR), ("mp4", HDR), ("mov", OF_PAL), ("webm", OF_PAL)],
+    ids=["709-mp4", "709-webm", "HDR-mkv", "HDR-mp4", "PAL-mov", "PAL-webm"],
+)
 def test_tags_of_colour_are_kept(tmp_path, suffix, colors) -> None:
-    deep = colors[0] == 9
-    codec, pixels = ("libx265", "yuv420p10le") if deep else ("libx264", "yuv420p")
-    clip = Clip(codec, pixels, colors=colors, options=(("crf", "4"), ("x265-params", "log-level=none"))[: 1 + deep])
-    frames = [av.VideoFrame.from_ndarray(frame).reformat(format=pixels) for frame in scenes(2, 64, 64)]
-    source = write_clip(tmp_path / "a.mkv", frames, clip)
+    deep = colors == HDR
+    pixels = "yuv420p10le" if deep else "yuv420p"
+    source = write_clip(tmp_path / "a.mkv", scenes(2, 64, 64), Clip("ffv1", pixels, colors=colors, options=()))
     outcome = run(source, f"out.{suffix}")
     assert (outcome.status, outcome.reason) == ("done", "")
     before, after = read_clip(source), read_clip(tmp_path / f"out.{suffix}")
@@ -132,6 +135,14 @@ def test_a_comparison_shows_the_first_frame(tmp_path) -> None:
     outcome = run(source, "out.mp4", replace(FINE, compare=True))
     assert outcome.notices == ("The comparison shows the video's first frame.",)
     assert read_picture(tmp_path / "out.compare.png").pixels.shape == (3, 96, 256)
+
+
+def test_what_cannot_be_encoded_is_refused(tmp_path) -> None:
+    """PyAV's VP9 has 8 bits only."""
+    source = write_clip(tmp_path / "a.mkv", scenes(2), Clip("ffv1", "yuv420p10le", options=()))
+    outcome = run(source, "out.webm")
+    sentence = "out.webm cannot be encoded with 128 x 96 px and 10 bits: choose mkv, or a smaller size."
+    assert outcome.status == "failed" and outcome.reason.endswith(sentence)
 
 
 # Runs that end early
@@ -263,7 +274,7 @@ def test_without_pyav_the_sentence_says_how_to_install_it(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "av", None)
     outcome = run(source, "out.mp4")
     assert outcome.status == "failed"
-    assert outcome.reason == f"{source} is a video, which needs another package: pip install av."
+    assert outcome.reason == f"{source} is a video, which needs PyAV 17 or newer: pip install -U av."
 
 
 def test_a_folder_of_pictures_and_videos_is_planned(tmp_path) -> None:

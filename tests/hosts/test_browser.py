@@ -34,6 +34,7 @@ WAIT = PAGE_SECONDS * 1000
 TRY = WAIT // 10  # a click that a busy page lost is made again after this
 expect.set_options(timeout=WAIT)
 OURS = "/extensions/onestep_sr/"
+COMPARE = "OneStepSRCompareImages"
 CLASSIC, NODES_2 = "classic", "Nodes 2.0"
 LOOKS = (CLASSIC, NODES_2)
 
@@ -352,11 +353,28 @@ def test_the_comparison_is_moved_by_mouse_and_keys(page: Page) -> None:
     assert "52%" in frame.locator("img.after").evaluate(clip)
     page.keyboard.press("Home")
     assert "inset(0px)" in frame.locator("img.after").evaluate(clip).replace("inset(0px 0px 0px 0%)", "inset(0px)")
-    box = slider.bounding_box()
-    page.mouse.click(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2)
+    page.evaluate("kind => app.canvas.centerOnNode(app.graph._nodes.find((n) => n.type === kind))", COMPARE)
+    box = settled_box(page, slider)
+    middle = box["y"] + box["height"] / 2
+    page.mouse.click(box["x"] + 0.75 * box["width"], middle)
     assert 74 <= float(slider.input_value()) <= 76
+    page.mouse.move(box["x"] + 0.75 * box["width"], middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.25 * box["width"], middle, steps=5)
+    page.mouse.up()
+    assert 24 <= float(slider.input_value()) <= 26
+    assert settled_box(page, slider) == box  # the node does not move along
     saved = page.evaluate("() => app.graph.serialize().nodes.find((n) => n.type === 'OneStepSRCompareImages')")
     assert not saved.get("widgets_values")
+
+
+def settled_box(page: Page, element: playwright.Locator) -> dict[str, float]:
+    """Where the element is, once it stays there: the page moves it one frame later than its node."""
+    before = None
+    while (box := element.bounding_box()) != before or box is None:
+        before = box
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return box
 
 
 def test_missing_weights_are_offered_and_fetched_on_a_click(host: Host, page: Page, publisher: Publisher) -> None:

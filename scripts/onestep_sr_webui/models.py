@@ -21,7 +21,7 @@ from ...sr_models.families.family import LoraFamily, OpenedModel
 from ...sr_models.families.loading import load
 from ...sr_models.families.registry import FAMILIES, files_with, identify, read_lora
 from ...sr_models.files.picture import from_pillow, to_pillow
-from ...sr_models.jobs.run import enlarge
+from ...sr_models.jobs.enlarge import enlarge
 from . import host
 
 TITLE = "One-Step SR"

@@ -85,13 +85,14 @@ class Forgiving:
 
 
 class FileAndTileBars:
-    """A context manager with two progress bars, for files and for tiles of the current file. Prints finished files."""
+    """A context manager with two progress bars, for files and for tiles of the current file, or frames of a video.
+    Prints finished files."""
 
     def __init__(self, files: int):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Progress(*columns, TimeRemainingColumn(), transient=True)
         self.files = self.bars.add_task("files", total=files)
-        self.tiles = self.bars.add_task("tiles", total=None)
+        self.tiles = self.bars.add_task("tiles or frames", total=None)
 
     def file_done(self, outcome: Outcome) -> Outcome:
         self.bars.advance(self.files)

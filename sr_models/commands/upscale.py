@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Upscale:
-    """Upscale pictures.
+    """Upscale pictures and videos.
 
-    Finished files (same input, same settings) are skipped; files that cannot be read are reported at the end.
+    Finished files (same input, same settings) are skipped; files that cannot be read are reported at the end. Videos
+    keep their sound, subtitles and times, and need PyAV (pip install -U av).
     """
 
     inputs: Annotated[list[str], Parameter(name="in")] = field(kw_only=False)
@@ -50,9 +51,9 @@ class Upscale:
     seed: Seed = 0
     "Seed of the noise."
     format: Literal["same", "png", "jpg", "webp", "tif", "avif", "gif"] = "same"
-    "File type of the results."
+    "File type of the pictures; videos keep theirs, or become mkv."
     quality: Annotated[Whole, Parameter(validator=Number(gte=1, lte=100))] = 95
-    "For JPEG, WebP and AVIF."
+    "For JPEG, WebP, AVIF and videos."
     overwrite: Switch = False
     "Redo finished files, and replace files that this program did not make."
     compare: Switch = False

@@ -38,6 +38,9 @@ BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"FUJIFILMCCD-RAW", "raw"),
 )
 HEAD = 1024
+# Videos that are written, with their formats' names in FFmpeg. VIDEOS has no .ts and .mts, which TypeScript uses, too.
+VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+VIDEOS = (*VIDEO_FORMATS, ".avi", ".mpg", ".mpeg", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".vob")
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"crx ": "raw"}
 BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF")
 REFUSED = {
@@ -72,6 +75,11 @@ def format_of(path: Path) -> str | None:
             return "AVIF"
         return BRANDS.get(brands[0], "video")
     return "TGA" if path.suffix.lower() == ".tga" else None
+
+
+def is_video(path: Path) -> bool:
+    """Whether the file's name is that of a video; animations (GIF, WebP, APNG, AVIF) are pictures."""
+    return path.suffix.lower() in VIDEOS
 
 
 def require_decoder(kind: str) -> None:

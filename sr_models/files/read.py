@@ -6,11 +6,12 @@ import logging
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from .picture import MAX_PIXELS, Picture, PictureSequence, from_pillow, from_val
 from .profiles import UnreadableError, from_code_points
 from .tiff import count_pages, read_pages
 
+T = TypeVar("T")
 COPY_AGAIN = "copy or download it again."
 BOXES = 2**16  # bytes at the beginning of an AVIF or HEIC file that hold its description
 
@@ -45,7 +47,7 @@ def read_pictures(path: Path) -> PictureSequence:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: check the name.")
-    with _said_of(path):
+    with said_of(path):
         if path.stat().st_size == 0:
             raise UnreadableError("is empty (0 bytes): " + COPY_AGAIN)
         found = format_of(path)
@@ -55,9 +57,9 @@ def read_pictures(path: Path) -> PictureSequence:
         if found == "TIFF":
             count, largest = count_pages(path)
             kind = "pages" if count > 1 else "single"
-            return PictureSequence(kind, count, partial(_each, path, read_pages), largest=largest)
+            return PictureSequence(kind, count, partial(decoded, path, read_pages), largest=largest)
         if found == "EXR":
-            return PictureSequence("single", 1, partial(_each, path, _exr_pictures))
+            return PictureSequence("single", 1, partial(decoded, path, _exr_pictures))
         return _open_pillow(path, found)
 
 
@@ -75,7 +77,7 @@ def _open_pillow(path: Path, kind: str) -> PictureSequence:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableError(f"has {image.width} x {image.height} px, too large: split it into parts.")
         count, plays, largest = count_frames(image), plays_of(image), image.width * image.height
-    read = partial(_each, path, partial(_pillow_pictures, kind))
+    read = partial(decoded, path, partial(_pillow_pictures, kind))
     return PictureSequence("animation" if count > 1 else "single", count, read, plays, largest)
 
 
@@ -188,12 +190,12 @@ def _in_srgb(picture: Picture, color: dict[bytes, bytes] | Color | None) -> Pict
     return replace(picture, icc_profile=picture.icc_profile or profile)
 
 
-def _each(path: Path, read) -> Iterator[Picture]:
+def decoded(path: Path, read: Callable[[Path], Iterator[T]]) -> Iterator[T]:
     """One picture after the other; what goes wrong is said of the file."""
-    with _said_of(path):
+    with said_of(path):
         pictures = read(path)
     while True:
-        with _said_of(path):
+        with said_of(path):
             picture = next(pictures, None)
         if picture is None:
             return
@@ -224,7 +226,7 @@ _PIXEL_LIMIT = _PixelLimit()
 
 
 @contextmanager
-def _said_of(path: Path) -> Iterator[None]:
+def said_of(path: Path) -> Iterator[None]:
     """Whatever a decoder raises becomes a UserError of one sentence; its warnings about damaged parts are not shown."""
     log = logging.getLogger("tifffile")
     was_disabled, log.disabled = log.disabled, True

@@ -46,22 +46,9 @@ class Spool:
         self.path = target.with_name(f".{shortened(target.name)}.part")
         self.record = target.with_name(f".{shortened(target.name)}.part.json")
         self.settings = json.loads(json.dumps(settings | {"size": [size.height, size.width, size.channels]}))
-        self.file = self._locked()
+        self.file = locked(self.path, target)
         self.finished = self._finished_before()
         self.file.truncate(self.finished * size.row_bytes)
-
-    def _locked(self) -> IO[bytes]:
-        """The file, opened and locked; of one that another process removes meanwhile, the new one."""
-        while True:
-            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", 0)
-            try:
-                _lock(file)
-                if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
-                    return file
-            except OSError as error:
-                file.close()
-                raise UserError(f"{self.target} is being written by another process: wait until it ends.") from error
-            file.close()
 
     def _finished_before(self) -> int:
         try:
@@ -122,6 +109,21 @@ class Spool:
         if not self.finished:
             self.discard()
         self.file.close()
+
+
+def locked(path: Path, target: Path) -> IO[bytes]:
+    """A file that this process alone has, opened and locked; of one that another process removes meanwhile, the new
+    one. Raises UserError where another process has it, and so writes the target."""
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", 0)
+        try:
+            _lock(file)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except OSError as error:
+            file.close()
+            raise UserError(f"{target} is being written by another process: wait until it ends.") from error
+        file.close()
 
 
 def _lock(file: IO[bytes]) -> None:

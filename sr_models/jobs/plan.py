@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from ..core.report import Notice, ignored
 from ..errors import UserError
+from ..files.formats import VIDEO_FORMATS, VIDEOS, is_video
 from ..files.listing import caption_file, is_hidden, is_picture
 from ..files.whole import shortened
 from ..files.write import WRITABLE
@@ -20,7 +21,7 @@ from .job import Job
 from .records import sources_of
 
 READ_ONLY = (".bmp", ".heic", ".heif", ".jxl", ".jp2", ".exr", ".psd", ".tga", ".ppm", ".pgm", ".pbm", ".qoi", ".dds")
-SUFFIXES = {*WRITABLE, *READ_ONLY}
+SUFFIXES = {*WRITABLE, *READ_ONLY, *VIDEOS}
 SAME = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 ENDING = re.compile(r"\.[a-z][a-z0-9]{1,4}")
 SHOWN = 3
@@ -48,13 +49,13 @@ def plan_jobs(
     *,
     captions: bool = False,
 ) -> list[Job]:
-    """One job per picture. Inputs are files, folders (with their subfolders, which the output repeats) or globs.
+    """One job per picture or video. Inputs are files, folders (with subfolders, which the output repeats) or globs.
 
-    The output is a folder, or a file where there is one input and the output has a picture's suffix.
-    Results keep the source's name and get `suffix` (default: the source's own where it can be written,
-    else `.png`). Where two would have the same name, the second gets a longer one. Hidden files, an output folder
-    inside an input's and earlier results of the same input are not inputs; `notice` hears of other files that are
-    left out, but if `captions` not of texts next to pictures.
+    The output is a folder, or a file where there is one input and the output has a picture's or video's suffix.
+    Results keep the source's name. Pictures get `suffix` (default: the source's own where it can be written, else
+    `.png`), and videos their own where it can be written, else `.mkv`. Where two would have the same name, the second
+    gets a longer one. Hidden files, an output folder inside an input's and earlier results of the same input are not
+    inputs; `notice` hears of other files that are left out, but if `captions` not of texts next to pictures.
 
     Raises UserError, before anything is done, for an input that matches nothing, a result that would replace an
     input, and an output that does not agree with the inputs or with `suffix`.
@@ -110,14 +111,15 @@ def _is_file_name(output: Path, found: list[Found]) -> bool:
 
 def _require_file_name(output: Path, found: list[Found], suffix: str | None) -> None:
     ending = output.suffix.lower()
-    if ending not in WRITABLE:
+    is_film = is_video(found[0].source)
+    if ending not in (VIDEO_FORMATS if is_film else WRITABLE):
         raise UserError(
-            f"{output} has an extension that is not supported: choose one of {', '.join(WRITABLE)}, or create a folder "
-            "of that name first."
+            f"{output} has an extension that is not supported{' for videos' if is_film else ''}: choose one of "
+            f"{', '.join(VIDEO_FORMATS if is_film else WRITABLE)}, or create a folder of that name first."
         )
     if len(found) > 1:
         raise UserError(f"{output} is the name of one file, but there are {len(found)} inputs: choose a folder.")
-    if suffix is not None and SAME.get(suffix, suffix) != SAME.get(ending, ending):
+    if suffix is not None and not is_film and SAME.get(suffix, suffix) != SAME.get(ending, ending):
         raise UserError(f"--format {suffix[1:]} and {output} do not agree: leave out one of them.")
 
 
@@ -126,11 +128,17 @@ def _targets(found: list[Found], output: Path, suffix: str | None) -> list[Path]
     taken: set[str] = set()
     targets = []
     for source, inside in found:
-        ending = suffix or (source.suffix if source.suffix.lower() in WRITABLE else ".png")
+        ending = _ending(source, suffix)
         target = next(path for path in _names(source, output / inside, ending) if _key(path) not in taken)
         taken.add(_key(target))
         targets.append(target)
     return targets
+
+
+def _ending(source: Path, suffix: str | None) -> str:
+    if is_video(source):
+        return source.suffix if source.suffix.lower() in VIDEO_FORMATS else ".mkv"
+    return suffix or (source.suffix if source.suffix.lower() in WRITABLE else ".png")
 
 
 def _names(source: Path, path: Path, ending: str) -> Iterator[Path]:

@@ -12,24 +12,23 @@ from typing import Any
 
 import torch
 
-from ..canvas.resize import resize
 from ..core.memory import available
-from ..core.model import SRModel, Stage
-from ..core.options import UpscaleOptions
+from ..core.model import SRModel
 from ..core.report import Notice, Progress, ignored
 from ..core.rows import Run
 from ..core.tile_policy import TilePolicy
-from ..core.upscale import upscale
 from ..errors import UserError
 from ..files.animation import Film
+from ..files.formats import is_video
 from ..files.listing import caption_of
 from ..files.picture import Picture, PictureSequence
 from ..files.read import read_pictures
 from ..files.whole import remove_temporaries
 from ..files.write import metadata_left_out, profile_left_out, require_room, write_picture, write_pictures
 from . import records
+from .enlarge import before_after, enlarge
 from .job import FileOptions, Job, Outcome
-from .large import as_batch, is_too_large, run_large_job
+from .large import is_too_large, run_large_job
 
 Finishing = Callable[[Path, Path], AbstractContextManager[object]]
 DECODING = 48  # bytes a pixel at most, from the file's samples to a batch of four channels, measured
@@ -105,15 +104,15 @@ def run_job(
 
     `ready` makes the context in which a result's path is given to the file that is written.
     """
-    options, pictures = options.for_model(model), read_pictures(job.source)
+    options = options.for_model(model)
+    run = Run(model.at_detail(options.upscale.detail), options.upscale, policy or TilePolicy(), progress, notice)
+    if is_video(job.source):
+        _run_video(run, job, options, ready)
+        return
+    pictures = read_pictures(job.source)
     require_room(job.target, pictures.kind, len(pictures))
     _require_memory(job.source, pictures)
-    try:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{job.target.parent} cannot be created ({error.strerror}): choose another output.") from error
-    remove_temporaries(job.target)
-    run = Run(model.at_detail(options.upscale.detail), options.upscale, policy or TilePolicy(), progress, notice)
+    _make_place(job.target)
     if pictures.kind != "single":
         _run_sequence(run, job, pictures, options, ready)
         return
@@ -126,6 +125,24 @@ def run_job(
     if options.compare:
         write_picture(job.comparison, before_after(picture, large), ready=partial(ready, job.comparison))
     write_picture(job.target, large, options.quality, partial(ready, job.target))
+
+
+def _make_place(target: Path) -> None:
+    """Create the target's folder, and remove what killed processes have left of the target."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{target.parent} cannot be created ({error.strerror}): choose another output.") from error
+    remove_temporaries(target)
+
+
+def _run_video(run: Run, job: Job, options: FileOptions, ready: Finishing) -> None:
+    try:
+        from .video import run_video_job
+    except ImportError as error:
+        raise UserError(f"{job.source} is a video, which needs PyAV 17 or newer: pip install -U av.") from error
+    _make_place(job.target)
+    run_video_job(run, job, options, ready)
 
 
 def _tell(picture: Picture, job: Job, options: FileOptions, notice: Notice) -> None:
@@ -171,28 +188,3 @@ def _run_sequence(
 def _finished(run: Run, options: FileOptions, picture: Picture) -> Picture:
     large = enlarge(run.model, picture, run.options, run.progress, run.notice, run.policy)
     return replace(large, metadata=options.described(picture, run.model))
-
-
-def enlarge(
-    model: SRModel,
-    picture: Picture,
-    options: UpscaleOptions,
-    progress: Progress | None = None,
-    notice: Notice = ignored,
-    policy: TilePolicy | None = None,
-    stage: Stage | None = None,
-) -> Picture:
-    """The picture upscaled in memory, alpha and all; values outside [0, 1] are resized bicubically and stay with it.
-    Raises UserError as `upscale` does."""
-    reports: dict[str, Any] = {"progress": progress, "notice": notice, "policy": policy, "stage": stage}
-    result = upscale(model, as_batch(picture), options, **reports)[0]
-    excess = None if picture.excess is None else resize(picture.excess[None], (result.shape[-2], result.shape[-1]))[0]
-    alpha = result[3:] if picture.alpha is not None else None
-    return replace(picture, pixels=result[:3], alpha=alpha, excess=excess)
-
-
-def before_after(small: Picture, large: Picture) -> Picture:
-    """The small picture enlarged bicubically, and the large one, side by side."""
-    size = (large.pixels.shape[-2], large.pixels.shape[-1])
-    before = resize(small.pixels[None], size)[0].clamp(0, 1)
-    return replace(large, pixels=torch.cat([before, large.pixels], dim=-1), alpha=None, excess=None)

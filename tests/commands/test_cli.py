@@ -18,6 +18,7 @@ from onestep_sr.sr_models.families import bundled, conv_sr
 from onestep_sr.sr_models.networks.conv_sr import ConvSR, ConvSRConfig
 from PIL import Image
 from places import PHOTOS, ROOT
+from sample_videos import Clip, read_clip, scenes, write_clip
 
 PHOTO = sorted(PHOTOS.glob("*.png"))[0]
 ONE_END = ["--model", "one.safetensors"]  # a model with one set of weights
@@ -72,6 +73,19 @@ def test_folders_keep_their_shape_and_equal_names_do_not_collide(tmp_path: Path)
     assert result.returncode == 0, result.stderr
     written = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
     assert written == ["a.png", "a_png.png", "sub/b.png"]
+
+
+def test_a_folder_of_pictures_and_videos(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    small(tmp_path / "in" / "a.png")
+    write_clip(tmp_path / "in" / "b.mp4", scenes(3, 20, 24), Clip(times=(0, 40, 100), sound="aac"))
+    for counts in ("2 done, 0 skipped", "0 done, 2 skipped"):
+        result = run("upscale", tmp_path / "in", "-o", tmp_path / "out", "--scale", "2", "--format", "jpg")
+        assert result.returncode == 0 and counts in result.stdout, result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".onestep-sr", "a.jpg", "b.mp4"]
+    clip = read_clip(tmp_path / "out" / "b.mp4")
+    assert [float(time) for time in clip.times] == [0, 0.04, 0.1]
+    assert {frame.shape for frame in clip.frames} == {(40, 48, 3)}
 
 
 def test_a_broken_file_is_reported_and_the_others_are_upscaled(tmp_path: Path) -> None:

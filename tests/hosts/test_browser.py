@@ -34,6 +34,7 @@ WAIT = PAGE_SECONDS * 1000
 TRY = WAIT // 10  # a click that a busy page lost is made again after this
 expect.set_options(timeout=WAIT)
 OURS = "/extensions/onestep_sr/"
+COMPARE = "OneStepSRCompareImages"
 CLASSIC, NODES_2 = "classic", "Nodes 2.0"
 LOOKS = (CLASSIC, NODES_2)
 
@@ -254,7 +255,7 @@ def test_blueprints_are_offered_and_run(host: Host, page: Page) -> None:
 
 
 def test_nodes_come_from_the_search_box_and_by_dragging(page: Page) -> None:
-    search = page.get_by_placeholder("Search Nodes")
+    search = page.get_by_placeholder(re.compile("Search Nodes|Add a node"))
     for _ in range(10):  # a busy page may miss a double click
         page.mouse.dblclick(900, 550)
         with suppress(playwright.TimeoutError):
@@ -271,17 +272,24 @@ def test_nodes_come_from_the_search_box_and_by_dragging(page: Page) -> None:
 
 
 def find_in_library(page: Page, title: str) -> playwright.Locator:
-    page.get_by_role("button", name="Node Library").click()
-    page.get_by_placeholder("Search Nodes").last.fill(title)
-    leaf = page.locator(".tree-leaf").filter(has_text=title)
+    page.get_by_role("button", name="Node Library").first.click()
+    page.get_by_placeholder(re.compile(r"^Search( Nodes)?\.*$")).last.fill(title)
+    leaf = page.locator(".tree-leaf, div[role=treeitem]").filter(has_text=title)
     leaf.wait_for()
     return leaf
 
 
 def test_the_help_button_opens_the_page_with_its_picture(page: Page) -> None:
-    leaf = find_in_library(page, "Compare Images (One-Step SR)")
-    leaf.hover()
-    leaf.locator(".help-button").click()
+    page.evaluate(
+        """kind => {
+            const node = LiteGraph.createNode(kind)
+            node.pos = [300, 300]
+            app.graph.add(node)
+            app.canvas.selectItems([node])
+        }""",
+        COMPARE,
+    )
+    page.get_by_test_id("info-button").click()
     page.get_by_text("Shows two images in one frame").wait_for()
     page.wait_for_function(
         """() => [...document.images].some(
@@ -352,11 +360,28 @@ def test_the_comparison_is_moved_by_mouse_and_keys(page: Page) -> None:
     assert "52%" in frame.locator("img.after").evaluate(clip)
     page.keyboard.press("Home")
     assert "inset(0px)" in frame.locator("img.after").evaluate(clip).replace("inset(0px 0px 0px 0%)", "inset(0px)")
-    box = slider.bounding_box()
-    page.mouse.click(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2)
-    assert 74 <= float(slider.input_value()) <= 76
+    page.evaluate("kind => app.canvas.centerOnNode(app.graph._nodes.find((n) => n.type === kind))", COMPARE)
+    box = settled_box(page, slider)
+    middle = box["y"] + box["height"] / 2
+    page.mouse.click(box["x"] + 0.75 * box["width"], middle)
+    expect(slider).to_have_value(re.compile(r"^7[456](\.5)?$"))
+    page.mouse.move(box["x"] + 0.75 * box["width"], middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.25 * box["width"], middle, steps=5)
+    page.mouse.up()
+    expect(slider).to_have_value(re.compile(r"^2[456](\.5)?$"))
+    assert settled_box(page, slider) == box  # the node does not move along
     saved = page.evaluate("() => app.graph.serialize().nodes.find((n) => n.type === 'OneStepSRCompareImages')")
     assert not saved.get("widgets_values")
+
+
+def settled_box(page: Page, element: playwright.Locator) -> dict[str, float]:
+    """Where the element is, once it stays there: the page moves it one frame later than its node."""
+    before = None
+    while (box := element.bounding_box()) != before or box is None:
+        before = box
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return box
 
 
 def test_missing_weights_are_offered_and_fetched_on_a_click(host: Host, page: Page, publisher: Publisher) -> None:

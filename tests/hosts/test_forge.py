@@ -21,7 +21,7 @@ from onestep_sr.sr_models.diffusers_host.lora import open_lora
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files.picture import from_pillow, to_pillow
-from onestep_sr.sr_models.jobs.run import enlarge
+from onestep_sr.sr_models.jobs.enlarge import enlarge
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
 from PIL import Image

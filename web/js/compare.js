@@ -35,6 +35,7 @@ function comparison() {
   const slider = element("input", frame, { type: "range", min: 0, max: 100, step: 0.5, value: 50 })
   slider.setAttribute("aria-label", "before / after")
   slider.addEventListener("input", () => frame.style.setProperty("--split", `${slider.value}%`))
+  slider.addEventListener("pointerdown", (event) => event.stopPropagation()) // Nodes 2.0 would move the node as well
   const next = element("button", frame, { type: "button" })
   let pairs = []
   let shown = 0

@@ -725,7 +725,7 @@ def test_the_steps_across_the_wrap_are_as_those_inside(bundled, scale, period):
     """Compared with every `period`-th step, because steps depend on their place in a network's pixels."""
     options = UpscaleOptions(scale, wrap="both")
     across, inside = torch.zeros(2), torch.zeros(2)
-    for shift in range(0, 24, 4):  # each of these places of the texture is once at the wrap, and else inside
+    for shift in range(0, 24, round(period / scale)):  # each compared place is once at the wrap, and else inside
         texture = torch.cat([smooth_texture(seed).roll((shift, shift), (2, 3)) for seed in range(2)])
         result = upscale(bundled, texture, options)
         steps = [(result - result.roll(1, dim)).abs().mean([0, 1, 5 - dim])[::period] for dim in (2, 3)]

@@ -221,7 +221,7 @@ def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
     assert order["optional"] == ["detail", "mask", *new]
     optional = upscale["input"]["optional"]
     assert [optional[name][1]["default"] for name in ("size", "strength", "wrap")] == ["factor", 1.0, "none"]
-    assert upscale["input"]["optional"]["detail"][1]["default"] == 0.7
+    assert upscale["input"]["optional"]["detail"][1]["default"] == 0.9
     required = upscale["input"]["required"]
     defaults = {name: required[name][1]["default"] for name in ("upscale_by", "tile", "overlap", "color", "seed")}
     assert defaults == {"upscale_by": 4.0, "tile": 0, "overlap": -1, "color": "auto", "seed": 0}

@@ -82,7 +82,7 @@ def main() -> None:
         "03-video-frames": clip(after),
     }
     for name, picture in pictures.items():
-        picture.save(ROOT / "workflows" / f"onestep-sr-{name}.jpg", quality=85)
+        picture.save(ROOT / "workflows" / f"onestep-sr-{name}.jpg", quality=80)
 
 
 if __name__ == "__main__":

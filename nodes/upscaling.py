@@ -281,9 +281,10 @@ class UpscaleImage(io.ComfyNode):
         shared = None if overlap < 0 else overlap
         options = completed(UpscaleOptions(upscale_by, tile or None, shared, matched, seed), **later)
         run = forecast(model.recipe, model.codec.factor, (height, width), options)
-        for need in needs(run, len(image), host.compute_device()):
-            if region is None and need.level == "too little":
-                host.show_on_node(node_id, f"This run needs about {need}.")
+        if region is None:
+            for need in needs(run, len(image), host.compute_device()):
+                if need.level == "too little":
+                    host.show_on_node(node_id, f"This run needs about {need}.")
         sr_model.to_device(workspace(model, (height, width), options))
         bar, started = host.Bar(), time.monotonic()
         work = upscale if region is None else partial(upscale_regions, masks=as_masks(region).to(image.device))

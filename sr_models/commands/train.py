@@ -10,6 +10,7 @@ from .options import AtLeastOne, Output, Switch, Whole, flat
 from .training_options import (
     DetailedTraining,
     DetailWeightOptions,
+    PairOptions,
     PictureTraining,
     StudentWeightOptions,
     TrainingOptions,
@@ -46,8 +47,7 @@ class Faithful:
     data: Path = field(kw_only=False)
     "A folder of pictures, read with its subfolders and kept in memory."
     training: PictureTraining
-    crop: Whole = 192
-    "Side of the HR crops, a multiple of 4."
+    pairs: PairOptions = field(default_factory=PairOptions)
     channels: Whole = 64
     "Width of the network, a multiple of 4."
     blocks: Whole = 16
@@ -64,9 +64,8 @@ class Faithful:
     def __call__(self) -> None:
         from ..networks.conv_sr import ConvSRConfig
         from ..training.picture_runs import FaithfulRun, train_faithful
-        from ..training.pictures import PairConfig
 
-        network, pairs = ConvSRConfig(self.channels, self.blocks), PairConfig(self.crop)
+        network, pairs = ConvSRConfig(self.channels, self.blocks), self.pairs.built()
         rate, teacher = self.learning_rate, self.teacher
         run = FaithfulRun(self.data, network, pairs, rate, self.start, teacher, self.imitation)
         say_result("model", train_faithful(self.training.config_of(self), run))
@@ -86,16 +85,11 @@ class Detailed:
     perceptual: Path
     "Folder with the weights of LPIPS (alex.pth, torchvision's AlexNet) and DISTS (torchvision's VGG16)."
     training: DetailedTraining
-    crop: Whole = 192
-    "Side of the HR crops, a multiple of 16."
+    pairs: PairOptions = field(default_factory=PairOptions)
     learning_rate: float = 1e-4
     "AdamW's learning rate."
     discriminator_learning_rate: float = 1e-4
     "The discriminator's learning rate."
-    clean: float = 0.5
-    "Share of pairs whose small picture is shrunk without damage, 0 to 1."
-    plain: float = 0.02
-    "Share of pairs of one colour or a gradient, 0 to 1."
     dists_every: AtLeastOne = 2
     "DISTS sees one of this many pictures of a batch, because it costs more than all else."
     discriminator: Path | None = None
@@ -103,15 +97,13 @@ class Detailed:
     weights: DetailWeightOptions = field(default_factory=DetailWeightOptions)
 
     def __call__(self) -> None:
-        from ..canvas.degradation import Degradation
         from ..training.picture_runs import DetailedRun, train_detailed
-        from ..training.pictures import PairConfig
 
         run = DetailedRun(
             self.data,
             self.start,
             self.perceptual,
-            PairConfig(self.crop, plain=self.plain, degradation=Degradation(clean=self.clean)),
+            self.pairs.built(),
             self.weights.built(),
             self.learning_rate,
             self.discriminator_learning_rate,

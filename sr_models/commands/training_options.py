@@ -7,13 +7,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .options import Amount, AtLeastOne, AtLeastZero, Output, Seed, Share, flat
+from .options import Amount, AtLeastOne, AtLeastZero, Output, Seed, Share, Whole, flat
 from .run_file import run_file_text
 from .terminal import say
 
 if TYPE_CHECKING:
     from ..training.detailed_objective import DetailWeights
     from ..training.loop import TrainConfig
+    from ..training.pictures import PairConfig
     from ..training.pixel_objectives import StudentWeights
 
 Precision = Literal["auto", "no", "bf16", "fp16"]
@@ -104,6 +105,35 @@ class DetailedTraining(TsdTraining):
     steps: AtLeastOne = 20_000
     batch: AtLeastOne = 8
     warmup: AtLeastZero = 200
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """How the pairs of a small network are made."""
+
+    crop: Whole = 192
+    "Side of the HR crops, a multiple of 4, or of 16 for `train detailed`."
+    clean: float = 0.5
+    "Share of pairs whose small picture is shrunk without damage, 0 to 1."
+    plain: float = 0.02
+    "Share of pairs of one colour or a gradient, 0 to 1."
+    grey: float = 0.05
+    "Share of pairs without colour, 0 to 1."
+    shrunk: float = 0.25
+    "Share of pairs whose large picture is shrunk too, which makes photos sharper, 0 to 1."
+
+    def built(self) -> PairConfig:
+        from ..canvas.degradation import Degradation
+        from ..training.pictures import PairConfig
+
+        return PairConfig(
+            self.crop,
+            plain=self.plain,
+            grey=self.grey,
+            shrunk=self.shrunk,
+            degradation=Degradation(clean=self.clean),
+        )
 
 
 @flat

@@ -85,6 +85,7 @@ def train(config: TrainConfig, objective: Objective, samples: Samples) -> Path:
     Raises UserError for a checkpoint with other settings, and for a loss that is not finite.
     """
     accelerator = _accelerator(config)
+    torch.backends.cudnn.benchmark = True  # a run's crops have one size
     needs_metrics = config.validation is not None or config.best in NETWORK_METRICS
     metrics = find_metrics(config.lpips, config.musiq) if needs_metrics else {}
     if config.best in NETWORK_METRICS and config.best not in metrics:

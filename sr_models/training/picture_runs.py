@@ -130,7 +130,8 @@ def _pairs(data: Path, config: PairConfig, seed: int, teacher: Path | None = Non
             f"Crop {config.crop} does not fit the network: choose a multiple of {SCALE} from {2 * SCALE} px."
         )
     _require_share("The share of clean pairs", config.degradation.clean)
-    _require_share("The share of plain pairs", config.plain)
+    for name in ("plain", "grey", "shrunk"):
+        _require_share(f"The share of {name} pairs", getattr(config, name))
     for folder, what in ((data, "training pictures"), (teacher, "a teacher's results")):
         if folder is not None and not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Choose a folder that contains {what}.")

@@ -37,11 +37,13 @@ FLAGS = {
     "prepare": """--folder! --output! -o --base! --crop=512 --crops=4 --shard=64 --seed=0 --captions=True --no-captions
         --embeddings --null-embeddings --lr --targets --device=auto --precision=no --workers=2""",
     "train faithful": f"""--data! {TRAINING.replace("=30000", "=24000")} --warmup=200 --best=psnr --lpips --musiq
-        --crop=192 --channels=64 --blocks=16 --learning-rate=0.0005 --start --teacher --imitation=0.7""",
+        --crop=192 --clean=0.5 --plain=0.02 --grey=0.05 --shrunk=0.25
+        --channels=64 --blocks=16 --learning-rate=0.0005 --start --teacher --imitation=0.7""",
     "train detailed": f"""--data! --start! --perceptual! {TRAINING.replace("=30000", "=20000").replace("=16", "=8")}
         --warmup=200 --best=psnr --lpips --musiq --crop=192 --learning-rate=0.0001 --discriminator-learning-rate=0.0001
-        --clean=0.5 --plain=0.02 --dists-every=2 --discriminator --pixel-weight=1.0 --coarse-weight=2.0
-        --lpips-weight=0.5 --dists-weight=0.5 --adversarial-weight=0.05 --grid-weight=1.0""",
+        --clean=0.5 --plain=0.02 --grey=0.05 --shrunk=0.25 --dists-every=2 --discriminator
+        --pixel-weight=1.0 --coarse-weight=2.0 --lpips-weight=0.5 --dists-weight=0.5
+        --adversarial-weight=0.05 --grid-weight=1.0""",
     "train join": "--faithful! --detailed! --output! -o --detail=0.9 --card",
     "train teacher": f"--data! --crop=128 {TRAINING} --learning-rate=0.0005 --init --regression",
     "train student": f"--data! --crop=128 {TRAINING} --teacher! --learning-rate=5e-05 {WEIGHTS}",

@@ -20,12 +20,16 @@ ROOM = 40  # bytes that are kept for what is put around a name
 def write_whole(path: Path, write: Callable[[Path], object], ready: Ready = nullcontext) -> None:
     """Call write(temporary path), then rename it to `path`, which is never a partial file.
 
-    The rename happens within the context that `ready` makes of the finished temporary file; it changes neither its size
-    nor its time. Raises UserError if the file cannot be written.
+    The file's mode follows the umask, also where the writer's own files are private, as those of safetensors are. The
+    rename happens within the context that `ready` makes of the finished temporary file; it changes neither its size nor
+    its time. Raises UserError if the file cannot be written.
     """
     temporary = path.with_name(f".{shortened(path.stem)}.{os.getpid()}.tmp{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)
         with ready(temporary):
             os.replace(temporary, path)
     except OSError as error:

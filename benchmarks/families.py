@@ -67,9 +67,15 @@ def saved(content: Callable[[Path], Any]) -> Callable[[Path, Path], Path]:
     return write
 
 
+def write_seesr(base: Path, folder: Path) -> Path:
+    import small_seesr
+
+    prompt = json.loads((base / "unet" / "config.json").read_text())["cross_attention_dim"]
+    return small_seesr.write_networks(base, folder, width=prompt // 2)  # RAM's embedding, in both sizes
+
+
 def cases() -> dict[str, Case]:
     import small_peft
-    import small_seesr
 
     pisa_sr = saved(small_peft.pisa_sr)
     return {
@@ -80,7 +86,7 @@ def cases() -> dict[str, Case]:
         "OMGSR-S": Case(lambda base, folder: small_peft.write_omgsr(folder, small_peft.omgsr(base))),
         "S3Diff": Case(lambda base, folder: small_peft.write_s3diff(folder, *small_peft.s3diff(base))),
         "GDPO-SR": Case(small_peft.write_gdpo),
-        "TAD-SeeSR": Case(small_seesr.write_networks, tagger=True),
+        "TAD-SeeSR": Case(write_seesr, tagger=True),
     }
 
 

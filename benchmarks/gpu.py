@@ -260,8 +260,9 @@ def run_tests(folder: Path, end: float, options: argparse.Namespace) -> Row:
     report = folder / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}", str(ROOT / "tests" / "gpu")]
     begin = time.monotonic()
+    limit = max(1.0, (end - begin) / 2)  # the rest is for the figures
     try:
-        result = subprocess.run(command, check=False, cwd=ROOT, stdout=subprocess.PIPE, timeout=max(1.0, end - begin))
+        result = subprocess.run(command, check=False, cwd=ROOT, stdout=subprocess.PIPE, timeout=limit)
         note(options, "tests", result.stdout.decode())
     except subprocess.TimeoutExpired as stopped:
         note(options, "tests", (stopped.stdout or b"").decode())

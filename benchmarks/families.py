@@ -67,9 +67,15 @@ def saved(content: Callable[[Path], Any]) -> Callable[[Path, Path], Path]:
     return write
 
 
+def write_seesr(base: Path, folder: Path) -> Path:
+    import small_seesr
+
+    prompt = json.loads((base / "unet" / "config.json").read_text())["cross_attention_dim"]
+    return small_seesr.write_networks(base, folder, width=prompt // 2)  # RAM's embedding, in both sizes
+
+
 def cases() -> dict[str, Case]:
     import small_peft
-    import small_seesr
 
     pisa_sr = saved(small_peft.pisa_sr)
     return {
@@ -78,21 +84,24 @@ def cases() -> dict[str, Case]:
         "OSEDiff": Case(saved(small_peft.osediff)),
         "HYPIR": Case(saved(small_peft.hypir)),
         "OMGSR-S": Case(lambda base, folder: small_peft.write_omgsr(folder, small_peft.omgsr(base))),
-        "GDPO-SR": Case(small_peft.write_gdpo),
-        "TAD-SeeSR": Case(small_seesr.write_networks, tagger=True),
         "S3Diff": Case(lambda base, folder: small_peft.write_s3diff(folder, *small_peft.s3diff(base))),
+        "GDPO-SR": Case(small_peft.write_gdpo),
+        "TAD-SeeSR": Case(write_seesr, tagger=True),
     }
 
 
 def write_base(folder: Path, full: bool) -> Path:
+    """The full size in half precision, made on the GPU if there is one."""
     import small_unet
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)
-    UNet2DConditionModel(
-        cross_attention_dim=PROMPT_WIDTHS[full], use_linear_projection=True, **(UNET_FULL if full else UNET_SMALL)
-    ).save_pretrained(folder / "unet")
-    AutoencoderKL(**VAE, **(VAE_FULL if full else VAE_SMALL)).save_pretrained(folder / "vae")
+    with torch.device("cuda" if full and torch.cuda.is_available() else "cpu"):
+        sizes = UNET_FULL if full else UNET_SMALL
+        unet = UNet2DConditionModel(cross_attention_dim=PROMPT_WIDTHS[full], use_linear_projection=True, **sizes)
+        vae = AutoencoderKL(**VAE, **(VAE_FULL if full else VAE_SMALL))
+    for network, name in ((unet, "unet"), (vae, "vae")):
+        (network.half() if full else network).save_pretrained(folder / name)
     schedule: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     DDPMScheduler(**schedule).save_pretrained(folder / "scheduler")
     small_unet.write_text_encoders(folder, (PROMPT_WIDTHS[full],))
@@ -100,14 +109,21 @@ def write_base(folder: Path, full: bool) -> Path:
 
 
 def write_files(root: Path, full: bool) -> None:
+    write_base(root / "base", full)
+    for name in cases():
+        write_case(root, name, full)
+
+
+def write_case(root: Path, name: str, full: bool) -> None:
+    """A family's own files, next to the base."""
     import small_seesr
     from onestep_sr.sr_models.networks.ram import RAMConfig
 
-    base = write_base(root / "base", full)
-    small_seesr.write_ram(root / "ram", RAMConfig() if full else small_seesr.RAM_CONFIG)
-    for name, case in cases().items():
-        (root / name).mkdir()
-        case.write(base, root / name)
+    case = cases()[name]
+    (root / name).mkdir()
+    case.write(root / "base", root / name)
+    if case.tagger:
+        small_seesr.write_ram(root / "ram", RAMConfig() if full else small_seesr.RAM_CONFIG)
 
 
 def picture(side: int) -> Tensor:

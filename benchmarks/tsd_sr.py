@@ -21,6 +21,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -29,15 +30,14 @@ FULL = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1
 
 
 def write_models(root: Path, full: bool) -> None:
+    """The full size in half precision, made on the GPU if there is one."""
     import small_sd3
 
     if not full:
         small_sd3.write(root)
         return
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        transformer = small_sd3.build_transformer(**FULL)
-    transformer.to("cpu")
-    vae = small_sd3.build_vae(small_sd3.FULL_WIDTHS)
+        transformer, vae = small_sd3.build_transformer(**FULL), small_sd3.build_vae(small_sd3.FULL_WIDTHS)
     files = small_sd3.write_folder(root, transformer.half(), vae.half())
     small_sd3.write_lora(files.lora, transformer, vae, rank=64)
 
@@ -49,20 +49,27 @@ def write_pictures(folder: Path, side: int, count: int) -> None:
         Image.fromarray((noise * 255).byte().numpy()).save(folder / f"{index:02}.png")
 
 
-def run_ours(models: Path, pictures: Path, device: str, precision: str, batch: int) -> list[float]:
-    from onestep_sr.sr_models.core.options import UpscaleOptions
+def open_ours(models: Path, device: str, precision: str) -> Any:
     from onestep_sr.sr_models.diffusers_host.lora import open_lora
+
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    place: dict[str, Any] = {"dtype": dtype, "device": torch.device(device)}
+    return open_lora(models / "sd3", models / "tsdsr", embeddings=models / "embeddings", **place).model
+
+
+def run_ours(model: Any, pictures: Path, batch: int) -> list[float]:
+    """Seconds per picture. A picture that fails, or that is computed again in float32, ends the measurement."""
+    from onestep_sr.sr_models.core.options import UpscaleOptions
     from onestep_sr.sr_models.jobs.job import FileOptions
     from onestep_sr.sr_models.jobs.plan import plan_jobs
     from onestep_sr.sr_models.jobs.run import run_jobs
 
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    model = open_lora(
-        models / "sd3", models / "tsdsr", embeddings=models / "embeddings", dtype=dtype, device=torch.device(device)
-    ).model
     jobs = plan_jobs([str(pictures)], pictures.parent / "ours")
-    outcomes = run_jobs(model, jobs, FileOptions(UpscaleOptions(batch=batch), overwrite=True))
-    return [outcome.seconds for outcome in outcomes if outcome.status == "done"]
+    outcomes = [*run_jobs(model, jobs, FileOptions(UpscaleOptions(batch=batch), overwrite=True))]
+    for outcome in outcomes:
+        if outcome.status != "done" or any("overflowed" in notice for notice in outcome.notices):
+            raise RuntimeError(" ".join((outcome.reason, *outcome.notices)))
+    return [outcome.seconds for outcome in outcomes]
 
 
 def run_reference(models: Path, pictures: Path, device: str, precision: str, reference: Path) -> list[float]:
@@ -84,15 +91,16 @@ def run_reference(models: Path, pictures: Path, device: str, precision: str, ref
     sys.argv = ["test_tsdsr.py", *(str(part) for pair in options.items() for part in pair)]
     os.chdir(reference)
     runpy.run_path(str(reference / "test" / "test_tsdsr.py"), run_name="__main__")
-    return [end - begin for begin, end in pairwise(ends)]
+    count = len([*pictures.iterdir()])
+    return [end - begin for begin, end in pairwise(ends[-count - 1 :])]  # libraries may call it at loading, too
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     models, pictures, precision = Path(options.models), Path(options.pictures), options.precision
     if options.one == "ours":
-        seconds = run_ours(models, pictures, options.device, precision, options.batch)
+        seconds = run_ours(open_ours(models, options.device, precision), pictures, options.batch)
     else:
-        seconds = run_reference(models, pictures, options.device, precision, Path(options.reference))
+        seconds = run_reference(models, pictures, options.device, precision, Path(options.reference).resolve())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if options.device == "cuda":
         peak = torch.cuda.max_memory_allocated()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,17 +98,17 @@ def write(root: Path, vae_widths: tuple[int, ...] = FULL_WIDTHS) -> SmallSD3:
 
 
 def write_folder(root: Path, transformer: nn.Module, vae: nn.Module) -> SmallSD3:
-    """Fill both networks and write them as a diffusers folder, with embeddings."""
+    """Fill both networks, on their device, and write them as a diffusers folder, with embeddings."""
     files = SmallSD3(root)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(next(transformer.parameters()).device).manual_seed(0)
     fill(transformer, generator)
     fill(vae, generator)
     transformer.save_pretrained(files.folder / "transformer")
     vae.save_pretrained(files.folder / "vae")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(files.folder / "scheduler")
     files.embeddings.mkdir()
-    torch.save(0.5 * torch.randn(1, 333, 4096, generator=generator), files.embeddings / "prompt_embeds.pt")
-    torch.save(torch.randn(1, 2048, generator=generator), files.embeddings / "pool_embeds.pt")
+    torch.save(0.5 * normal((1, 333, 4096), generator).cpu(), files.embeddings / "prompt_embeds.pt")
+    torch.save(normal((1, 2048), generator).cpu(), files.embeddings / "pool_embeds.pt")
     return files
 
 
@@ -144,12 +144,17 @@ def build_vae(widths: tuple[int, ...]) -> AutoencoderKL:
     ).eval()
 
 
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, on the generator's device."""
+    return torch.randn(tuple(shape), generator=generator, device=generator.device)
+
+
 @torch.no_grad()
 def fill(network: nn.Module, generator: torch.Generator) -> None:
     """Random weights at which outputs are of order 1 and no part is without effect."""
     modules = dict(network.named_modules())
     for name, weight in network.named_parameters():
-        noise = torch.randn(weight.shape, generator=generator)
+        noise = normal(weight.shape, generator)
         if isinstance(modules[name.rpartition(".")[0]], nn.GroupNorm):
             weight.copy_(1 + 0.2 * noise if name.endswith("weight") else 0.1 * noise)
         elif weight.ndim >= 2:

@@ -33,18 +33,18 @@ def attentions(network: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in network.named_modules() if name.split(".")[-2:-1] == ["attentions"]}
 
 
-def image_attentions(network: nn.Module, seed: int) -> dict[str, nn.Module]:
+def image_attentions(network: nn.Module, seed: int, width: int = PICTURE_WIDTH) -> dict[str, nn.Module]:
     """One attention to the picture for each to the prompt, by its published name."""
     found = {}
     for number, (name, text) in enumerate(attentions(network).items()):
         sizes = {key: value for key, value in text.config.items() if not key.startswith("_")}
-        image = type(text)(**sizes | {"cross_attention_dim": PICTURE_WIDTH})
+        image = type(text)(**sizes | {"cross_attention_dim": width})
         found[name.replace("attentions", "image_attentions")] = randomized(image, seed + number)
     return found
 
 
-def write_networks(base: Path, folder: Path) -> Path:
-    """The folders `unet` and `controlnet`."""
+def write_networks(base: Path, folder: Path, width: int = PICTURE_WIDTH) -> Path:
+    """The folders `unet` and `controlnet`; `width` is RAM's embedding of the picture."""
     unet = UNet2DConditionModel.from_pretrained(base / "unet")
     control: Any = randomized(ControlNetModel.from_unet(unet, load_weights_from_unet=False), 11)
     randomized(control.controlnet_cond_embedding, 12, gain=2.0)  # its activations would make the picture fade
@@ -53,7 +53,7 @@ def write_networks(base: Path, folder: Path) -> Path:
         weight.data *= 1 + 0.05 * torch.randn(weight.shape, generator=generator)
     for part, network, seed in (("unet", unet, 20), ("controlnet", control, 40)):
         tensors = dict(network.state_dict())
-        for name, image in image_attentions(network, seed).items():
+        for name, image in image_attentions(network, seed, width).items():
             tensors |= {f"{name}.{key}": tensor for key, tensor in image.state_dict().items()}
         (folder / part).mkdir(parents=True)
         save_file(tensors, folder / part / "diffusion_pytorch_model.safetensors")

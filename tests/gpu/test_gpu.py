@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -51,6 +52,11 @@ def little_memory() -> Iterator[int]:
     release_cached()
 
 
+def allocated() -> int:
+    gc.collect()
+    return torch.cuda.memory_allocated()
+
+
 def picture(height: int, width: int) -> Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
 
@@ -70,11 +76,11 @@ def test_tsd_sr_gives_the_cpus_result_and_offload_leaves_nothing(sd3: small_sd3.
 
     expected = result(torch.device("cpu"))
     assert (result(CUDA) - expected).abs().max() < 2e-3
-    release_cached()
-    before = torch.cuda.memory_allocated()
+    before = allocated()
+    torch.cuda.reset_peak_memory_stats()
     assert (result(CUDA, offload=True) - expected).abs().max() < 2e-3
-    assert torch.cuda.memory_allocated() - before < MIB
-    assert torch.cuda.max_memory_allocated() > before, "the work was on the GPU"
+    assert torch.cuda.max_memory_allocated() > before + MIB, "the work was on the GPU"
+    assert allocated() - before < MIB
 
 
 def test_values_that_overflow_in_half_precision_are_computed_again() -> None:
@@ -109,9 +115,11 @@ class Middle(nn.Module):
 def test_tiles_become_smaller_where_memory_ends(little_memory: int) -> None:
     """One tile of 4096 px does not fit into the limit; the result is that of smaller tiles."""
     model = load(dtype=torch.float32).to(CUDA).model
+    notices: list[str] = []
     torch.cuda.reset_peak_memory_stats()
-    found = upscale(model, picture(1024, 1024), UpscaleOptions(tile=4096))
+    found = upscale(model, picture(1024, 1024), UpscaleOptions(tile=4096), notice=notices.append)
     assert torch.cuda.max_memory_allocated() <= little_memory
+    assert any("Memory ran out" in notice for notice in notices)
     expected = upscale(model, picture(1024, 1024), UpscaleOptions(tile=512))
     assert (found - expected).abs().max() < 1e-3
 
@@ -122,9 +130,11 @@ def test_the_seamless_vae_is_exact_within_its_budget(sd3: small_sd3.SmallSD3, bu
 
     vae = AutoencoderKL.from_pretrained(sd3.folder / "vae").eval().requires_grad_(False).to(CUDA)
     latent = torch.randn(1, 16, 96, 88, generator=torch.Generator().manual_seed(0)).to(CUDA)
-    release_cached()
+    seamless.decode(
+        vae, latent[:, :, :8, :8], budget=budget
+    )  # libraries keep memory of their own from the first use on
+    before = allocated()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     found = seamless.decode(vae, latent, budget=budget)
     used = torch.cuda.max_memory_allocated() - before - found.nbytes
     assert used <= budget

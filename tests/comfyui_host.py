@@ -10,7 +10,7 @@ import subprocess
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,9 @@ class Host:
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) * 1024
 
 
-def start(folder: Path, base: Path) -> Host:
-    """Start the server of a checkout on a base folder of its own and wait until it answers."""
+def start(folder: Path, base: Path, device: Sequence[str] = ("--cpu",)) -> Host:
+    """Start the server of a checkout on a base folder of its own and wait until it answers. `device`: options that say
+    where it computes."""
     for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
         (base / name).mkdir(parents=True, exist_ok=True)
     (base / "custom_nodes" / "onestep_sr").symlink_to(ROOT, target_is_directory=True)
@@ -114,7 +115,7 @@ def start(folder: Path, base: Path) -> Host:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ["--cpu", "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch", "--disable-api-nodes"]
+    options = [*device, "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch", "--disable-api-nodes"]
     if "COMFYUI_FRONT_END" in os.environ:
         options += ["--front-end-root", os.environ["COMFYUI_FRONT_END"]]
     options += ["--base-directory", base, "--extra-model-paths-config", base / "paths.yaml"]

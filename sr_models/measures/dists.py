@@ -65,7 +65,9 @@ class Dists(nn.Module):
 
 
 def l2_pooling(hidden: Tensor) -> Tensor:
-    """The root of the Hann-weighted mean of squares over 3 x 3, at every second pixel (equation 1)."""
-    taps = torch.tensor([0.5, 1.0, 0.5], dtype=hidden.dtype, device=hidden.device)
-    window = (torch.outer(taps, taps) / taps.sum() ** 2).expand(hidden.shape[1], 1, 3, 3)
-    return (F.conv2d(hidden**2, window, stride=2, padding=1, groups=hidden.shape[1]) + 1e-12).sqrt()
+    """The root of the Hann-weighted mean of squares over 3 x 3, at every second pixel (equation 1).
+
+    [1 2 1] is [1 1] * [1 1]: two means of 2 x 2, which are many times faster than a convolution per channel.
+    """
+    squares = F.avg_pool2d(F.pad(hidden**2, (1, 1, 1, 1)), 2, stride=1)
+    return (F.avg_pool2d(squares, 2) + 1e-12).sqrt()

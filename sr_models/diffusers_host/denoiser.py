@@ -39,7 +39,7 @@ class PromptedDenoiser:
             return work(lambda *inputs: condition.combined(positive(*inputs), negative(*inputs)))
 
     def _network(self, condition: PromptEmbeddings) -> Network:
-        device, dtype = self.placement.device, self.network.dtype
+        device, dtype = self.placement.device, self.dtype
         prompt, pooled = condition.prompt.to(device, dtype), condition.pooled.to(device, dtype)
 
         @torch.no_grad()
@@ -63,7 +63,8 @@ class PromptedDenoiser:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.network.dtype
+        """Of the first weight: diffusers looks for hooks in all modules before, which takes long."""
+        return next(self.network.parameters()).dtype
 
     def in_float32(self) -> PromptedDenoiser:
         return type(self)(copy.deepcopy(self.network).float(), self.call, self.placement)

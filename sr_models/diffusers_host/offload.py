@@ -18,9 +18,23 @@ class Placement:
 
     @contextmanager
     def on_device(self, module: nn.Module):
-        module.to(self.device)
+        if self.offload or not self._has(module):
+            self._fetch(module)
         try:
             yield
         finally:
             if self.offload:
                 module.to("cpu")
+
+    def _has(self, module: nn.Module) -> bool:
+        """Whether the module is on the device, by its first weight: a walk over all of a large network takes long."""
+        # "cuda" is the current one of its devices.
+        return next(module.parameters()).device == torch.empty(0, device=self.device).device
+
+    def _fetch(self, module: nn.Module) -> None:
+        """Move all of the module, or none of it if memory runs out."""
+        try:
+            module.to(self.device)
+        except BaseException:
+            module.to("cpu")
+            raise

@@ -47,5 +47,9 @@ def open_unet(base: Path, dtype: torch.dtype) -> tuple[UNet2DConditionModel, Any
 
 
 def needs_float32(vae: Any, dtype: torch.dtype) -> bool:
-    """Whether the VAE overflows in this precision, as SDXL's does in float16."""
-    return dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+    """Whether the VAE overflows in this precision, as SDXL's does in float16.
+
+    Its file has to say so. diffusers adds a `force_upcast` of True to those that say nothing, as that of 2.1.
+    """
+    stated = "force_upcast" not in vae.config.get("_use_default_values", ())
+    return dtype == torch.float16 and stated and bool(vae.config.get("force_upcast"))

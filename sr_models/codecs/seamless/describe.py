@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -45,6 +46,8 @@ EXPECTED = {
     "norm_k": None,
 }
 ACTIVATIONS = ("swish", "nonlinearity", "conv_act")
+# The layers with which an encoder or decoder was complete. The check takes ten times as long as the description.
+COMPLETE: WeakKeyDictionary[nn.Module, list[Layer]] = WeakKeyDictionary()
 
 
 def encoder_layers(autoencoder: nn.Module) -> list[Layer]:
@@ -81,13 +84,20 @@ def _refuse(autoencoder: nn.Module) -> NoReturn:
 
 
 def _require_complete(network: nn.Module, layers: list[Layer]) -> None:
-    """Check that every parameter is in a layer, and that no module has an option that layers do not support."""
+    """Check that every parameter is in a layer, and that no module has an option that layers do not support.
+
+    The layers hold modules, not weights, so the check is repeated only after a module was replaced.
+    """
+    if COMPLETE.get(network) == layers:
+        return
     used = {id(parameter) for layer in layers for module in _modules(layer) for parameter in module.parameters()}
     _require(all(id(parameter) in used for parameter in network.parameters()))
+    silu = nn.SiLU()
     for module in network.modules():
         # nn.Upsample holds a factor per side.
         _require(all(getattr(module, name, value) in (value, (value, value)) for name, value in EXPECTED.items()))
-        _require(all(isinstance(getattr(module, name, nn.SiLU()), nn.SiLU) for name in ACTIVATIONS))
+        _require(all(isinstance(getattr(module, name, silu), nn.SiLU) for name in ACTIVATIONS))
+    COMPLETE[network] = layers
 
 
 def _modules(layer: Layer) -> Iterator[nn.Module]:

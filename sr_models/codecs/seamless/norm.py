@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,16 +49,14 @@ class WholeNorm:
         return function(band, mean, variance, weight, bias, eps=unwrapped(self.norm).eps)
 
     def _statistics(self, band: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance per channel, (C,) float32: statistics of the bands, combined in float64."""
-        counts, *moments = zip(*self.measured, strict=True)
-        share = torch.tensor(counts, dtype=torch.float64)[:, None] / sum(counts)
-        # On the CPU, because Metal has no float64.
-        means, variances = (torch.stack(moment).cpu().double() for moment in moments)
-        mean = (share * means).sum(0)
-        variance = (share * (variances + (means - mean).square())).sum(0)
-        width = band.shape[1] // unwrapped(self.norm).num_groups
-        mean, variance = (moment.float().repeat_interleave(width).to(band.device) for moment in (mean, variance))
-        return mean, variance
+        """Mean and variance per channel, (C,) float32: statistics of the bands, combined in float64.
+
+        They stay on the device, because a transfer would wait for all work on it.
+        """
+        mean, variance = self.measured[0][1:] if len(self.measured) == 1 else combined(self.measured)
+        groups = unwrapped(self.norm).num_groups
+        mean, variance = (moment[:, None].expand(groups, band.shape[1] // groups) for moment in (mean, variance))
+        return mean.reshape(-1), variance.reshape(-1)
 
 
 class PixelNorm(WholeNorm):
@@ -75,6 +74,18 @@ class PixelNorm(WholeNorm):
 def norm_of_map(norm: nn.Module | None) -> WholeNorm:
     """A new norm for a map; for None it does nothing."""
     return PixelNorm(norm) if hasattr(norm, "gamma") else WholeNorm(norm)
+
+
+def combined(measured: Sequence[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and variance (groups,) of all pixels, from (pixels, mean, variance) of each part."""
+    counts, *moments = zip(*measured, strict=True)
+    device = moments[0][0].device
+    at = torch.device("cpu") if device.type == "mps" else device  # Metal has no float64
+    share = (torch.tensor(counts, dtype=torch.float64)[:, None] / sum(counts)).to(at, non_blocking=True)
+    means, variances = (torch.stack(moment).to(at).double() for moment in moments)
+    mean = (share * means).sum(0)
+    variance = (share * (variances + (means - mean).square())).sum(0)
+    return mean.float().to(device), variance.float().to(device)
 
 
 def group_moments(band: Tensor, groups: int) -> tuple[Tensor, Tensor]:

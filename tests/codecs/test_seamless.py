@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -622,6 +623,35 @@ def test_adapters_around_modules_take_part():
     expected = untiled(autoencoder, "encode", picture)
     assert (expected - plain).abs().max() > 0.01
     assert (seamless.encode(autoencoder, picture, budget=TIGHT) - expected).abs().max() < 1e-4
+
+
+def test_changes_between_two_runs_are_seen():
+    """Weights and modules that were replaced, and borders that other packs make circular."""
+    autoencoder = stable_diffusion()
+    latent = canvas_for(autoencoder, "decode", (9, 7))
+
+    def difference():
+        return (seamless.decode(autoencoder, latent, budget=TIGHT) - untiled(autoencoder, "decode", latent)).abs().max()
+
+    first = seamless.decode(autoencoder, latent, budget=TIGHT)
+    decoder, block = autoencoder.decoder, autoencoder.decoder.mid_block.resnets[0]
+    decoder.conv_in.weight = nn.Parameter(1.5 * decoder.conv_in.weight, requires_grad=False)
+    block.conv1 = copy.deepcopy(block.conv2)
+    assert difference() < 1e-4
+    assert (seamless.decode(autoencoder, latent, budget=TIGHT) - first).abs().max() > 0.01
+    block.conv1.padding_mode = "circular"
+    assert not seamless.supports(autoencoder)
+    block.conv1 = nn.Sequential(block.conv2)
+    assert not seamless.supports(autoencoder)
+
+
+def test_an_autoencoder_is_free_after_its_runs():
+    autoencoder = stable_diffusion()
+    seamless.decode(autoencoder, canvas_for(autoencoder, "decode", (3, 2)), budget=TIGHT)
+    left = weakref.ref(autoencoder), weakref.ref(autoencoder.decoder.conv_in)
+    del autoencoder
+    gc.collect()
+    assert [each() for each in left] == [None, None]
 
 
 IN_COMFYUI = """

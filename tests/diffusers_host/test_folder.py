@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from onestep_sr.sr_models.diffusers_host.folder import variant_of
 from onestep_sr.sr_models.diffusers_host.sd3_files import open_networks
+from onestep_sr.sr_models.diffusers_host.unet import open_base
 from onestep_sr.sr_models.diffusers_host.unet_files import open_unet
 from onestep_sr.sr_models.diffusers_host.unet_prompts import open_text_encoders
 from torch import nn
@@ -79,3 +81,16 @@ def test_variants_of_a_unet_and_its_text_encoder_are_opened(tmp_path: Path) -> N
     as_variant(CLIPTextModel, base / "text_encoder", "10GB")
     require_halves(open_unet(base, torch.float16)[0], original)
     assert torch.allclose(open_text_encoders(base, **where)("a cat").prompt, expected.prompt, atol=1e-2)
+
+
+@pytest.mark.parametrize("stated", [None, False, True], ids=["nothing", "false", "true"])
+def test_a_vae_is_in_float32_only_if_its_file_asks_for_it(stated: bool | None, tmp_path: Path) -> None:
+    """Stable Diffusion 2.1's says nothing about `force_upcast`, SDXL's says true."""
+    base = small_unet.write(tmp_path, "2.1-base")
+    file = base / "vae" / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("force_upcast", None)
+    file.write_text(json.dumps(config if stated is None else config | {"force_upcast": stated}))
+    for dtype in (torch.float16, torch.bfloat16):
+        wanted = torch.float32 if stated and dtype == torch.float16 else dtype
+        assert open_base(base, dtype).vae.dtype == wanted

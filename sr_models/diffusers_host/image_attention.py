@@ -80,10 +80,6 @@ class ControlledUNet(nn.Module):
         super().__init__()
         self.unet, self.control = unet, control
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.dtype
-
     def forward(self, latent: Tensor, picture: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """latent (B, 4, h, w), picture (B, 3, 8 h, 8 w) in [0, 1] -> the prediction (B, 4, h, w)."""
         shared: dict[str, Any] = {"encoder_hidden_states": condition, "return_dict": False}

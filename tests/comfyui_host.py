@@ -23,6 +23,7 @@ HOW_TO_GET_ONE = (
     "no ComfyUI: clone github.com/comfyanonymous/ComfyUI into ~/comfy/ComfyUI, install its requirements into its "
     ".venv, or name one with COMFYUI_PATH and COMFYUI_PYTHON"
 )
+PACK = Path("custom_nodes", "onestep_sr")
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO}
 NOTES = {"Note", "MarkdownNote"}
@@ -48,7 +49,7 @@ def interpreter(folder: Path) -> str | None:
 
 @dataclass
 class Host:
-    """A running server. `base` holds input/, output/, models/ and custom_nodes/ with a link to this repository."""
+    """A running server. `base` holds input/, output/, models/ and custom_nodes/ with a link to the pack."""
 
     folder: Path
     base: Path
@@ -106,11 +107,12 @@ class Host:
 
 
 def start(folder: Path, base: Path, device: Sequence[str] = ("--cpu",)) -> Host:
-    """Start the server of a checkout on a base folder of its own and wait until it answers. `device`: options that say
-    where it computes."""
+    """Start the server of a checkout on a base folder of its own and wait until it answers. Without a pack in the base
+    folder, this repository is linked there. `device`: options that say where it computes."""
     for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    (base / "custom_nodes" / "onestep_sr").symlink_to(ROOT, target_is_directory=True)
+    if not (base / PACK).exists():
+        (base / PACK).symlink_to(ROOT, target_is_directory=True)
     (base / "paths.yaml").write_text(f"elsewhere:\n  base_path: {base}/elsewhere\n  onestep_sr: models\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -16,7 +16,7 @@ else:
 
 ROOT = Path(onestep_sr.__file__).parent
 FOR_DEVELOPERS = {".ci", ".github", "benchmarks", "demo", "docs", "scripts", "tests"}
-NEEDS_GIT = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout: the archive is what git tracks")
+NEEDS_GIT = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
 
 
 def test_every_folder_of_the_pack_is_installed():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import threading
@@ -12,31 +11,39 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
 from comfyui_host import HOW_TO_GET_ONE, Host, installed_hosts, start, stop
-from limits import PAGE_SECONDS
+from comfyui_page import (
+    CHROMIUM,
+    CLASSIC,
+    LOOKS,
+    NODES_2,
+    RECTANGLES,
+    WAIT,
+    Browser,
+    Page,
+    load_workflow,
+    open_page,
+    open_template,
+    playwright,
+    press_run,
+    set_widget,
+    settled_box,
+    shown_picture,
+)
 from node_texts import LANGUAGES
 from PIL import Image
 from places import PHOTOS, ROOT, template
 from publisher import CONTENT, Publisher, serve
 
-playwright = pytest.importorskip("playwright.sync_api")
-Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect
-
 HOSTS = installed_hosts()
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, NAMES)), None)
 HOW_TO_GET_A_BROWSER = "no browser: install Chromium, or name one with CHROMIUM_PATH"
-WAIT = PAGE_SECONDS * 1000
-TRY = WAIT // 10  # a click that a busy page lost is made again after this
+expect = playwright.expect
 expect.set_options(timeout=WAIT)
 OURS = "/extensions/onestep_sr/"
 COMPARE = "OneStepSRCompareImages"
-CLASSIC, NODES_2 = "classic", "Nodes 2.0"
-LOOKS = (CLASSIC, NODES_2)
 
 pytestmark = pytest.mark.host
 
@@ -105,62 +112,6 @@ def page(host: Host, browser: Browser, look: str) -> Iterator[Page]:
     assert not complaints
 
 
-def open_page(page: Page, host: Host) -> None:
-    page.goto(f"http://127.0.0.1:{host.port}/", timeout=WAIT)
-    page.wait_for_selector("#graph-canvas")
-    # The page loads a graph of its own last, and names it as active once all of it is there.
-    page.wait_for_function("() => window.app?.extensionManager?.workflow?.activeWorkflow?.isLoaded")
-    page.locator(".p-blockui-mask").wait_for(state="hidden")
-    page.evaluate("() => app.graph.clear()")
-
-
-def open_template(page: Page, name: str, kind: str) -> None:
-    """Choose a template in the page's list, until a node of that kind is there: a busy page may lose a click."""
-    ours, card = page.get_by_text("onestep_sr", exact=True), page.get_by_text(name, exact=True)
-    for _ in range(WAIT // TRY):
-        with suppress(playwright.TimeoutError):
-            if not ours.is_visible():
-                page.get_by_role("button", name="Templates").first.click(timeout=TRY)
-            ours.click(timeout=TRY)
-            card.click(timeout=TRY)
-            page.wait_for_function("kind => app.graph._nodes.some((n) => n.type === kind)", arg=kind, timeout=TRY)
-            return
-    raise AssertionError(f"{name} did not open")
-
-
-def load_workflow(page: Page, path: Path) -> None:
-    page.evaluate("workflow => app.loadGraphData(workflow)", json.loads(path.read_text()))
-
-
-def set_widget(page: Page, kind: str, name: str, value: object) -> None:
-    page.evaluate(
-        """([kind, name, value]) => {
-            const widget = app.graph._nodes.find((n) => n.type === kind).widgets.find((w) => w.name === name)
-            widget.value = value
-            widget.callback?.(value)
-        }""",
-        [kind, name, value],
-    )
-
-
-def press_run(page: Page) -> None:
-    page.get_by_role("button", name="Run", exact=True).first.click()
-
-
-def shown_picture(page: Page, kind: str) -> tuple[int, int]:
-    """The size of the picture on the first node of that kind, once it is there."""
-    page.wait_for_function(
-        """kind => {
-            const node = app.graph._nodes.find((n) => n.type === kind)
-            const elements = document.querySelectorAll(`[data-node-id="${node.id}"] img`)
-            window.shown = [...(node.imgs ?? []), ...elements].find((image) => image.naturalWidth)
-            return window.shown
-        }""",
-        arg=kind,
-    )
-    return tuple(page.evaluate("() => [window.shown.naturalWidth, window.shown.naturalHeight]"))
-
-
 @pytest.mark.parametrize("look", LOOKS, indirect=True)
 def test_the_template_is_found_run_and_gives_a_picture(page: Page, look: str) -> None:
     open_template(page, template("quick-start").stem, "OneStepSRUpscaleImage")
@@ -196,18 +147,6 @@ def test_every_workflow_opens_whole(page: Page) -> None:
         assert all(n["known"] for n in nodes)
         crowded = [n for n in saved for m in nodes if m["type"] == n["type"] and n["size"][1] < m["least"][1] - 1]
         assert not crowded, path.stem
-
-
-RECTANGLES = {
-    CLASSIC: """() => app.graph._nodes.map((node) => {
-        const [x, y, width, height] = node.boundingRect ?? node.getBounding()
-        return { type: node.type, x, y, width, height }
-    })""",
-    NODES_2: """() => app.graph._nodes.map((node) => {
-        const { x, y, width, height } = document.querySelector(`[data-node-id="${node.id}"]`).getBoundingClientRect()
-        return { type: node.type, x, y, width, height }
-    })""",
-}
 
 
 @pytest.mark.parametrize("look", LOOKS, indirect=True)
@@ -373,15 +312,6 @@ def test_the_comparison_is_moved_by_mouse_and_keys(page: Page) -> None:
     assert settled_box(page, slider) == box  # the node does not move along
     saved = page.evaluate("() => app.graph.serialize().nodes.find((n) => n.type === 'OneStepSRCompareImages')")
     assert not saved.get("widgets_values")
-
-
-def settled_box(page: Page, element: playwright.Locator) -> dict[str, float]:
-    """Where the element is, once it stays there: the page moves it one frame later than its node."""
-    before = None
-    while (box := element.bounding_box()) != before or box is None:
-        before = box
-        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return box
 
 
 def test_missing_weights_are_offered_and_fetched_on_a_click(host: Host, page: Page, publisher: Publisher) -> None:

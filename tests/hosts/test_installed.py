@@ -22,7 +22,7 @@ WAYS = ("archive", "pip")
 
 pytestmark = [
     pytest.mark.host,
-    pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout: the archive is what git tracks"),
+    pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout"),
 ]
 
 

@@ -34,30 +34,13 @@ from comfyui_host import (
 from limits import HANGING_SECONDS
 from node_texts import LANGUAGES, node_texts, texts_of
 from PIL import Image
-from places import HOST_SCRIPTS, PHOTOS, ROOT, template
+from places import HOST_SCRIPTS, NAMED_IN_WORKFLOWS, PHOTOS, ROOT, template
 from safetensors.torch import save_file
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 QUICK_START = template("quick-start")
 BUNDLED = ROOT / "sr_models" / "weights" / "onestep-sr-x4.safetensors"
-NAMED_IN_WORKFLOWS = (
-    "checkpoints/sd3_medium.safetensors",
-    "loras/tsdsr/transformer.safetensors",
-    "onestep_sr/tsdsr/prompt_embeds.pt",
-    "checkpoints/v1-5-pruned-emaonly-fp16.safetensors",
-    "checkpoints/v2-1_512-ema-pruned.safetensors",
-    "loras/tadsr/unet/diffusion_pytorch_model.safetensors",
-    "onestep_sr/ram_swin_large_14m.pth",
-    "onestep_sr/TAD-SR.pth",
-    "onestep_sr/SinSR_v2.pth",
-    "checkpoints/v2-1_512-ema-pruned.safetensors",
-    "loras/pisa_sr.pkl",
-    "loras/osediff.pkl",
-    "loras/HYPIR_sd2.pth",
-    "loras/tadsr/unet/diffusion_pytorch_model.safetensors",
-    "onestep_sr/ram_swin_large_14m.pth",
-)
 WITHOUT_DOWNLOADS = ("quick-start", "region-only", "video-frames")
 HOSTS = installed_hosts()
 LOOK_AT_HOST = HOST_SCRIPTS / "import_pack.py"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,49 +13,57 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from comfyui_host import HOW_TO_GET_ONE, Host, installed_hosts, start, stop, to_prompt
+from comfyui_host import HOW_TO_GET_ONE, ONE_THREAD, PACK, Host, installed_hosts, start, stop, to_prompt
+from limits import HANGING_SECONDS
 from PIL import Image
 from places import PHOTOS, ROOT, template
 from registry_archive import write_archive
 
 HOSTS = installed_hosts()
-WAYS = ("archive", "pip")
+ARCHIVE, PIP = "archive", "pip"
+COMFY_TEST = os.environ.get("COMFY_TEST")
 
-pytestmark = [
-    pytest.mark.host,
-    pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout"),
-]
+pytestmark = [pytest.mark.host, pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")]
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive of the registry, unpacked."""
-    folder = tmp_path_factory.mktemp("archive")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where the unpacked archive of the registry is, and where pip has installed the pack."""
+    folder = tmp_path_factory.mktemp("packs")
     write_archive(folder / "node.zip")
-    zipfile.ZipFile(folder / "node.zip").extractall(folder / "node")
-    return folder / "node"
-
-
-@pytest.fixture(scope="module", params=WAYS)
-def pack(request: pytest.FixtureRequest, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that a user puts into custom_nodes/, or links there."""
-    if request.param == "archive":
-        return archive
-    source, site = tmp_path_factory.mktemp("source") / "node", tmp_path_factory.mktemp("site")
-    shutil.copytree(archive, source)  # pip writes a folder build/ there
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(source)]
-    subprocess.run(command, check=True)
-    return site / "onestep_sr"
+    for copy in ("archive", "source"):  # pip writes a folder build/ into its source
+        zipfile.ZipFile(folder / "node.zip").extractall(folder / copy)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder / "site"]
+    subprocess.run([*map(str, install), str(folder / "source")], check=True)
+    return {ARCHIVE: folder / "archive", PIP: folder / "site" / "onestep_sr"}
 
 
 @pytest.fixture(scope="module", params=HOSTS or [None], ids=lambda folder: folder.name if folder else "none")
-def host(request: pytest.FixtureRequest, pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def comfyui(request: pytest.FixtureRequest) -> Path:
     if request.param is None:
         pytest.skip(HOW_TO_GET_ONE)
+    return request.param
+
+
+@pytest.fixture(scope="module", params=(ARCHIVE, PIP))
+def way(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def host(
+    comfyui: Path, way: str, archive: Path, site: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
     base = tmp_path_factory.mktemp("base")
-    (base / "input").mkdir()
+    for folder in ("input", PACK.parent):
+        (base / folder).mkdir()
     shutil.copy(PHOTOS / "grass.png", base / "input" / "example.png")
-    running = start(request.param, base, pack)
+    if way == ARCHIVE:
+        shutil.copytree(packs[way], base / PACK)
+    else:
+        (base / PACK).symlink_to(packs[way], target_is_directory=True)
+    running = start(comfyui, base)
+    running.post("/api/settings", {"Comfy.TutorialCompleted": True})
     yield running
     stop(running)
 
@@ -73,3 +82,25 @@ def test_the_page_gets_templates_blueprints_texts_scripts_and_help(host: Host) -
     assert "OneStepSRUpscaleImage" in host.get_json("/i18n")["uk"]["nodeDefs"]
     for file in (ROOT / "web").rglob("*.*"):
         assert host.get(f"/extensions/onestep_sr/{file.relative_to(ROOT / 'web').as_posix()}") == file.read_bytes()
+
+
+@pytest.mark.skipif(not COMFY_TEST, reason="no comfy-test: name its command with COMFY_TEST")
+def test_comfy_test_finds_nothing(host: Host, way: str, tmp_path: Path) -> None:
+    """comfy-test's levels on this server; its Python must have what ComfyUI's has."""
+    if way == PIP:
+        pytest.skip("comfy-test expects the pack's files in custom_nodes/")
+    settings = {"PYTHONPATH": str(host.folder), "COMFY_TEST_LOGS_DIR": str(tmp_path)}
+    address = f"http://127.0.0.1:{host.port}"
+    command = [COMFY_TEST, "run", "--config", str(ROOT / "comfy-test.toml"), "--server-url", address]
+    report = subprocess.run(
+        command,
+        check=False,
+        cwd=host.base / PACK,
+        env=os.environ | ONE_THREAD | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=HANGING_SECONDS,
+    )
+    print(report.stdout)  # `-rP` shows it
+    assert report.returncode == 0

@@ -16,11 +16,12 @@ import pytest
 from comfyui_host import HOW_TO_GET_ONE, ONE_THREAD, PACK, Host, installed_hosts, start, stop, to_prompt
 from limits import HANGING_SECONDS
 from PIL import Image
-from places import PHOTOS, ROOT, template
+from places import HOST_SCRIPTS, PHOTOS, ROOT, template
 from registry_archive import write_archive
 
 HOSTS = installed_hosts()
 ARCHIVE, PIP = "archive", "pip"
+VALIDATE_ROUTE = HOST_SCRIPTS / "validate_route"
 COMFY_TEST = os.environ.get("COMFY_TEST")
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")]
@@ -51,9 +52,7 @@ def way(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def host(
-    comfyui: Path, way: str, archive: Path, site: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Host]:
+def host(comfyui: Path, way: str, packs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     base = tmp_path_factory.mktemp("base")
     for folder in ("input", PACK.parent):
         (base / folder).mkdir()
@@ -62,6 +61,7 @@ def host(
         shutil.copytree(packs[way], base / PACK)
     else:
         (base / PACK).symlink_to(packs[way], target_is_directory=True)
+    shutil.copytree(VALIDATE_ROUTE, base / PACK.parent / VALIDATE_ROUTE.name)
     running = start(comfyui, base)
     running.post("/api/settings", {"Comfy.TutorialCompleted": True})
     yield running
@@ -89,6 +89,7 @@ def test_comfy_test_finds_nothing(host: Host, way: str, tmp_path: Path) -> None:
     """comfy-test's levels on this server; its Python must have what ComfyUI's has."""
     if way == PIP:
         pytest.skip("comfy-test expects the pack's files in custom_nodes/")
+    (tmp_path / "server.log").write_text(host.log)  # read for errors at import
     settings = {"PYTHONPATH": str(host.folder), "COMFY_TEST_LOGS_DIR": str(tmp_path)}
     address = f"http://127.0.0.1:{host.port}"
     command = [COMFY_TEST, "run", "--config", str(ROOT / "comfy-test.toml"), "--server-url", address]

@@ -27,6 +27,7 @@ VIEW = {"width": 1800, "height": 1240}
 GRAPH = (110, 110, 1560, 1020)  # the part of the page without menus: left, top, width, height
 UPSCALE, COMPARE, SAVE = "OneStepSRUpscaleImage", "OneStepSRCompareImages", "SaveImage"
 EDGE = 640  # of a template's picture, the longest
+HELP_EDGE = 560
 REGION = (70, 30, 130, 120)  # of the face in demo/photo.png
 # What a template's result needs, for those whose pictures show the graph.
 NEEDS = {
@@ -125,3 +126,21 @@ def save(picture: Image.Image, path: Path, longest: int = 1200) -> None:
     picture = picture.copy()
     picture.thumbnail((longest, longest))
     picture.save(path, quality=80)
+
+
+def all_templates(page: Page, host: Host, look: str, folder: Path) -> None:
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        name = path.stem.split("-", 3)[3]
+        put_photo(host, REGION if name == "region-only" else None)
+        load_workflow(page, path)
+        if name in ("quick-start", "region-only"):
+            press_run(page)
+            shown_picture(page, SAVE)
+        graph = graph_picture(page)
+        save(graph, folder / "templates" / f"{path.stem}, {look}.webp")
+        if name in NEEDS and look == NODES_2:
+            save(captioned(graph, name), folder / "workflows" / f"{path.stem}.jpg")
+        if name == "region-only" and look == NODES_2:
+            save(graph, folder / "docs" / "comfyui-region-only.webp")
+            for kind in (UPSCALE, COMPARE):
+                save(node_picture(page, kind), folder / "web" / "docs" / "images" / f"{kind}.jpg", HELP_EDGE)

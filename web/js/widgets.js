@@ -13,8 +13,15 @@ export function show(node, name, isShown) {
   if (!widget || !!widget.hidden === !isShown) return
   widget.hidden = !isShown
   if (widget.options) widget.options.hidden = !isShown
+  lookAgain(node)
   node.setSize?.([node.size[0], Math.max(node.size[1], node.computeSize()[1])])
   node.setDirtyCanvas?.(true, true)
+}
+
+// Nodes 2.0 only looks at widgets again when their list changes, and until front end 1.35 when a link does.
+function lookAgain(node) {
+  node.widgets.push(node.widgets.pop())
+  node.graph?.trigger?.("node:slot-links:changed", { nodeId: node.id, slotType: LiteGraph.INPUT })
 }
 
 // The choice is kept in the node's properties and not among its values, whose order saved workflows rely on.

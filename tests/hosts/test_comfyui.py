@@ -33,6 +33,11 @@ from comfyui_host import (
 )
 from limits import HANGING_SECONDS
 from node_texts import LANGUAGES, node_texts, texts_of
+from onestep_sr.sr_models.canvas.resize import resize
+from onestep_sr.sr_models.core.devices import default_dtype
+from onestep_sr.sr_models.core.options import UpscaleOptions
+from onestep_sr.sr_models.core.region import upscale_regions
+from onestep_sr.sr_models.families.loading import load
 from PIL import Image
 from places import HOST_SCRIPTS, NAMED_IN_WORKFLOWS, PHOTOS, ROOT, template
 from safetensors.torch import save_file
@@ -287,19 +292,21 @@ def test_a_workflow_without_downloads_runs(host: Host, name: str) -> None:
 
 
 @pytest.mark.host
-def test_a_region_only_takes_the_models_detail_where_it_is_masked(host: Host, expected: Path) -> None:
+def test_a_region_only_takes_the_models_detail_where_it_is_masked(host: Host) -> None:
     workflow = json.loads(template("region-only").read_text())
     prompt = to_prompt(workflow, host.object_info)
     node(prompt, "LoadImage")["inputs"]["image"] = "half.png"
     result = pixels(next(path for path in host.results(prompt) if path.parent.name == "output"))
-    plain = (
-        Image.open(host.base / "input" / "half.png")
-        .convert("RGB")
-        .resize(result.shape[1::-1], Image.Resampling.LANCZOS)
-    )
+    photo = torch.from_numpy(pixels(host.base / "input" / "half.png") / 255).permute(2, 0, 1)[None].float()
+    image, mask = photo[:, :3], 1 - photo[:, 3:]
+    model = load(dtype=default_dtype(torch.device("cpu"))).model
+    expected = upscale_regions(model, image, mask, UpscaleOptions(4, overlap=64, detail=0.9))
+    plain = resize(image, (4 * image.shape[2], 4 * image.shape[3])).clamp(0, 1)
+    levels, interpolated = (255 * picture[0].permute(1, 2, 0).numpy() for picture in (expected, plain))
     middle, margin = result.shape[1] // 2, 16
-    assert np.abs(result - np.asarray(plain).astype(int))[:, middle + margin :].max() <= 1
-    assert np.abs(result - pixels(expected / "houses.png"))[:, : middle - margin].max() <= 1
+    assert np.abs(result - levels).max() <= 1
+    assert np.abs(result - interpolated)[:, middle + margin :].max() <= 1
+    assert np.abs(result - interpolated)[:, : middle - margin].mean() > 2
 
 
 @pytest.mark.host

@@ -8,7 +8,9 @@ import { images, isLinked, source, values } from "./image_size.js"
 
 const PREVIEW = "$$canvas-image-preview"
 const NODE = "OneStepSRUpscaleImage"
-const MODELS = ["OneStepSRLoadModel", "OneStepSRModel"]
+const LOAD = "OneStepSRLoadModel"
+const BUNDLED = "bundled"
+const MODELS = [LOAD, "OneStepSRModel"]
 const APPLY = "OneStepSRApplyLoRA"
 const ASKED = ["upscale_by", "tile", "overlap", "size", "pixels", "megapixels", "wrap"]
 const UPDATE_SECONDS = 0.5
@@ -30,7 +32,7 @@ function loraOf(model) {
 
 function question(node) {
   const model = source(node, "sr_model")
-  if (!MODELS.includes(model?.type) || ["model", "recipe"].some((name) => model.type === MODELS[0] && isLinked(model, name))) return null
+  if (!MODELS.includes(model?.type) || ["model", "recipe"].some((name) => model.type === LOAD && isLinked(model, name))) return null
   const isKnown = !ASKED.some((name) => isLinked(node, name)) && !isLinked(node, "region")
   const [width, height, count] = (isKnown && images(node, "image")) || [0, 0, 1]
   const chosen = { ...values(model), lora: loraOf(model) }
@@ -68,6 +70,22 @@ function showInfluential(node) {
   for (const name of ["seed", "control_after_generate"]) show(node, name, node.onestepPlan.noise !== false)
 }
 
+// The bundled model has one recipe and no second file.
+function foldBundled(node) {
+  const isOther = isLinked(node, "model") || values(node).model !== BUNDLED
+  for (const name of ["autoencoder", "recipe"]) show(node, name, isOther || isLinked(node, name))
+}
+
+// Calls `update` twice a second for as long as the node exists.
+function keepUpdated(node, update) {
+  const timer = setInterval(() => update(node), UPDATE_SECONDS * 1000)
+  const { onRemoved } = node
+  node.onRemoved = function (...args) {
+    clearInterval(timer)
+    return onRemoved?.apply(this, args)
+  }
+}
+
 function addView(node) {
   const element = document.createElement("div")
   element.className = "onestep-sr-plan"
@@ -97,15 +115,12 @@ function clearPreview(node) {
 app.registerExtension({
   name: "onestepsr.plan",
   nodeCreated(node) {
+    if (node.comfyClass === LOAD) keepUpdated(node, foldBundled)
     if (node.comfyClass !== NODE) return
     addSeedControl(node)
     addView(node)
-    const timer = setInterval(() => update(node), UPDATE_SECONDS * 1000)
-    const { onRemoved, onExecuted } = node
-    node.onRemoved = function (...args) {
-      clearInterval(timer)
-      return onRemoved?.apply(this, args)
-    }
+    keepUpdated(node, update)
+    const { onExecuted } = node
     node.onExecuted = function (output, ...args) {
       node.onestepPlan.asked = "" // ask again, because a run improves the estimated time
       clearPreview(node)

@@ -36,7 +36,7 @@ from PIL import Image, ImageDraw, ImageFont
 from places import HOST_SCRIPTS, NAMED_IN_WORKFLOWS, ROOT, template
 
 VIEW = {"width": 1800, "height": 1240}
-GRAPH = (110, 110, 1560, 1020)  # where the page has no menus: left, top, width, height
+GRAPH = (110, 110, 1520, 1020)  # where the page has no menus: left, top, width, height
 UPSCALE, COMPARE, SAVE = "OneStepSRUpscaleImage", "OneStepSRCompareImages", "SaveImage"
 TEMPLATE_EDGE, HELP_EDGE, DOCS_EDGE = 640, 560, 1000  # longest sides
 WRITE_CLIP = HOST_SCRIPTS / "write_clip.py"

@@ -82,6 +82,8 @@ function keepUpdated(node, update) {
   const { onRemoved } = node
   node.onRemoved = function (...args) {
     clearInterval(timer)
+    // Nodes 2.0 would hide inputs of the same name of a node that gets the same number in the emptied graph.
+    for (const { name } of node.widgets ?? []) show(node, name, true)
     return onRemoved?.apply(this, args)
   }
 }

@@ -45,13 +45,15 @@ def open_page(page: Page, host: Host) -> None:
 def open_template(page: Page, name: str, kind: str) -> None:
     """Choose a template in the page's list, until a node of that kind is there: a busy page may lose a click."""
     ours, card = page.get_by_text("onestep_sr", exact=True), page.get_by_text(name, exact=True)
+    is_open = "kind => app.graph._nodes.some((n) => n.type === kind)"
     for _ in range(WAIT // TRY):
         with suppress(playwright.TimeoutError):
-            if not ours.is_visible():
-                page.get_by_role("button", name="Templates").first.click(timeout=TRY)
-            ours.click(timeout=TRY)
-            card.click(timeout=TRY)
-            page.wait_for_function("kind => app.graph._nodes.some((n) => n.type === kind)", arg=kind, timeout=TRY)
+            if not page.evaluate(is_open, kind):
+                if not ours.is_visible():
+                    page.get_by_role("button", name="Templates").first.click(timeout=TRY)
+                ours.click(timeout=TRY)
+                card.click(timeout=TRY)
+            page.wait_for_function(is_open, arg=kind, timeout=TRY)
             return
     raise AssertionError(f"{name} did not open")
 

@@ -313,7 +313,10 @@ def test_cancel_stops_a_long_run_within_a_tile_or_two(page: Page) -> None:
 
 
 @pytest.mark.parametrize("look", LOOKS, indirect=True)
-def test_the_comparison_is_moved_by_mouse_and_keys(page: Page) -> None:
+@pytest.mark.parametrize("panel", [False, True], ids=["", "beside the panel of the selected node"])
+def test_the_comparison_is_moved_by_mouse_and_keys(host: Host, page: Page, panel: bool) -> None:
+    host.post("/api/settings", {"Comfy.RightSidePanel.IsOpen": panel})
+    open_page(page, host)
     load_workflow(page, template("region-only"))
     press_run(page)
     frame = page.locator(".onestep-sr-compare.filled")

@@ -1,6 +1,7 @@
 // "Compare Images (One-Step SR)": shows two images in one frame with a slider between them.
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
+import { keepNodeWidth } from "./widgets.js"
 
 const NODE = "OneStepSRCompareImages"
 const LEAST_HEIGHT = 240
@@ -69,6 +70,7 @@ app.registerExtension({
       getMinHeight: () => LEAST_HEIGHT,
     })
     widget.serialize = false
+    keepNodeWidth(widget)
     node.onestepCompare = show
     const { onExecuted } = node
     node.onExecuted = function (output, ...args) {

@@ -2,6 +2,7 @@
 // and a button. The server knows the files and fetches them; this file only shows its answer.
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
+import { keepNodeWidth } from "./widgets.js"
 
 const NODES = ["OneStepSRLoadModel", "OneStepSRApplyLoRA"]
 const UPDATE_SECONDS = 0.5
@@ -64,6 +65,7 @@ function addView(node) {
   const options = { serialize: false, hideOnZoom: true, getMinHeight: height, getMaxHeight: height }
   state.widget = node.addDOMWidget("downloads", "onestep_sr_downloads", view, options)
   state.widget.serialize = false
+  keepNodeWidth(state.widget)
 }
 
 function lineOf(node, { name, text, runs, error }) {

@@ -3,7 +3,7 @@
 // answer. What it cannot know for certain, such as a value that comes over a link, it leaves out.
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
-import { addSeedControl, show } from "./widgets.js"
+import { addSeedControl, keepNodeWidth, show } from "./widgets.js"
 import { images, isLinked, source, values } from "./image_size.js"
 
 const PREVIEW = "$$canvas-image-preview"
@@ -100,6 +100,7 @@ function addView(node) {
     getMaxHeight: () => 48,
   })
   widget.serialize = false
+  keepNodeWidth(widget)
   node.onestepPlan = { element, asked: "null", size: null, noise: null }
 }
 

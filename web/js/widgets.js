@@ -24,6 +24,11 @@ function lookAgain(node) {
   node.graph?.trigger?.("node:slot-links:changed", { nodeId: node.id, slotType: LiteGraph.INPUT })
 }
 
+// The page's panel of a selected node gives widgets its own width, which the classic look would then use on the node.
+export function keepNodeWidth(widget) {
+  Object.defineProperty(widget, "width", { configurable: true, get: () => undefined, set: () => {} })
+}
+
 // The choice is kept in the node's properties and not among its values, whose order saved workflows rely on.
 export function addSeedControl(node) {
   const seed = node.widgets?.find((widget) => widget.name === "seed")

@@ -47,7 +47,7 @@ def open_template(page: Page, name: str, kind: str) -> None:
     ours, card = page.get_by_text("onestep_sr", exact=True), page.get_by_text(name, exact=True)
     is_open = "kind => app.graph._nodes.some((n) => n.type === kind)"
     for _ in range(WAIT // TRY):
-        with suppress(playwright.TimeoutError):
+        with suppress(playwright.Error):
             if not page.evaluate(is_open, kind):
                 if not ours.is_visible():
                     page.get_by_role("button", name="Templates").first.click(timeout=TRY)

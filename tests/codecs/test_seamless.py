@@ -25,7 +25,7 @@ from diffusers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onestep_sr.sr_models.codecs import seamless
-from onestep_sr.sr_models.codecs.seamless import layers, maps, norm, passes
+from onestep_sr.sr_models.codecs.seamless import convolve, layers, maps, norm, passes
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder, VQConfig
 from places import ROOT
@@ -330,7 +330,7 @@ def test_a_pass_in_bands_of_any_height_equals_the_layer(height, width, rows, kin
     layer = {"convolution": layers.Convolution, "up": layers.Upsample, "down": layers.Downsample}[kind](conv)
     height, width = (2 * height, 2 * width) if kind == "down" else (height, width)
     picture = torch.randn(1, 4, height, width)
-    widened = {"up": lambda: passes.doubled(picture), "down": lambda: nn.functional.pad(picture, (0, 1, 0, 1))}
+    widened = {"up": lambda: convolve.doubled(picture), "down": lambda: nn.functional.pad(picture, (0, 1, 0, 1))}
     with torch.no_grad():
         expected = conv(widened.get(kind, lambda: picture)())
         stage = passes.Stage(layer, height, width)
@@ -394,9 +394,9 @@ def test_attention_over_keys_in_blocks_equals_attention_over_all(heads):
     for content in (key, value):
         spilled.append(store.new(15, 11, 8))
         spilled[-1].write(0, content)
-    asked = passes.positions(query[:, :, 4:9], heads)
+    asked = convolve.positions(query[:, :, 4:9], heads)
     expected = nn.functional.scaled_dot_product_attention(
-        asked, passes.positions(key, heads), passes.positions(value, heads)
+        asked, convolve.positions(key, heads), convolve.positions(value, heads)
     )
     assert isinstance(spilled[0], maps.FileMap)
     assert (run._attend_in_blocks(asked, *spilled, heads) - expected).abs().max() < 1e-5

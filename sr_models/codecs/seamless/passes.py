@@ -9,13 +9,14 @@ A video passes frame by frame: a causal convolution keeps its input of the two f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...networks.vq_autoencoder import Quantizer
+from .convolve import called, enlarged, padded, pointwise, positions, without_halo
 from .layers import (
     Attention,
     Convolution,
@@ -178,9 +179,7 @@ class BandedForward:
         for top, bottom in self._bands(target.height, step=2):
             above, below = min(1, top), min(1, target.height - bottom)
             small = source.read(top // 2 - above, bottom // 2 + below)
-            # A halo row becomes two rows, of which the convolution needs one.
-            large = doubled(small)[:, :, above : 2 * small.shape[2] - below]
-            self._write(target, top, without_halo(conv(large), above, below), self.next_norm)
+            self._write(target, top, enlarged(conv, small, above, below), self.next_norm)
 
     def _downsample(self, conv: nn.Module, source: FeatureMap, target: FeatureMap) -> None:
         for top, bottom in self._bands(target.height):
@@ -300,41 +299,3 @@ def even_bands(height: int, rows: int, step: int = 1) -> Iterator[tuple[int, int
     size = -(-steps // bands) * step
     for top in range(0, height, size):
         yield top, min(top + size, height)
-
-
-def called(conv: nn.Module, band: Tensor, before: Sequence[Tensor] = ()) -> Tensor:
-    """The convolution of a band (1, C, rows, W); a causal one gets the same rows of up to two frames before as well,
-    as its host passes them."""
-    if not is_causal(conv):
-        return conv(band)
-    frame = band.unsqueeze(2)
-    return (conv(frame, torch.stack(list(before), 2)) if before else conv(frame)).squeeze(2)
-
-
-def without_halo(band: Tensor, above: int, below: int) -> Tensor:
-    return band[:, :, above : band.shape[2] - below]
-
-
-def doubled(band: Tensor) -> Tensor:
-    """Nearest-neighbour x2: (1, C, h, w) -> (1, C, 2h, 2w), like interpolate(mode="nearest"), in any precision."""
-    pixels = band.permute(0, 2, 3, 1)
-    _, height, width, depth = pixels.shape
-    pixels = pixels[:, :, None, :, None].expand(1, height, 2, width, 2, depth)
-    return pixels.reshape(1, 2 * height, 2 * width, depth).permute(0, 3, 1, 2)
-
-
-def padded(band: Tensor) -> Tensor:
-    """Pad a row of zeros below, which only the map's last band uses, and a column on the right."""
-    return F.pad(band.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2)
-
-
-def positions(band: Tensor, heads: int) -> Tensor:
-    """(1, heads d, h, w) -> (1, heads, h w, d)."""
-    return band.permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def pointwise(module: nn.Module, band: Tensor) -> Tensor:
-    """A 1x1 convolution, or a linear layer over the channels: (1, C, rows, W) -> (1, D, rows, W)."""
-    if isinstance(unwrapped(module), nn.Linear):
-        return module(band.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return module(band)

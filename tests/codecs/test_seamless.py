@@ -17,6 +17,9 @@ from diffusers import (
     AsymmetricAutoencoderKL,
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLHunyuanImage,
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
     AutoencoderKLTemporalDecoder,
     AutoencoderKLWan,
@@ -595,7 +598,33 @@ def with_conv3d():
     return autoencoder
 
 
+def ltx_video():
+    settings = {"block_out_channels": (32, 32, 32, 32), "decoder_block_out_channels": (32, 32, 32)}
+    return AutoencoderKLLTXVideo(**settings, latent_channels=4)
+
+
+def hunyuan_video():
+    return AutoencoderKLHunyuanVideo(block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=4)
+
+
+def hunyuan_image():
+    settings = {"block_out_channels": (32, 64), "layers_per_block": 1, "latent_channels": 32}
+    return AutoencoderKLHunyuanImage(
+        **settings, in_channels=3, out_channels=3, spatial_compression_ratio=2, sample_size=32
+    )
+
+
 OTHERS = [other_activation, temporal, asymmetric, wan_2_2, with_batch_norm, with_tanh, with_conv3d, AutoencoderTiny]
+OTHERS += [ltx_video, hunyuan_video, hunyuan_image]
+REFUSED = {
+    AutoencoderTiny: "{} cannot run without seams, because blocks without norms are not supported",
+    asymmetric: "{} cannot run without seams, because its decoder also takes a mask and the masked picture",
+    temporal: "{} cannot run without seams, because its decoder mixes neighbouring frames",
+    wan_2_2: "{} cannot run without seams, because its changes of resolution have shortcuts of their own",
+    hunyuan_image: "{} cannot run without seams, because its changes of resolution have shortcuts of their own",
+    ltx_video: "{} cannot run without seams, because its decoder also sees later frames",
+    hunyuan_video: "{} cannot run without seams, because its norms take the statistics of several frames at once",
+}
 
 
 @pytest.mark.parametrize("make", [*OTHERS, lambda: nn.Linear(3, 3)], ids=lambda make: make.__name__)
@@ -604,9 +633,10 @@ def test_other_autoencoders_are_refused_in_a_sentence(make):
     assert not seamless.supports(autoencoder)
     with pytest.raises(UserError) as caught:
         seamless.decode(autoencoder, torch.zeros(1, 4, 8, 8), budget=ROOMY)
+    why = REFUSED.get(make, "{} has layers that cannot run without seams").format(type(autoencoder).__name__)
     assert str(caught.value) == (
-        f"{type(autoencoder).__name__} has layers that cannot run without seams: use stock tiling for it (supported "
-        "are VQ-f4 and the VAEs of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image and Wan 2.1)."
+        f"{why}: use stock tiling for it (supported are VQ-f4 and the VAEs of Stable Diffusion 1.5, SDXL, SD3, Flux, "
+        "Flux.2, Qwen-Image and Wan 2.1)."
     )
 
 

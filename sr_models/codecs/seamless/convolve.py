@@ -18,21 +18,30 @@ from .layers import changes_weights, is_causal, unwrapped
 Weights = tuple[Tensor, Tensor | None]
 
 
-def called(conv: nn.Module, band: Tensor, before: Sequence[Tensor] = ()) -> Tensor:
-    """The convolution of a band (1, C, rows, W); a causal one gets the same rows of up to two frames before as well.
+def convolved(conv: nn.Module, band: Tensor, above: int, below: int, before: Sequence[Tensor] = ()) -> Tensor:
+    """The convolution of a band: (1, C, above + h + below, W) -> (1, D, h, W).
 
-    Frames before the first are zeros, so the part of the weights for them is left out.
+    above, below: the rows of the band, 0 or 1, that are only its surroundings. before: the same rows of up to two
+    frames before, for a causal convolution. Those before the first are zeros: their part of the weights is left out.
     """
-    if not is_causal(conv):
-        return conv(band)
     own = own_weights(conv, band)
     if own is None:
-        frame = band.unsqueeze(2)
-        return (conv(frame, torch.stack(list(before), 2)) if before else conv(frame)).squeeze(2)
+        return without_halo(_called(conv, band, before), above, below)
     weight, bias = own
-    frames = torch.cat([*before, band], 1) if before else band
-    weight = weight[:, :, -1 - len(before) :].transpose(1, 2).flatten(1, 2)  # frames take the place of channels
-    return F.conv2d(frames, weight, bias, padding=weight.shape[-1] // 2)
+    band = torch.cat([*before, band], 1) if before else band
+    if is_causal(conv):
+        weight = weight[:, :, -1 - len(before) :].transpose(1, 2).flatten(1, 2)  # frames take the place of channels
+    height, width = weight.shape[2] // 2, weight.shape[3] // 2
+    if above and below:  # nothing is padded or computed for the rows around the band
+        return F.conv2d(band, weight, bias, padding=(0, width))
+    return without_halo(F.conv2d(band, weight, bias, padding=(height, width)), above, below)
+
+
+def _called(conv: nn.Module, band: Tensor, before: Sequence[Tensor]) -> Tensor:
+    if not is_causal(conv):
+        return conv(band)
+    frame = band.unsqueeze(2)
+    return (conv(frame, torch.stack(list(before), 2)) if before else conv(frame)).squeeze(2)
 
 
 def enlarged(conv: nn.Module, small: Tensor, above: int, below: int) -> Tensor:
@@ -44,7 +53,7 @@ def enlarged(conv: nn.Module, small: Tensor, above: int, below: int) -> Tensor:
     if own is not None:
         return _enlarged_by_corners(*own, small, above, below)
     large = doubled(small)[:, :, above : 2 * small.shape[2] - below]  # a row becomes two, of which one is needed
-    return without_halo(conv(large), above, below)
+    return convolved(conv, large, above, below)
 
 
 def _enlarged_by_corners(weight: Tensor, bias: Tensor | None, small: Tensor, above: int, below: int) -> Tensor:
@@ -72,7 +81,12 @@ def own_weights(module: nn.Module, like: Tensor) -> Weights | None:
     """Weight and bias of a convolution, if a call only computes with them on a band like this one: no adapter, host or
     hook changes, casts or loads them."""
     conv: Any = module
-    if conv is not unwrapped(conv) or "forward" in vars(conv) or conv._forward_pre_hooks or conv._forward_hooks:
+    if (
+        not isinstance(conv, nn.Conv2d | nn.Conv3d)
+        or "forward" in vars(conv)
+        or conv._forward_pre_hooks
+        or conv._forward_hooks
+    ):
         return None
     known = is_causal(conv) or type(conv).forward is nn.Conv2d.forward or hasattr(conv, "comfy_cast_weights")
     if not known or changes_weights(conv) or (conv.weight.device, conv.weight.dtype) != (like.device, like.dtype):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...networks.vq_autoencoder import Quantizer
-from .convolve import called, enlarged, padded, pointwise, positions, without_halo
+from .convolve import convolved, enlarged, padded, pointwise, positions, without_halo
 from .layers import (
     Attention,
     Convolution,
@@ -144,7 +144,7 @@ class BandedForward:
             if kept is not None:
                 kept.write(top, without_halo(band, above, below))
             before = [frame.read(top - above, bottom + below) for frame in past]
-            yield top, bottom, without_halo(called(conv, band, before), above, below)
+            yield top, bottom, convolved(conv, band, above, below, before)
         self._forget(conv)
 
     def _keep(self, conv: nn.Module, source: FeatureMap) -> FeatureMap | None:
@@ -170,7 +170,7 @@ class BandedForward:
         target = source if width_in == width else self._new(width)
         for top, bottom, branch in self._convolved(block.conv2, hidden, norm):
             kept = source.read(top, bottom)
-            total = branch.add_(kept if block.shortcut is None else called(block.shortcut, kept))
+            total = branch.add_(kept if block.shortcut is None else convolved(block.shortcut, kept, 0, 0))
             self._write(target, top, total, self.next_norm)
         self.store.release(hidden)
         return target

@@ -85,6 +85,6 @@ def _within_memory(
 def _require_support(vae: VAE, stock: str) -> None:
     if not supports(vae):
         raise UserError(
-            f"The connected VAE ({type(vae.first_stage_model).__name__}) has layers that cannot run without seams: use "
-            f"ComfyUI's {stock} for it (supported are the VAEs of {seamless.SUPPORTED})."
+            f"The connected VAE is not supported: {seamless.refusal(vae.first_stage_model)}. Use ComfyUI's {stock} for "
+            f"it (supported are the VAEs of {seamless.SUPPORTED})."
         )

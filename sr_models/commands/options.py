@@ -142,6 +142,9 @@ class ModelOptions:
     (detail), 0 to 2; for others --strength.unet or --strength.transformer, and --strength.vae."""
     offload: Switch = False
     "Keep parts of the model on the CPU while they are not in use."
+    compile: Switch = False
+    """Compile the network with torch.compile, on CUDA with CUDA graphs: the first tile of each size takes up to
+    minutes, further ones less time. Without a compiler the network runs as usual."""
 
     def choice(self) -> ModelChoice:
         from ..jobs.model_choice import ModelChoice

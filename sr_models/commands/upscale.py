@@ -115,7 +115,7 @@ class Upscale:
         from ..jobs.model_choice import open_model
         from ..jobs.run import run_jobs
 
-        opened = open_model(choice)
+        opened = open_model(choice, lambda sentence: warn(f"Warning: {sentence}"))
         # Bad values are refused here once, not for every file.
         if self.detail is not None and opened.model.detail is None:
             raise UserError(f"{opened.model.recipe.title} has no --detail: leave it out.")

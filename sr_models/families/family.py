@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ from ..checkpoints.conditions import Condition as FileCondition
 from ..checkpoints.header import Header
 from ..checkpoints.low_rank import Adapter
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
+from ..core.compiled import compiled
 from ..core.model import Condition, Conditioner, Fixed, Guided, SRModel
 from ..core.process import Level, Process
 from ..core.recipe import Recipe
+from ..core.report import Notice
 from ..core.step import Step
 from ..errors import UserError
 from .bases import BaseKind, NetworkKind
@@ -336,6 +339,10 @@ class OpenedModel:
         for module in () if self.takes_turns else self.modules:
             module.to(device)
         return self
+
+    def compiled(self, notice: Notice = warn) -> OpenedModel:
+        """With `torch.compile` for the networks, in place; see `core.compiled`."""
+        return replace(self, model=compiled(self.model, notice))
 
     @contextmanager
     def on_device(self, device: torch.device) -> Iterator[None]:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from warnings import warn
 
 import torch
 
 from ..core.devices import default_dtype, find_device
+from ..core.report import Notice
 from ..diffusers_host.lora import open_lora
 from ..errors import UserError
 from ..families.bundled import BUNDLED
@@ -44,6 +46,7 @@ class ModelChoice:
     strengths: Mapping[str, float] = field(default_factory=dict)
     tagger: Path | None = None
     captions: bool = False
+    compile: bool = False
 
     def fingerprint(self) -> str:
         """Of everything that decides which model it is, by the content of its files, including those that a LoRA finds
@@ -87,8 +90,14 @@ def _refuse_lora_options(choice: ModelChoice) -> None:
         raise UserError(f"Only one-step LoRAs take {' and '.join(given)}: give --base and --lora, or leave it out.")
 
 
-def open_model(choice: ModelChoice) -> OpenedModel:
-    """The model on its device. Raises UserError as the loaders do."""
+def open_model(choice: ModelChoice, notice: Notice = warn) -> OpenedModel:
+    """The model on its device. `notice` is called with a sentence if it cannot be compiled. Raises UserError as the
+    loaders do."""
+    opened = _opened(choice)
+    return opened.compiled(notice) if choice.compile else opened
+
+
+def _opened(choice: ModelChoice) -> OpenedModel:
     place = find_device(choice.device)
     dtype = default_dtype(place) if choice.dtype == "auto" else DTYPES[choice.dtype]
     recipe = None if choice.recipe == "auto" else choice.recipe

@@ -17,6 +17,9 @@ from diffusers import (
     AsymmetricAutoencoderKL,
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLHunyuanImage,
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
     AutoencoderKLTemporalDecoder,
     AutoencoderKLWan,
@@ -25,7 +28,7 @@ from diffusers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onestep_sr.sr_models.codecs import seamless
-from onestep_sr.sr_models.codecs.seamless import layers, maps, norm, passes
+from onestep_sr.sr_models.codecs.seamless import convolve, layers, maps, norm, passes
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder, VQConfig
 from places import ROOT
@@ -330,7 +333,7 @@ def test_a_pass_in_bands_of_any_height_equals_the_layer(height, width, rows, kin
     layer = {"convolution": layers.Convolution, "up": layers.Upsample, "down": layers.Downsample}[kind](conv)
     height, width = (2 * height, 2 * width) if kind == "down" else (height, width)
     picture = torch.randn(1, 4, height, width)
-    widened = {"up": lambda: passes.doubled(picture), "down": lambda: nn.functional.pad(picture, (0, 1, 0, 1))}
+    widened = {"up": lambda: convolve.doubled(picture), "down": lambda: nn.functional.pad(picture, (0, 1, 0, 1))}
     with torch.no_grad():
         expected = conv(widened.get(kind, lambda: picture)())
         stage = passes.Stage(layer, height, width)
@@ -394,9 +397,9 @@ def test_attention_over_keys_in_blocks_equals_attention_over_all(heads):
     for content in (key, value):
         spilled.append(store.new(15, 11, 8))
         spilled[-1].write(0, content)
-    asked = passes.positions(query[:, :, 4:9], heads)
+    asked = convolve.positions(query[:, :, 4:9], heads)
     expected = nn.functional.scaled_dot_product_attention(
-        asked, passes.positions(key, heads), passes.positions(value, heads)
+        asked, convolve.positions(key, heads), convolve.positions(value, heads)
     )
     assert isinstance(spilled[0], maps.FileMap)
     assert (run._attend_in_blocks(asked, *spilled, heads) - expected).abs().max() < 1e-5
@@ -595,7 +598,33 @@ def with_conv3d():
     return autoencoder
 
 
+def ltx_video():
+    settings = {"block_out_channels": (32, 32, 32, 32), "decoder_block_out_channels": (32, 32, 32)}
+    return AutoencoderKLLTXVideo(**settings, latent_channels=4)
+
+
+def hunyuan_video():
+    return AutoencoderKLHunyuanVideo(block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=4)
+
+
+def hunyuan_image():
+    settings = {"block_out_channels": (32, 64), "layers_per_block": 1, "latent_channels": 32}
+    return AutoencoderKLHunyuanImage(
+        **settings, in_channels=3, out_channels=3, spatial_compression_ratio=2, sample_size=32
+    )
+
+
 OTHERS = [other_activation, temporal, asymmetric, wan_2_2, with_batch_norm, with_tanh, with_conv3d, AutoencoderTiny]
+OTHERS += [ltx_video, hunyuan_video, hunyuan_image]
+REFUSED = {
+    AutoencoderTiny: "{} cannot run without seams, because blocks without norms are not supported",
+    asymmetric: "{} cannot run without seams, because its decoder also takes a mask and the masked picture",
+    temporal: "{} cannot run without seams, because its decoder mixes neighbouring frames",
+    wan_2_2: "{} cannot run without seams, because its changes of resolution have shortcuts of their own",
+    hunyuan_image: "{} cannot run without seams, because its changes of resolution have shortcuts of their own",
+    ltx_video: "{} cannot run without seams, because its decoder also sees later frames",
+    hunyuan_video: "{} cannot run without seams, because its norms take the statistics of several frames at once",
+}
 
 
 @pytest.mark.parametrize("make", [*OTHERS, lambda: nn.Linear(3, 3)], ids=lambda make: make.__name__)
@@ -604,9 +633,10 @@ def test_other_autoencoders_are_refused_in_a_sentence(make):
     assert not seamless.supports(autoencoder)
     with pytest.raises(UserError) as caught:
         seamless.decode(autoencoder, torch.zeros(1, 4, 8, 8), budget=ROOMY)
+    why = REFUSED.get(make, "{} has layers that cannot run without seams").format(type(autoencoder).__name__)
     assert str(caught.value) == (
-        f"{type(autoencoder).__name__} has layers that cannot run without seams: use stock tiling for it (supported "
-        "are VQ-f4 and the VAEs of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image and Wan 2.1)."
+        f"{why}: use stock tiling for it (supported are VQ-f4 and the VAEs of Stable Diffusion 1.5, SDXL, SD3, Flux, "
+        "Flux.2, Qwen-Image and Wan 2.1)."
     )
 
 

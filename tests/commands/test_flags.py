@@ -27,7 +27,7 @@ WEIGHTS = "--regression-weight=1.0 --score-weight=1.0 --adversarial-weight=0.02"
 FLAGS = {
     "upscale": """--in! --output! -o --scale=4.0 --longest --shortest --width --height --megapixels --fit
         --model=bundled --recipe=auto --autoencoder --device=auto --dtype=auto
-        --base --lora --embeddings --prompt --captions --tagger --strength=1.0 --offload --tile=0 --overlap=-1
+        --base --lora --embeddings --prompt --captions --tagger --strength=1.0 --offload --compile --tile=0 --overlap=-1
         --color=auto --detail --wrap=none --seed=0 --format=same --quality=95 --overwrite --compare
         --strip-metadata --batch=0 --memory=0 --spill --ray""",
     "models": "--folder",

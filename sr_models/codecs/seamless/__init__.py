@@ -24,11 +24,12 @@ from .layers import Convolution, Layer, Unpacking, channels, is_causal
 from .maps import CanvasMap
 from .passes import BandedForward, Progress
 from .plan import comfortable_budget, make_store, stages
+from .refusals import refusal
 
 WRAPPED = 16  # latent pixels that continue a canvas
 PICTURE, VIDEO = 4, 5  # dimensions of a canvas
 
-__all__ = ["SUPPORTED", "decode", "decoding_workspace", "encode", "supports", "workspace", "wrapped"]
+__all__ = ["SUPPORTED", "decode", "decoding_workspace", "encode", "refusal", "supports", "workspace", "wrapped"]
 
 
 def supports(autoencoder: nn.Module) -> bool:

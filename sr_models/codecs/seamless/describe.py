@@ -31,6 +31,7 @@ from .layers import (
     Upsample,
     unwrapped,
 )
+from .refusals import refusal
 
 SUPPORTED = "Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image and Wan 2.1"
 # With any other value of these attributes, a module does not compute what the layers below describe.
@@ -78,8 +79,7 @@ def _checked(autoencoder: nn.Module, part: str, describe: Callable[[Any], Iterat
 
 def _refuse(autoencoder: nn.Module) -> NoReturn:
     raise UserError(
-        f"{type(autoencoder).__name__} has layers that cannot run without seams: use stock tiling for it (supported "
-        f"are VQ-f4 and the VAEs of {SUPPORTED})."
+        f"{refusal(autoencoder)}: use stock tiling for it (supported are VQ-f4 and the VAEs of {SUPPORTED})."
     )
 
 

@@ -123,6 +123,13 @@ def is_causal(module: nn.Module) -> bool:
     return isinstance(unwrapped(module), nn.Conv3d)
 
 
+def changes_weights(module: Any) -> bool:
+    """Whether a call uses other weights than the module's own, because its host casts, patches or loads them."""
+    casts = getattr(module, "comfy_cast_weights", False)
+    patches = getattr(module, "weight_function", ()) or getattr(module, "bias_function", ())
+    return bool(casts or patches or (module.weight is not None and module.weight.is_meta))
+
+
 class Third(nn.Module):
     """One of the three parts of a convolution's channels: query, key and value in one layer."""
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import unwrapped
+from .layers import changes_weights, unwrapped
 
 EXACT_IN_ONE_STEP = ("cpu", "cuda")  # batch_norm supports half-precision bands with float32 statistics there
 PIXELS_OF_A_SUM = 16_384
@@ -114,19 +114,12 @@ def normalized(band: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bia
 def affine(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias (C,) as the norm applies them, float32 on the device of `like`, a band (1, C, rows, W)."""
     plain: Any = unwrapped(norm)
-    if _changes_weights(plain):
+    if changes_weights(plain):
         return _probed(norm, like)
     if plain.weight is None:
         return torch.ones(like.shape[1], device=like.device), torch.zeros(like.shape[1], device=like.device)
     weight, bias = (parameter.detach().to(like.device, torch.float32) for parameter in (plain.weight, plain.bias))
     return weight, bias
-
-
-def _changes_weights(norm: Any) -> bool:
-    """Whether a call uses other weights than the module's own, because its host casts, patches or loads them."""
-    casts = getattr(norm, "comfy_cast_weights", False)
-    patches = getattr(norm, "weight_function", ()) or getattr(norm, "bias_function", ())
-    return bool(casts or patches or (norm.weight is not None and norm.weight.is_meta))
 
 
 def _probed(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,14 @@ A video passes frame by frame: a causal convolution keeps its input of the two f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...networks.vq_autoencoder import Quantizer
+from .convolve import convolved, enlarged, padded, pointwise, positions, without_halo
 from .layers import (
     Attention,
     Convolution,
@@ -41,6 +42,9 @@ Progress = Callable[[int, int], object]
 # CPU allocators reuse blocks of memory up to 32 MB. Larger blocks get new pages every time, which makes elementwise
 # operations several times slower. A band is at most six such blocks.
 FAST_BAND_ON_CPU = 6 * 20 * 2**20
+# With maps in pinned memory, a band's input is loaded and its result stored beside the work on the next band, which
+# takes a third more memory. The first load and the last store of a pass wait for nothing, so bands are not too few.
+FEWEST_BANDS = 12
 SCORE_BYTES = 12  # per query and key if attention is not fused: the score, its exponential, and a copy
 
 
@@ -111,12 +115,12 @@ class BandedForward:
     def _bands(self, height: int, step: int = 1) -> Iterator[tuple[int, int]]:
         row = self.stage.elements_per_row * self.store.dtype.itemsize
         rows = max(1, self.store.workspace // row - 2)
-        on_cpu = self.store.device.type == "cpu"
-        if on_cpu:
+        if self.store.device.type == "cpu":
             rows = min(rows, max(COMFORTABLE_ROWS, FAST_BAND_ON_CPU // row))
+        elif self.store.transfers is not None:
+            rows = max(1, min(rows * 3 // 4, max(COMFORTABLE_ROWS, height // FEWEST_BANDS)))
         for top, bottom in even_bands(height, rows, step):
-            if on_cpu:
-                self.store.heap.make_room((bottom - top + 2) * row)
+            self.store.prepare((bottom - top + 2) * row)
             yield top, bottom
 
     def _write(self, target: FeatureMap, top: int, band: Tensor, norm: WholeNorm) -> None:
@@ -140,7 +144,7 @@ class BandedForward:
             if kept is not None:
                 kept.write(top, without_halo(band, above, below))
             before = [frame.read(top - above, bottom + below) for frame in past]
-            yield top, bottom, without_halo(called(conv, band, before), above, below)
+            yield top, bottom, convolved(conv, band, above, below, before)
         self._forget(conv)
 
     def _keep(self, conv: nn.Module, source: FeatureMap) -> FeatureMap | None:
@@ -166,7 +170,7 @@ class BandedForward:
         target = source if width_in == width else self._new(width)
         for top, bottom, branch in self._convolved(block.conv2, hidden, norm):
             kept = source.read(top, bottom)
-            total = branch.add_(kept if block.shortcut is None else called(block.shortcut, kept))
+            total = branch.add_(kept if block.shortcut is None else convolved(block.shortcut, kept, 0, 0))
             self._write(target, top, total, self.next_norm)
         self.store.release(hidden)
         return target
@@ -175,9 +179,7 @@ class BandedForward:
         for top, bottom in self._bands(target.height, step=2):
             above, below = min(1, top), min(1, target.height - bottom)
             small = source.read(top // 2 - above, bottom // 2 + below)
-            # A halo row becomes two rows, of which the convolution needs one.
-            large = doubled(small)[:, :, above : 2 * small.shape[2] - below]
-            self._write(target, top, without_halo(conv(large), above, below), self.next_norm)
+            self._write(target, top, enlarged(conv, small, above, below), self.next_norm)
 
     def _downsample(self, conv: nn.Module, source: FeatureMap, target: FeatureMap) -> None:
         for top, bottom in self._bands(target.height):
@@ -262,6 +264,7 @@ class BandedForward:
         total, weighted = torch.zeros_like(largest), torch.zeros_like(scaled)
         row = SCORE_BYTES * heads * query.shape[2] * keys.width
         for top, bottom in even_bands(keys.height, max(1, self.store.workspace // 4 // row)):
+            self.store.prepare((bottom - top) * row)
             key, value = (positions(m.read(top, bottom), heads).float() for m in (keys, values))
             scores = scaled @ key.transpose(-1, -2)
             before, largest = largest, torch.maximum(largest, scores.amax(-1, keepdim=True))
@@ -296,41 +299,3 @@ def even_bands(height: int, rows: int, step: int = 1) -> Iterator[tuple[int, int
     size = -(-steps // bands) * step
     for top in range(0, height, size):
         yield top, min(top + size, height)
-
-
-def called(conv: nn.Module, band: Tensor, before: Sequence[Tensor] = ()) -> Tensor:
-    """The convolution of a band (1, C, rows, W); a causal one gets the same rows of up to two frames before as well,
-    as its host passes them."""
-    if not is_causal(conv):
-        return conv(band)
-    frame = band.unsqueeze(2)
-    return (conv(frame, torch.stack(list(before), 2)) if before else conv(frame)).squeeze(2)
-
-
-def without_halo(band: Tensor, above: int, below: int) -> Tensor:
-    return band[:, :, above : band.shape[2] - below]
-
-
-def doubled(band: Tensor) -> Tensor:
-    """Nearest-neighbour x2: (1, C, h, w) -> (1, C, 2h, 2w), like interpolate(mode="nearest"), in any precision."""
-    pixels = band.permute(0, 2, 3, 1)
-    _, height, width, depth = pixels.shape
-    pixels = pixels[:, :, None, :, None].expand(1, height, 2, width, 2, depth)
-    return pixels.reshape(1, 2 * height, 2 * width, depth).permute(0, 3, 1, 2)
-
-
-def padded(band: Tensor) -> Tensor:
-    """Pad a row of zeros below, which only the map's last band uses, and a column on the right."""
-    return F.pad(band.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2)
-
-
-def positions(band: Tensor, heads: int) -> Tensor:
-    """(1, heads d, h, w) -> (1, heads, h w, d)."""
-    return band.permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def pointwise(module: nn.Module, band: Tensor) -> Tensor:
-    """A 1x1 convolution, or a linear layer over the channels: (1, C, rows, W) -> (1, D, rows, W)."""
-    if isinstance(unwrapped(module), nn.Linear):
-        return module(band.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return module(band)

@@ -1,0 +1,123 @@
+"""Convolutions of a band of rows.
+
+Where a module only computes with its own weights, some are replaced by smaller ones with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import changes_weights, is_causal, unwrapped
+
+Weights = tuple[Tensor, Tensor | None]
+
+
+def convolved(conv: nn.Module, band: Tensor, above: int, below: int, before: Sequence[Tensor] = ()) -> Tensor:
+    """The convolution of a band: (1, C, above + h + below, W) -> (1, D, h, W).
+
+    above, below: the rows of the band, 0 or 1, that are only its surroundings. before: the same rows of up to two
+    frames before, for a causal convolution. Those before the first are zeros: their part of the weights is left out.
+    """
+    own = own_weights(conv, band)
+    if own is None:
+        return without_halo(_called(conv, band, before), above, below)
+    weight, bias = own
+    band = torch.cat([*before, band], 1) if before else band
+    if is_causal(conv):
+        weight = weight[:, :, -1 - len(before) :].transpose(1, 2).flatten(1, 2)  # frames take the place of channels
+    height, width = weight.shape[2] // 2, weight.shape[3] // 2
+    if above and below:  # nothing is padded or computed for the rows around the band
+        return F.conv2d(band, weight, bias, padding=(0, width))
+    return without_halo(F.conv2d(band, weight, bias, padding=(height, width)), above, below)
+
+
+def _called(conv: nn.Module, band: Tensor, before: Sequence[Tensor]) -> Tensor:
+    if not is_causal(conv):
+        return conv(band)
+    frame = band.unsqueeze(2)
+    return (conv(frame, torch.stack(list(before), 2)) if before else conv(frame)).squeeze(2)
+
+
+def enlarged(conv: nn.Module, small: Tensor, above: int, below: int) -> Tensor:
+    """The 3x3 convolution of the band x2 (nearest neighbour): (1, C, above + h + below, W) -> (1, D, 2h, 2W).
+
+    above, below: the rows of the band, 0 or 1, that are only its surroundings.
+    """
+    own = own_weights(conv, small) if small.dtype == torch.float32 else None  # sums of weights round in half precision
+    if own is not None:
+        return _enlarged_by_corners(*own, small, above, below)
+    large = doubled(small)[:, :, above : 2 * small.shape[2] - below]  # a row becomes two, of which one is needed
+    return convolved(conv, large, above, below)
+
+
+def _enlarged_by_corners(weight: Tensor, bias: Tensor | None, small: Tensor, above: int, below: int) -> Tensor:
+    """Each pixel of a 2x2 block sees only 2x2 different pixels, some several times: 4 instead of 9 products."""
+    height, width = small.shape[2] - above - below, small.shape[3]
+    outside = 2 - above - below  # of the rows around the band, how many the convolution pads
+    result = small.new_empty(1, height, 2, width, 2, weight.shape[0])
+    for row, column in product(range(2), repeat=2):
+        corner = F.conv2d(small, _corner(weight, row, column), bias, padding=(min(outside, 1), 1))
+        top = row + (above if outside else 0)
+        corner = corner[:, :, top : top + height, column : column + width]
+        result[:, :, row, :, column] = corner.permute(0, 2, 3, 1)
+    return result.reshape(1, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+
+
+def _corner(weight: Tensor, row: int, column: int) -> Tensor:
+    """The 3x3 kernel on a picture x2, as the 2x2 kernel on the picture for one pixel of each block."""
+    first, second, third = weight.unbind(2)
+    rows = torch.stack([first + second, third] if row else [first, second + third], 2)
+    first, second, third = rows.unbind(3)
+    return torch.stack([first + second, third] if column else [first, second + third], 3)
+
+
+def own_weights(module: nn.Module, like: Tensor) -> Weights | None:
+    """Weight and bias of a convolution, if a call only computes with them on a band like this one: no adapter, host or
+    hook changes, casts or loads them."""
+    conv: Any = module
+    if (
+        not isinstance(conv, nn.Conv2d | nn.Conv3d)
+        or "forward" in vars(conv)
+        or conv._forward_pre_hooks
+        or conv._forward_hooks
+    ):
+        return None
+    known = is_causal(conv) or type(conv).forward is nn.Conv2d.forward or hasattr(conv, "comfy_cast_weights")
+    if not known or changes_weights(conv) or (conv.weight.device, conv.weight.dtype) != (like.device, like.dtype):
+        return None
+    return conv.weight, conv.bias
+
+
+def without_halo(band: Tensor, above: int, below: int) -> Tensor:
+    return band[:, :, above : band.shape[2] - below]
+
+
+def doubled(band: Tensor) -> Tensor:
+    """Nearest-neighbour x2: (1, C, h, w) -> (1, C, 2h, 2w), like interpolate(mode="nearest"), in any precision."""
+    pixels = band.permute(0, 2, 3, 1)
+    _, height, width, depth = pixels.shape
+    pixels = pixels[:, :, None, :, None].expand(1, height, 2, width, 2, depth)
+    return pixels.reshape(1, 2 * height, 2 * width, depth).permute(0, 3, 1, 2)
+
+
+def padded(band: Tensor) -> Tensor:
+    """Pad a row of zeros below, which only the map's last band uses, and a column on the right."""
+    return F.pad(band.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2)
+
+
+def positions(band: Tensor, heads: int) -> Tensor:
+    """(1, heads d, h, w) -> (1, heads, h w, d)."""
+    return band.permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def pointwise(module: nn.Module, band: Tensor) -> Tensor:
+    """A 1x1 convolution, or a linear layer over the channels: (1, C, rows, W) -> (1, D, rows, W)."""
+    if isinstance(unwrapped(module), nn.Linear):
+        return module(band.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return module(band)

@@ -1,0 +1,47 @@
+"""Convolutions of bands equal those of the whole picture, with their own weights or through the module."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from onestep_sr.sr_models.codecs.seamless.convolve import convolved, enlarged, own_weights
+from torch import nn
+
+BANDS = [(0, 9), (0, 4), (3, 6), (5, 9), (8, 9)]
+UNKNOWN = ["hook", "forward", "cast", "half"]
+
+
+def conv2d():
+    torch.manual_seed(0)
+    return nn.Conv2d(5, 7, 3, padding=1)
+
+
+def changed(conv, how):
+    """A module whose call may mean more than its own weights."""
+    if how == "hook":
+        conv.register_forward_pre_hook(lambda *_: None)
+    elif how == "forward":  # as accelerate replaces it
+        forward = conv.forward
+        conv.forward = forward
+    elif how == "cast":
+        conv.comfy_cast_weights = True
+    return conv
+
+
+@pytest.mark.parametrize("how", ["own", "hook"])
+@pytest.mark.parametrize("band", BANDS, ids=str)
+def test_a_band_and_a_band_twice_as_large(band, how):
+    conv, whole, (top, bottom) = changed(conv2d(), how), torch.randn(1, 5, 9, 6), band
+    above, below = min(1, top), min(1, 9 - bottom)
+    part = whole[:, :, top - above : bottom + below]
+    with torch.no_grad():
+        expected = conv(whole)[:, :, top:bottom]
+        assert torch.allclose(convolved(conv, part, above, below), expected, atol=1e-5)
+        expected = conv(F.interpolate(whole, scale_factor=2))[:, :, 2 * top : 2 * bottom]
+        assert torch.allclose(enlarged(conv, part, above, below), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", UNKNOWN)
+def test_only_modules_that_do_nothing_else_are_replaced_by_their_weights(how):
+    band = torch.randn(1, 5, 4, 6, dtype=torch.float16 if how == "half" else torch.float32)
+    assert own_weights(conv2d(), band.float()) is not None
+    assert own_weights(changed(conv2d(), how), band) is None

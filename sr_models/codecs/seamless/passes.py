@@ -42,9 +42,6 @@ Progress = Callable[[int, int], object]
 # CPU allocators reuse blocks of memory up to 32 MB. Larger blocks get new pages every time, which makes elementwise
 # operations several times slower. A band is at most six such blocks.
 FAST_BAND_ON_CPU = 6 * 20 * 2**20
-# With maps in pinned memory, a band's input is loaded and its result stored beside the work on the next band, which
-# takes a third more memory. The first load and the last store of a pass wait for nothing, so bands are not too few.
-FEWEST_BANDS = 12
 SCORE_BYTES = 12  # per query and key if attention is not fused: the score, its exponential, and a copy
 
 
@@ -115,12 +112,12 @@ class BandedForward:
     def _bands(self, height: int, step: int = 1) -> Iterator[tuple[int, int]]:
         row = self.stage.elements_per_row * self.store.dtype.itemsize
         rows = max(1, self.store.workspace // row - 2)
-        if self.store.device.type == "cpu":
+        on_cpu = self.store.device.type == "cpu"
+        if on_cpu:
             rows = min(rows, max(COMFORTABLE_ROWS, FAST_BAND_ON_CPU // row))
-        elif self.store.transfers is not None:
-            rows = max(1, min(rows * 3 // 4, max(COMFORTABLE_ROWS, height // FEWEST_BANDS)))
         for top, bottom in even_bands(height, rows, step):
-            self.store.prepare((bottom - top + 2) * row)
+            if on_cpu:
+                self.store.heap.make_room((bottom - top + 2) * row)
             yield top, bottom
 
     def _write(self, target: FeatureMap, top: int, band: Tensor, norm: WholeNorm) -> None:
@@ -264,7 +261,6 @@ class BandedForward:
         total, weighted = torch.zeros_like(largest), torch.zeros_like(scaled)
         row = SCORE_BYTES * heads * query.shape[2] * keys.width
         for top, bottom in even_bands(keys.height, max(1, self.store.workspace // 4 // row)):
-            self.store.prepare((bottom - top) * row)
             key, value = (positions(m.read(top, bottom), heads).float() for m in (keys, values))
             scores = scaled @ key.transpose(-1, -2)
             before, largest = largest, torch.maximum(largest, scores.amax(-1, keepdim=True))

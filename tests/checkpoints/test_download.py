@@ -482,6 +482,7 @@ def test_without_a_name_all_are_listed(capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     for name, weights in PUBLISHED.items():
         own = " ".join(line for line in lines if line.split()[0] == name)
+        assert own.startswith(f"{name:{max(map(len, PUBLISHED))}} ")
         assert all(file in own for file in weights.names) and weights.use in own and weights.folder in own
 
 
@@ -490,6 +491,10 @@ def test_what_is_not_commercial_is_so_in_both_places(family: Family) -> None:
     weights = PUBLISHED[family.name]
     licences = [*(file.licence for file in weights.files), *([weights.by_hand.licence] if weights.by_hand else [])]
     assert any("non-commercial" in licence for licence in licences) == family.is_non_commercial
+
+
+def test_every_method_with_published_weights_is_on_record() -> None:
+    assert {family.name for family in FAMILIES} - set(PUBLISHED) == {"bundled", "conv-sr", "own-lora"}
 
 
 def test_mistakes_are_said(folder: Path) -> None:

@@ -131,6 +131,19 @@ def test_what_only_a_browser_can_get_is_said(module, tmp_path: Path) -> None:
     assert answer({"widgets": widgets}) == {"files": [], "by_hand": []}
 
 
+def test_the_tagger_is_offered_file_by_file(module, tmp_path: Path) -> None:
+    answer, widgets = module.Downloads().answer, {"tagger": "ram_swin_large_14m.pth", "text": ""}
+    found = answer({"widgets": widgets})
+    assert names(found) == ["ram_tag_list.txt", "ram_tag_list_threshold.txt"]
+    assert "DAPE.pth" in found["by_hand"][0] and "models/onestep_sr" in found["by_hand"][0]
+    place = tmp_path / "onestep_sr"
+    place.mkdir()
+    for name in ("ram_swin_large_14m.pth", "DAPE.pth", "ram_tag_list.txt"):
+        (place / name).touch()
+    found = answer({"widgets": widgets})
+    assert names(found) == ["ram_tag_list_threshold.txt"] and not found["by_hand"]
+
+
 PRESSED = ("../../secret", "https://example.org/a.pth", "/etc/passwd", "SinSR_v2.pth")
 
 

@@ -4,7 +4,7 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { keepNodeWidth } from "./widgets.js"
 
-const NODES = ["OneStepSRLoadModel", "OneStepSRApplyLoRA"]
+const NODES = ["OneStepSRLoadModel", "OneStepSRApplyLoRA", "OneStepSRTags"]
 const UPDATE_SECONDS = 0.5
 const LINE_HEIGHT = 100
 

@@ -17,6 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..sr_models.checkpoints.image_attention import IMAGE, joined, modules_of, split, with_picture
+from ..sr_models.checkpoints.weights_file import shortened
 from ..sr_models.core.model import Conditioner
 from ..sr_models.errors import UserError
 from ..sr_models.families.family import LoraFamily, OneStepLora
@@ -99,8 +100,14 @@ def _places(
     """ComfyUI's name of the attention to the prompt before each attention to the picture, and the latter's weights."""
     modules = modules_of(images)
     texts = {name for name in names if name.endswith(f".{FIRST}") and ".attentions." in name}
-    if {f"{name.replace(IMAGE, 'attentions')}.{FIRST}" for name in modules} != texts:
-        raise UserError(f"{lora.sentence}, but its image attentions are not those of the connected MODEL.")
+    wanted = {name.removesuffix(f".{FIRST}").replace("attentions", IMAGE) for name in texts}
+    different = wanted ^ set(modules)
+    if different:
+        raise UserError(
+            f"{lora.sentence}, but its image attentions are not those of the connected MODEL (they differ at "
+            f"{shortened(sorted(different))}): use another MODEL, or "
+            "download the LoRA again."
+        )
     for name, weights in modules.items():
         key = names[f"{name.replace(IMAGE, 'attentions')}.{FIRST}"]
         yield key.removesuffix(f".{FIRST}"), weights

@@ -156,7 +156,7 @@ def _recipes_of_lora(stamp: Stamp) -> Mapping[str, Recipe]:
     path = Path(stamp[0])
     family = identify(path)
     if not isinstance(family, LoraFamily):
-        raise UserError(f"{path.name} is a {family.title} model, not a LoRA: choose it in {upscaling.LOADER}.")
+        raise UserError(f"{path.name} is {family.with_article} model, not a LoRA: choose it in {upscaling.LOADER}.")
     return family.recipes
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.image_attention import IMAGE, modules_of, split
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
+from ..checkpoints.weights_file import shortened
 from ..errors import UserError
 from ..families.family import OneStepLora
 from .denoiser import PromptedDenoiser
@@ -36,8 +37,12 @@ def add_image_attentions(network: nn.Module, tensors: Mapping[str, Tensor], lora
     """
     found = modules_of(tensors)
     texts = {name for name, module in network.named_modules() if name.split(".")[-2:-1] == ["attentions"]}
-    if found and texts != {name.replace(IMAGE, "attentions") for name in found}:
-        raise UserError(f"{lora}, but its image attentions are not those of the base: use another base.")
+    different = {name.replace("attentions", IMAGE) for name in texts} ^ set(found)
+    if found and different:
+        raise UserError(
+            f"{lora}, but its image attentions are not those of the base (they differ at "
+            f"{shortened(sorted(different))}): use another base, or download the LoRA again."
+        )
     for name, weights in found.items():
         place = name.replace(IMAGE, "attentions")
         text: Any = network.get_submodule(place)

@@ -61,7 +61,8 @@ def _open_file(path: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, A
     vae = under(file.tensors, VAE_PREFIX)
     if "joint_blocks.0.x_block.attn.qkv.weight" not in transformer:
         raise UserError(
-            f"{path.name} does not contain a Stable Diffusion 3 transformer: choose a checkpoint of {SD3_MEDIUM}."
+            f"{path.name} does not contain a Stable Diffusion 3 transformer: choose a checkpoint of {SD3_MEDIUM}, or "
+            "of the base that the LoRA is for."
         )
     if "encoder.conv_in.weight" not in vae:
         raise UserError(

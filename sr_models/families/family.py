@@ -58,6 +58,11 @@ class Family:
         return "non-commercial" in self.licence
 
     @property
+    def with_article(self) -> str:
+        """The title as it stands in a sentence: "an OSEDiff"."""
+        return f"{'an' if self.title.startswith(('A', 'E', 'I', 'O', 'S3')) else 'a'} {self.title}"
+
+    @property
     def licence_notice(self) -> str:
         """A sentence about the licence of the weights, to show when they are first loaded."""
         if self.is_non_commercial:
@@ -280,8 +285,7 @@ class OneStepLora:
     @property
     def sentence(self) -> str:
         """A description of this LoRA, with which error messages start."""
-        article = "an" if self.family.title.startswith(("A", "E", "I", "O", "S3")) else "a"
-        return f"{self.name} is {article} {self.family.title} LoRA for {self.base}"
+        return f"{self.name} is {self.family.with_article} LoRA for {self.base}"
 
     def require_base(self, found: BaseKind, target: str) -> tuple[str, ...]:
         """Warnings for the user. Raises UserError if the LoRA was made for another base.

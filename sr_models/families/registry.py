@@ -134,7 +134,7 @@ def require_model(header: Header) -> ModelFamily:
     if isinstance(family, ModelFamily):
         return family
     raise UserError(
-        f"{header.name} is a {family.title} LoRA, which needs a Stable Diffusion: use Apply One-Step SR LoRA in "
+        f"{header.name} is {family.with_article} LoRA, which needs a Stable Diffusion: use Apply One-Step SR LoRA in "
         "ComfyUI (from models/loras), or --base and --lora on the command line."
     )
 
@@ -153,8 +153,8 @@ def read_lora(path: Path, partner: Path | None = None) -> OneStepLora:
     if isinstance(family, LoraFamily):
         return family.read(family, file, partner)
     raise UserError(
-        f"{file.name} is a {family.title} model, not a LoRA: choose it in ComfyUI's Load 4x Super Resolution Model "
-        "(One-Step SR), or as --model on the command line."
+        f"{file.name} is {family.with_article} model, not a LoRA: choose it in ComfyUI's Load 4x Super Resolution "
+        "Model (One-Step SR), or as --model on the command line."
     )
 
 

@@ -242,12 +242,13 @@ def test_a_missing_network_is_named(case, tmp_path) -> None:
         read_lora(tmp_path / "part")
 
 
+DIFFERENT = r"its image attentions are not those of the base \(they differ at mid_block.image_attentions.0\)"
 LACKING = {
     "of the U-Net": (0, "conv_out.bias", "lacks 1 weights of the base"),
     "of an image attention": (0, "down_blocks.0.image_attentions.0.norm.weight", "do not fit the base .*norm.weight"),
-    "an image attention": (0, "mid_block.image_attentions.0.", "its image attentions are not those of the base"),
+    "an image attention": (0, "mid_block.image_attentions.0.", DIFFERENT),
     "of the ControlNet": (1, "controlnet_mid_block.bias", "do not fit the base .*controlnet_mid_block.bias"),
-    "the ControlNet's attention": (1, "mid_block.image_attentions.0.", "image attentions are not those of the base"),
+    "the ControlNet's attention": (1, "mid_block.image_attentions.0.", DIFFERENT),
 }
 
 

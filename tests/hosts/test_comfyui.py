@@ -412,6 +412,34 @@ def test_a_batch_gives_each_picture_its_own_result(host: Host, expected: Path) -
 
 
 @pytest.mark.host
+@pytest.mark.parametrize(
+    ("per_image", "shown"),
+    [(True, ["a house | a lake | cat"]), (False, ["a house", "a lake", "cat"])],
+    ids=["a text per image", "a list of prompts"],
+)
+def test_a_taggers_list_of_texts_reaches_the_prompt(host: Host, per_image: bool, shown: list[str]) -> None:
+    """From another pack's node with a list output: one prompt with a row per image, or a list of prompts."""
+    entry = host.wait(host.queue(tagged("a house\na lake\ncat", per_image)))
+    assert entry["outputs"]["4"]["text"] == shown, entry["status"]["messages"]
+
+
+@pytest.mark.host
+def test_a_tagger_that_gives_no_text_is_named(host: Host) -> None:
+    assert "The connected list of texts is empty" in host.error(tagged("", per_image=True))
+
+
+def tagged(tags: str, per_image: bool) -> Prompt:
+    """A tagger's list of texts -> One-Step SR Prompt -> what arrives."""
+    prompt = {"embeddings": "from text", "text": ["1", 0], "clip": ["2", 0], "text_per_image": per_image}
+    return {
+        "1": {"class_type": "MadeUpTagger", "inputs": {"tags": tags}},
+        "2": {"class_type": "MadeUpClip", "inputs": {}},
+        "3": {"class_type": "OneStepSRPrompt", "inputs": prompt},
+        "4": {"class_type": "MadeUpShow", "inputs": {"conditioning": ["3", 0]}},
+    }
+
+
+@pytest.mark.host
 def test_nodes_are_found_by_the_words_that_people_type(host: Host) -> None:
     names = [info["display_name"].lower() for kind, info in host.object_info.items() if kind.startswith("OneStepSR")]
     assert len(set(names)) == len(names)

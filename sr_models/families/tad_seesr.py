@@ -16,10 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.conditions import All, AnyOf, Has, InFolder
-from ..checkpoints.weights_file import read_weights, shortened
+from ..checkpoints.header import read_header
+from ..checkpoints.low_rank import under
+from ..checkpoints.weights_file import WeightsFile, read_weights, shortened
 from ..core.recipe import Recipe
 from ..core.step import OneStep
 from ..errors import UserError
+from . import adapter_file
 from .bases import SD21
 from .family import LoraFamily, OneStepLora
 
@@ -49,19 +52,34 @@ FOUR_STEPS, FOUR_FROM_NOISE = (
 _FIRST = "down_blocks.0.image_attentions.0.proj_in.weight"
 _UNET = All(InFolder(UNET, beside=CONTROL), Has(_FIRST, "conv_out.weight"))
 _CONTROL = Has(_FIRST, "controlnet_cond_embedding.conv_in.weight")
+_IN_UNET = adapter_file.WHOLE_NETWORKS[0]
+_PARTS = (f"{_IN_UNET}{_FIRST}", f"{_IN_UNET}conv_out.weight", f"{adapter_file.CONTROL}{_FIRST}")
 
 
 def read(family: LoraFamily, path: Path, partner: Path | None) -> OneStepLora:
-    """Read the published files, given one of them. Raises UserError for one that is missing or incomplete."""
+    """Read the published files, given one of them, or the single file. Raises UserError for one that is missing or
+    incomplete."""
+    if adapter_file.is_single(read_header(path)):
+        return _from_single(family, read_weights(path))
     folder = path.parent.parent
     unet, control = (read_weights(folder / name).tensors for name in FILES)
     for file, tensors in zip(FILES, (unet, control), strict=True):
         if _FIRST not in tensors:
             raise UserError(f"{folder / file} is incomplete (it lacks {shortened([_FIRST])}): download it again.")
-    images = {name: tensor for name, tensor in unet.items() if IMAGE_ATTENTIONS in name}
-    rest = {name: tensor for name, tensor in unet.items() if name not in images}
-    file = f"{folder.name}/{FILES[0]}"
-    return OneStepLora(family, file, BASE, RECIPE.name, replaced=rest, image_attentions=images, control=control)
+    whole = OneStepLora(family, f"{folder.name}/{FILES[0]}", BASE, RECIPE.name, replaced=unet, control=control)
+    return _with_image_attentions(whole)
+
+
+def _from_single(family: LoraFamily, file: WeightsFile) -> OneStepLora:
+    whole = adapter_file.read(family, file, BASE, RECIPE.name, _PARTS)
+    return _with_image_attentions(replace(whole, control=under(file.tensors, adapter_file.CONTROL)))
+
+
+def _with_image_attentions(whole: OneStepLora) -> OneStepLora:
+    """The LoRA with the attentions to the picture apart from the rest of the U-Net."""
+    images = {name: tensor for name, tensor in whole.replaced.items() if IMAGE_ATTENTIONS in name}
+    rest = {name: tensor for name, tensor in whole.replaced.items() if name not in images}
+    return replace(whole, replaced=rest, image_attentions=images)
 
 
 FAMILY = LoraFamily(
@@ -70,10 +88,11 @@ FAMILY = LoraFamily(
     network="unet",
     licence="Apache-2.0; the base has its own",
     citation=RECIPE.citation,
-    condition=AnyOf(_UNET, _CONTROL),
+    condition=AnyOf(_UNET, _CONTROL, adapter_file.condition("tad-seesr")),
     recipes={recipe.name: recipe for recipe in (RECIPE, FROM_NOISE, FOUR_STEPS, FOUR_FROM_NOISE)},
     summary=lambda header: "TAD-SeeSR: whole U-Net and ControlNet with image attentions",
     read=read,
+    save=adapter_file.save,
     files=FILES,
     tagged_prompt="{tags}, {text},clean, high-resolution, 8k, extremely detailed, best quality, sharp",
     sees_picture=True,

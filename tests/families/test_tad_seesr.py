@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from onestep_sr.sr_models.families.convert import convert
 from onestep_sr.sr_models.families.registry import read_lora
 from onestep_sr.sr_models.families.tad_seesr import FAMILY, FILES
 from onestep_sr.sr_models.families.tagger import read_tagger
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -267,9 +269,34 @@ def test_the_tagger_is_asked_for(case) -> None:
         opened(case, tagger=False)
 
 
-def test_the_folders_are_not_one_file(case, tmp_path) -> None:
-    with pytest.raises(UserError, match="cannot be converted to one file"):
-        convert(case["lora"], tmp_path / "tad.safetensors")
+@pytest.fixture(scope="module")
+def single(case, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("single") / "tad.safetensors"
+    assert convert(case["lora"], file) == "TAD-SeeSR: whole U-Net and ControlNet with image attentions"
+    return file
+
+
+def test_one_file_holds_every_weight_of_both_folders(case, single) -> None:
+    folders, file = read_lora(case["lora"]), read_lora(single)
+    for part in ("replaced", "image_attentions", "control"):
+        first, second = getattr(folders, part), getattr(file, part)
+        assert first and first.keys() == second.keys()
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    with safe_open(single, "pt") as whole:
+        found = whole.metadata()
+    assert found["base"] == "Stable Diffusion 2.1 with epsilon prediction" and found["licence"] == FAMILY.licence
+
+
+def test_the_single_file_gives_what_the_equation_says(case, single, truth) -> None:
+    result = upscale(opened(case | {"lora": single}).model, case["image"], AS_LARGE)
+    assert (result - truth).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("lacking", ["control/", "replaced/network/down_blocks.0.image_attentions.0."])
+def test_a_part_of_the_single_file_is_refused(single, tmp_path, lacking) -> None:
+    small_peft.without(single, lacking, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match=f"incomplete .it lacks {lacking}"):
+        read_lora(tmp_path / "part.safetensors")
 
 
 # Tags in the prompts of other families

@@ -60,7 +60,8 @@ class Family:
     @property
     def with_article(self) -> str:
         """The title as it stands in a sentence: "an OSEDiff"."""
-        return f"{'an' if self.title.startswith(('A', 'E', 'I', 'O', 'S3')) else 'a'} {self.title}"
+        sounds = self.title.startswith(("A", "E", "I", "O", "S3")) and not self.title.startswith("One")
+        return f"{'an' if sounds else 'a'} {self.title}"
 
     @property
     def licence_notice(self) -> str:

@@ -232,6 +232,11 @@ def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
         files_in(tmp_path / "model.gguf")
 
 
+def test_titles_have_their_article_in_sentences() -> None:
+    an = {family.title for family in FAMILIES if family.with_article == f"an {family.title}"}
+    assert an == {"AdcSR", "OSEDiff", "OMGSR-S", "S3Diff"}
+
+
 def test_a_model_given_as_a_lora_is_rejected() -> None:
     with pytest.raises(UserError, match="is a One-Step SR network model, not a LoRA"):
         read_lora(bundled.BUNDLED)

@@ -15,7 +15,8 @@ from . import host
 
 def record(model: str, work: int, seconds: float) -> None:
     """Store the seconds per latent pixel of a run with `model`; `work` is as in `Forecast`."""
-    with suppress(UserError):  # an estimate must not cost the user a result
+    with suppress(UserError, OSError):  # an estimate must not cost the user a result
+        _file().parent.mkdir(parents=True, exist_ok=True)
         write_whole(_file(), partial(_write, _read() | {_name(model): seconds / work}))
 
 
@@ -43,5 +44,4 @@ def _read() -> dict[str, float]:
 
 
 def _write(paces: dict[str, float], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(paces, indent=1), encoding="utf-8")

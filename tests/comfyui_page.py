@@ -49,9 +49,10 @@ def open_template(page: Page, name: str, kind: str) -> None:
     for _ in range(WAIT // TRY):
         with suppress(playwright.Error):
             if not page.evaluate(is_open, kind):
-                if not ours.is_visible():
-                    page.get_by_role("button", name="Templates").first.click(timeout=TRY)
-                ours.click(timeout=TRY)
+                if not card.is_visible():
+                    if not ours.is_visible():
+                        page.get_by_role("button", name="Templates").first.click(timeout=TRY)
+                    ours.click(timeout=TRY)
                 card.click(timeout=TRY)
             page.wait_for_function(is_open, arg=kind, timeout=TRY)
             return

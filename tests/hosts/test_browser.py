@@ -136,6 +136,8 @@ def test_the_template_is_found_run_and_gives_a_picture(page: Page, look: str) ->
 
 
 def test_every_workflow_opens_whole(page: Page) -> None:
+    # A node that offers missing files is taller than the one that is saved.
+    page.route("**/onestep_sr/downloads", lambda route: route.fulfill(json={"files": [], "by_hand": []}))
     for path in sorted((ROOT / "workflows").glob("*.json")):
         load_workflow(page, path)
         nodes = page.evaluate(

@@ -14,6 +14,7 @@ from comfy.samplers import CFGGuider, Sampler
 from comfy.sd import VAE
 from torch import Tensor
 
+from ..sr_models.codecs import seamless
 from ..sr_models.core.model import Guided, Result, Stage
 from ..sr_models.core.process import Level
 from ..sr_models.core.step import Network
@@ -48,9 +49,10 @@ def carried_by(model: ModelPatcher) -> Carried | None:
 
 
 def require_vae(vae: VAE, channels: int, base: str) -> None:
-    """Raise UserError unless the VAE has the base's latent channels and can run without seams."""
+    """Raise UserError unless the VAE has the base's latent channels, is not tiny and can run without seams."""
     found, factor = vae.latent_channels, vae.downscale_ratio
-    if (found, factor, vae.latent_dim) != (channels, VAE_FACTOR, 2) or not host_vae.supports(vae):
+    fits = (found, factor, vae.latent_dim) == (channels, VAE_FACTOR, 2)
+    if not fits or seamless.is_tiny(vae.first_stage_model) or not host_vae.supports(vae):
         raise UserError(
             f"The connected VAE ({type(vae.first_stage_model).__name__}, {found} channels) does not belong to {base} "
             f"({channels} channels): connect the VAE of the same checkpoint as the MODEL."

@@ -185,6 +185,61 @@ def patches(latent):
     return torch.stack(corners, 2).flatten(1, 2)
 
 
+def tiny():
+    """Two widths, and weights large enough that the clamp and the zeros of ReLU take part."""
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": (16, 16, 16), "decoder_block_out_channels": (16, 16, 16)}
+    blocks = {"num_encoder_blocks": (1, 2, 3), "num_decoder_blocks": (3, 2, 1)}
+    return stirred(AutoencoderTiny(**widths, **blocks))
+
+
+@pytest.mark.parametrize("budget", [ROOMY, MEGABYTE // 4], ids=["roomy", "tight"])
+@pytest.mark.parametrize("size", [(61, 45), (40, 24), (2, 3)], ids=str)
+def test_tiny_autoencoders_equal_the_untiled_ones_at_odd_sizes_too(size, budget):
+    autoencoder = tiny()
+    assert seamless.supports(autoencoder)
+    picture, latent = torch.rand(2, 3, *size) * 2 - 1, torch.randn(2, 4, size[0] // 2, size[1] // 3) * 2
+    seen = []
+    encoded = seamless.encode(autoencoder, picture, budget=budget, progress=lambda *at: seen.append(at))
+    expected = autoencoder.encode(picture).latents
+    assert encoded.shape == expected.shape == (2, 4, -(-size[0] // 4), -(-size[1] // 4))
+    assert (encoded - expected).abs().max() < 1e-4
+    assert seen[-1][0] == seen[-1][1]
+    assert len(seen) > 25 or budget == ROOMY or size[0] < 40  # bands, of 9 layers
+    decoded = seamless.decode(autoencoder, latent, budget=budget)
+    expected = autoencoder.decode(latent).sample
+    assert expected.std() > 0.1
+    assert (decoded - expected).abs().max() < 1e-4
+
+
+def tiny_without_upsampling_conv():
+    autoencoder = tiny()
+    autoencoder.decoder.layers.append(nn.Upsample(scale_factor=2))
+    return autoencoder
+
+
+def tiny_with_bilinear():
+    return AutoencoderTiny(upsample_fn="bilinear")
+
+
+def tiny_with_silu():
+    return AutoencoderTiny(act_fn="silu")
+
+
+def tiny_with_pool():
+    """As ComfyUI's for Flux.2, which norms in its blocks."""
+    autoencoder = tiny()
+    autoencoder.decoder.layers[2].pool = nn.Sequential(nn.Conv2d(16, 16, 1), nn.GroupNorm(4, 16))
+    return autoencoder
+
+
+def tiny_with_other_factor():
+    return AutoencoderTiny(upsampling_scaling_factor=3)
+
+
+TINY_OTHERS = [tiny_without_upsampling_conv, tiny_with_bilinear, tiny_with_silu, tiny_with_pool, tiny_with_other_factor]
+
+
 def untiled(autoencoder, direction, canvas):
     """Picture by picture: a batch's own rounding differs by several 1e-5 from that of its pictures."""
     results = []
@@ -614,10 +669,9 @@ def hunyuan_image():
     )
 
 
-OTHERS = [other_activation, temporal, asymmetric, wan_2_2, with_batch_norm, with_tanh, with_conv3d, AutoencoderTiny]
+OTHERS = [other_activation, temporal, asymmetric, wan_2_2, with_batch_norm, with_tanh, with_conv3d, *TINY_OTHERS]
 OTHERS += [ltx_video, hunyuan_video, hunyuan_image]
 REFUSED = {
-    AutoencoderTiny: "{} cannot run without seams, because blocks without norms are not supported",
     asymmetric: "{} cannot run without seams, because its decoder also takes a mask and the masked picture",
     temporal: "{} cannot run without seams, because its decoder mixes neighbouring frames",
     wan_2_2: "{} cannot run without seams, because its changes of resolution have shortcuts of their own",
@@ -636,7 +690,7 @@ def test_other_autoencoders_are_refused_in_a_sentence(make):
     why = REFUSED.get(make, "{} has layers that cannot run without seams").format(type(autoencoder).__name__)
     assert str(caught.value) == (
         f"{why}: use stock tiling for it (supported are VQ-f4 and the VAEs of Stable Diffusion 1.5, SDXL, SD3, Flux, "
-        "Flux.2, Qwen-Image and Wan 2.1)."
+        "Flux.2, Qwen-Image, Wan 2.1 and TAESD)."
     )
 
 
@@ -759,7 +813,15 @@ network.decoder.norm_out.weight_function = [lambda weight: weight * 1.5]
 network.decoder.mid.block_2.conv1.weight_function = [lambda weight: weight + 0.01]
 results["cast"] = differences(network, latent, image, dtype=torch.float32)
 
-others = {"TAESD": comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict()).first_stage_model}
+others = {}
+for channels in (4, 16):
+    weights = stir(comfy.taesd.taesd.TAESD(latent_channels=channels)).state_dict()
+    weights["vae_scale"], weights["vae_shift"] = torch.tensor(0.7), torch.tensor(0.1)
+    tiny = comfy.sd.VAE(sd=weights, dtype=torch.float32).first_stage_model
+    results[f"TAESD, {channels} channels"] = differences(tiny, torch.randn(1, channels, 9, 12), image)
+if hasattr(comfy.taesd.taesd, "DecoderFlux2"):
+    others["TAESD of Flux.2"] = comfy.taesd.taesd.TAESD(latent_channels=128)
+others["TAEHV"] = comfy.taesd.taehv.TAEHV(latent_channels=16)
 config = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32}
 config |= {"ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0, "conv3d": True}
 others["Conv3d"] = AutoencoderKL(ddconfig=config, embed_dim=4)
@@ -792,7 +854,8 @@ def test_equals_the_untiled_run_of_comfyui_with_patches_and_casts(folder, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
-    for name in ("4 channels", "16 channels", "Flux.2", "Wan, 1 frames", "Wan, 4 frames", "patched", "cast"):
+    names = ["4 channels", "16 channels", "Flux.2", "Wan, 1 frames", "Wan, 4 frames", "patched", "cast"]
+    for name in [*names, "TAESD, 4 channels", "TAESD, 16 channels"]:
         assert max(results[name]) < 1e-4, results
     assert results["patched changes"] > 0.01
     assert results["supported"] == []

@@ -1,5 +1,5 @@
-"""Encode and decode pictures of any size, seamlessly and within a memory budget: with an AutoencoderKL, VQ-f4, or the
-causal networks of Qwen-Image and Wan 2.1, which take videos too.
+"""Encode and decode pictures of any size, seamlessly and within a memory budget: with an AutoencoderKL, VQ-f4, TAESD or
+the causal networks of Qwen-Image and Wan 2.1, which take videos too.
 
 The result equals the untiled one up to rounding, by construction: every layer runs over the whole picture, in bands
 of rows, before the next layer starts. Modules are called unchanged, so a host's changes to their weights (patches,
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...canvas.resample_rows import rows_of
 from ...canvas.wrap import Continuation, Wrap
 from ...errors import UserError
-from .describe import SUPPORTED, decoder_layers, encoder_layers
+from .describe import SUPPORTED, decoder_layers, encoder_layers, is_tiny
 from .layers import Convolution, Layer, Unpacking, channels, is_causal
 from .maps import CanvasMap
 from .passes import BandedForward, Progress
@@ -29,7 +29,17 @@ from .refusals import refusal
 WRAPPED = 16  # latent pixels that continue a canvas
 PICTURE, VIDEO = 4, 5  # dimensions of a canvas
 
-__all__ = ["SUPPORTED", "decode", "decoding_workspace", "encode", "refusal", "supports", "workspace", "wrapped"]
+__all__ = [
+    "SUPPORTED",
+    "decode",
+    "decoding_workspace",
+    "encode",
+    "is_tiny",
+    "refusal",
+    "supports",
+    "workspace",
+    "wrapped",
+]
 
 
 def supports(autoencoder: nn.Module) -> bool:

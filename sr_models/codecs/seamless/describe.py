@@ -1,8 +1,8 @@
 """Describe an autoencoder as a flat list of layers, found in its modules by name.
 
 Three naming schemes exist: latent diffusion's (ComfyUI's autoencoders, `networks/vq_autoencoder.py`), Wan's (ComfyUI's
-Wan and Qwen-Image) and diffusers'. Nothing is imported from a host, and a wrapped module (PEFT's `base_layer`) is
-treated as the module that it wraps.
+Wan and Qwen-Image) and diffusers'. Tiny autoencoders (TAESD) are sequences of convolutions and blocks. Nothing is
+imported from a host, and a wrapped module (PEFT's `base_layer`) is treated as the module that it wraps.
 """
 
 from __future__ import annotations
@@ -12,28 +12,33 @@ from dataclasses import fields
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ...errors import UserError
 from ...networks.vq_autoencoder import Quantizer
 from .layers import (
+    Affine,
     Attention,
     Convolution,
     Downsample,
     FramesDown,
     FramesUp,
     Layer,
+    Local,
     Packing,
     Quantization,
     ResidualBlock,
     Third,
     Unpacking,
     Upsample,
+    channels,
+    soft_clamp,
     unwrapped,
 )
 from .refusals import refusal
 
-SUPPORTED = "Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image and Wan 2.1"
+SUPPORTED = "Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1 and TAESD"
 # With any other value of these attributes, a module does not compute what the layers below describe.
 EXPECTED = {
     "tanh_out": False,
@@ -64,6 +69,11 @@ def decoder_layers(autoencoder: nn.Module) -> list[Layer]:
     return _checked(autoencoder, "decoder", _whole_decoder)
 
 
+def is_tiny(autoencoder: nn.Module) -> bool:
+    """Whether its networks have the names of a tiny autoencoder's, in ComfyUI or diffusers."""
+    return hasattr(autoencoder, "taesd_decoder") or hasattr(getattr(autoencoder, "decoder", None), "layers")
+
+
 class _UnknownError(Exception):
     """A module that the layers above cannot describe."""
 
@@ -71,7 +81,7 @@ class _UnknownError(Exception):
 def _checked(autoencoder: nn.Module, part: str, describe: Callable[[Any], Iterator[Layer]]) -> list[Layer]:
     try:
         layers = list(describe(autoencoder))
-        _require_complete(getattr(autoencoder, part), layers)
+        _require_complete(getattr(autoencoder, _name_of(autoencoder, part)), layers)
     except (_UnknownError, AttributeError, TypeError):
         _refuse(autoencoder)
     return layers
@@ -112,7 +122,14 @@ def _require(known: bool) -> None:
         raise _UnknownError
 
 
+def _name_of(autoencoder: nn.Module, part: str) -> str:
+    return f"taesd_{part}" if hasattr(autoencoder, f"taesd_{part}") else part
+
+
 def _whole_encoder(autoencoder: Any) -> Iterator[Layer]:
+    if is_tiny(autoencoder):
+        yield from _tiny_encoder(autoencoder)
+        return
     yield from _encoder(autoencoder.encoder)
     quant_conv = getattr(autoencoder, "quant_conv", getattr(autoencoder, "conv1", None))
     if quant_conv is not None:
@@ -123,6 +140,9 @@ def _whole_encoder(autoencoder: Any) -> Iterator[Layer]:
 
 
 def _whole_decoder(autoencoder: Any) -> Iterator[Layer]:
+    if is_tiny(autoencoder):
+        yield from _tiny_decoder(autoencoder)
+        return
     norm = _patch_norm(autoencoder)
     if norm is not None:
         yield Unpacking(norm)
@@ -263,6 +283,70 @@ def _attention(module: Any) -> Attention:
         norm, heads = module.norm, 1
         projections = (module.q, module.k, module.v, module.proj_out)
     return Attention(_norm(norm), *map(_pointwise, projections), heads=heads)
+
+
+def _tiny_encoder(autoencoder: Any) -> Iterator[Layer]:
+    """From [-1, 1] to its own [0, 1] first."""
+    layers = list(_tiny_sequence(_tiny_modules(autoencoder, "encoder")))
+    yield _per_pixel(Affine(0.5, 0.5), layers[0].conv, 0)
+    yield from layers
+    if hasattr(autoencoder, "vae_scale"):
+        scale, shift = float(autoencoder.vae_scale), float(autoencoder.vae_shift)
+        yield _per_pixel(Affine(1 / scale, shift), layers[-1].conv, 1)
+
+
+def _tiny_decoder(autoencoder: Any) -> Iterator[Layer]:
+    modules = _tiny_modules(autoencoder, "decoder")
+    if hasattr(autoencoder, "vae_scale"):  # ComfyUI's, whose first module is the clamp
+        clamp, *modules = modules
+        probe = torch.tensor([-9.0, 0.5, 4.0])
+        _require(not list(clamp.parameters()) and torch.allclose(clamp(probe), soft_clamp(probe)))
+        scale, shift = float(autoencoder.vae_scale), float(autoencoder.vae_shift)
+        yield _per_pixel(Affine(scale, -shift * scale), modules[0], 0)
+    yield _per_pixel(soft_clamp, modules[0], 0)
+    yield from _tiny_sequence(modules)
+    yield _per_pixel(Affine(2, -1), modules[-1], 1)
+
+
+def _tiny_modules(autoencoder: Any, part: str) -> list[Any]:
+    network = getattr(autoencoder, _name_of(autoencoder, part))
+    return list(getattr(network, "layers", network))
+
+
+def _tiny_sequence(modules: list[Any]) -> Iterator[Any]:
+    _require(not isinstance(modules[-1], nn.Upsample))
+    for before, module in zip([None, *modules], modules, strict=False):
+        if isinstance(before, nn.Upsample):
+            _require(before.mode == "nearest")
+            yield Upsample(_conv3x3(module))
+        elif isinstance(module, nn.ReLU):
+            yield _per_pixel(_relu(module), before, 1)
+        elif hasattr(module, "fuse"):
+            yield _tiny_block(module)
+        elif not isinstance(module, nn.Upsample):
+            centred = unwrapped(module).stride == (2, 2)
+            yield Downsample(_conv3x3(module, stride=2), True) if centred else Convolution(_conv3x3(module))
+
+
+def _tiny_block(block: Any) -> Local:
+    """relu(three convolutions of x + shortcut(x)): its result at a pixel depends on three rows above and below."""
+    _require(len(block.conv) == 5 and getattr(block, "pool", None) is None)
+    first, _, last = map(_conv3x3, block.conv[::2])
+    for activation in (block.conv[1], block.conv[3], block.fuse):
+        _relu(activation)
+    if not isinstance(block.skip, nn.Identity):
+        _pointwise(block.skip)
+    return Local(block, 3, (channels(first)[0], channels(last)[1]))
+
+
+def _per_pixel(function: Callable[[Tensor], Tensor], conv: nn.Module, side: int) -> Local:
+    """side: 0 for a function before this convolution, 1 for one after it."""
+    return Local(function, 0, (channels(conv)[side],) * 2)
+
+
+def _relu(module: nn.Module) -> nn.Module:
+    _require(isinstance(module, nn.ReLU) and not module.inplace)
+    return module
 
 
 def _norm(module: Any) -> nn.Module:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...networks.vq_autoencoder import Quantizer
@@ -50,9 +52,25 @@ class Upsample:
 
 @dataclass(frozen=True)
 class Downsample:
-    """Pad a row and a column of zeros at the end, then a 3x3 convolution of stride 2."""
+    """A 3x3 convolution of stride 2, after padding a row and a column of zeros at the end.
+
+    centred: it pads all sides by itself, and an odd side is rounded up.
+    """
 
     conv: nn.Module
+    centred: bool = False
+
+
+@dataclass(frozen=True)
+class Local:
+    """A function of a map at one resolution, of which each row of the output depends on `halo` rows above and below.
+
+    widths: channels of its input and output.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    halo: int
+    widths: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,7 @@ Layer = (
     | Attention
     | Upsample
     | Downsample
+    | Local
     | Quantization
     | Packing
     | Unpacking
@@ -128,6 +147,20 @@ def changes_weights(module: Any) -> bool:
     casts = getattr(module, "comfy_cast_weights", False)
     patches = getattr(module, "weight_function", ()) or getattr(module, "bias_function", ())
     return bool(casts or patches or (module.weight is not None and module.weight.is_meta))
+
+
+@dataclass(frozen=True)
+class Affine:
+    scale: float
+    shift: float
+
+    def __call__(self, band: Tensor) -> Tensor:
+        return band * self.scale + self.shift
+
+
+def soft_clamp(band: Tensor) -> Tensor:
+    """Into (-3, 3), as tiny decoders begin."""
+    return torch.tanh(band / 3) * 3
 
 
 class Third(nn.Module):

@@ -24,6 +24,7 @@ from .layers import (
     FramesDown,
     FramesUp,
     Layer,
+    Local,
     Packing,
     Quantization,
     ResidualBlock,
@@ -56,7 +57,7 @@ class BandedForward:
         self.past: dict[int, list[FeatureMap]] = {}  # of each causal convolution: up to two inputs before this frame's
 
     def __call__(self, source: FeatureMap, result: FeatureMap) -> None:
-        """Read from `source`; the last layer, a convolution or a packing, writes to `result`."""
+        """Read from `source`; the last layer, which keeps or halves the resolution, writes to `result`."""
         self.video([source], [result])
 
     def video(self, sources: Iterable[FeatureMap], results: Iterable[FeatureMap]) -> None:
@@ -88,9 +89,12 @@ class BandedForward:
             case Upsample(conv):
                 target = self._new(channels(conv)[1])
                 self._upsample(conv, source, target)
-            case Downsample(conv):
+            case Downsample(conv, centred):
                 target = self._new(channels(conv)[1])
-                self._downsample(conv, source, target)
+                (self._downsample_centred if centred else self._downsample)(conv, source, target)
+            case Local() as layer:
+                target = self._new(layer.widths[1]) if result is None else result
+                self._local(layer, source, target)
             case Quantization(quantizer):
                 target = self._new(quantizer.embedding.embedding_dim)
                 self._convolution(quantizer, source, self.norm, target, self.next_norm)
@@ -111,13 +115,14 @@ class BandedForward:
 
     def _bands(self, height: int, step: int = 1) -> Iterator[tuple[int, int]]:
         row = self.stage.elements_per_row * self.store.dtype.itemsize
-        rows = max(1, self.store.workspace // row - 2)
+        around = 2 * self.stage.halo
+        rows = max(1, self.store.workspace // row - around)
         on_cpu = self.store.device.type == "cpu"
         if on_cpu:
             rows = min(rows, max(COMFORTABLE_ROWS, FAST_BAND_ON_CPU // row))
         for top, bottom in even_bands(height, rows, step):
             if on_cpu:
-                self.store.heap.make_room((bottom - top + 2) * row)
+                self.store.heap.make_room((bottom - top + around) * row)
             yield top, bottom
 
     def _write(self, target: FeatureMap, top: int, band: Tensor, norm: WholeNorm) -> None:
@@ -182,6 +187,19 @@ class BandedForward:
         for top, bottom in self._bands(target.height):
             band = source.read(2 * top, min(2 * bottom + 1, source.height))
             self._write(target, top, conv(padded(band)), self.next_norm)
+
+    def _downsample_centred(self, conv: nn.Module, source: FeatureMap, target: FeatureMap) -> None:
+        """The convolution also computes the output row above a band, of which it sees half, where there is one."""
+        for top, bottom in self._bands(target.height):
+            above = min(1, top)
+            band = source.read(2 * (top - above), min(2 * bottom, source.height))
+            self._write(target, top, without_halo(conv(band), above, 0), self.next_norm)
+
+    def _local(self, layer: Local, source: FeatureMap, target: FeatureMap) -> None:
+        for top, bottom in self._bands(source.height):
+            above, below = min(layer.halo, top), min(layer.halo, source.height - bottom)
+            band = layer.function(source.read(top - above, bottom + below))
+            self._write(target, top, without_halo(band, above, below), self.next_norm)
 
     def _frames_up(self, conv: nn.Module, source: FeatureMap) -> list[FeatureMap]:
         """Two frames from each but the first, which the convolution does not see either."""

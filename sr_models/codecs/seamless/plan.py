@@ -16,6 +16,7 @@ from .layers import (
     FramesDown,
     FramesUp,
     Layer,
+    Local,
     Packing,
     Quantization,
     ResidualBlock,
@@ -28,6 +29,7 @@ from .maps import Store, megabytes
 
 COMFORTABLE_ROWS = 16  # the two halo rows then cost an extra eighth
 COPIES_OF_FRAMES = 9  # three frames, padded and in the convolution kernel's layout
+COPIES_OF_LOCAL = 8  # input, two maps of the work, both in the convolution kernel's layout, and the result
 TEMPORARY_WIDTHS = 16  # row widths of temporary float32 blocks in attention
 
 
@@ -45,6 +47,8 @@ class Stage:
         """Height and width of the output map."""
         if isinstance(self.layer, Upsample | Unpacking):
             return 2 * self.height, 2 * self.width
+        if isinstance(self.layer, Downsample) and self.layer.centred:
+            return -(-self.height // 2), -(-self.width // 2)
         if isinstance(self.layer, Downsample | Packing):
             return self.height // 2, self.width // 2
         return self.height, self.width
@@ -81,6 +85,8 @@ class Stage:
                 elements = 3 * sum(channels(conv)) * 2
             case Downsample(conv):
                 elements = 6 * channels(conv)[0] + 2 * channels(conv)[1]
+            case Local(widths=widths):
+                elements = COPIES_OF_LOCAL * max(widths)
             case Attention(query=query):
                 elements = TEMPORARY_WIDTHS * channels(query)[0]
             case Quantization(codes=codes):
@@ -97,8 +103,13 @@ class Stage:
         return 3 * channels(self.layer.query)[0] * self.height * self.width
 
     def bytes_for(self, rows: int, dtype: torch.dtype) -> int:
-        """Memory for the work on a band of this many rows, plus two for the halo."""
-        return (min(rows, self.output[0]) + 2) * self.elements_per_row * dtype.itemsize
+        """Memory for the work on a band of this many rows and its halo."""
+        return (min(rows, self.output[0]) + 2 * self.halo) * self.elements_per_row * dtype.itemsize
+
+    @property
+    def halo(self) -> int:
+        """Rows above and below a band that its output depends on, at most."""
+        return max(1, self.layer.halo) if isinstance(self.layer, Local) else 1
 
 
 def _copies(conv: nn.Module) -> int:

@@ -14,8 +14,8 @@ NEIGHBOURS = "its decoder mixes neighbouring frames"
 # Part of the full class name of the autoencoder, its decoder or the decoder's first layer -> why. The first that fits
 # counts.
 REASONS = {
-    "autoencoder_tiny.": "blocks without norms are not supported",
-    "comfy.taesd.": "blocks without norms are not supported",
+    "comfy.taesd.taesd.": "its blocks hold norms of the whole picture",  # of Flux.2; the others are supported
+    "comfy.taesd.taehv.": "its blocks remember the frame before",
     "autoencoder_asym_kl.": "its decoder also takes a mask and the masked picture",
     "temporal_decoder.": NEIGHBOURS,
     "temporal_ae.": NEIGHBOURS,

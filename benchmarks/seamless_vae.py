@@ -1,8 +1,9 @@
 """Compare the seamless VAE with untiled decoding and ComfyUI's stock tiling: time, peak memory, difference.
 
     python benchmarks/seamless_vae.py [--side 640] [--dtype float32 | bfloat16] [--budget 2048]
-    python benchmarks/seamless_vae.py --memory 512 1024 2048 --budget 512 --dtype bfloat16
-    python benchmarks/seamless_vae.py --comfyui ~/comfy/ComfyUI [--tile 32]
+    python benchmarks/seamless_vae.py --memory 512 1024 2048 --budgets 64 256 --width 16
+    python benchmarks/seamless_vae.py --precision 512 --width 32
+    python benchmarks/seamless_vae.py --comfyui ~/comfy/ComfyUI [--tile 32] [--kind wan]
     python benchmarks/seamless_vae.py --paired 256 512 1024 [--dtype bfloat16]
     python benchmarks/seamless_vae.py --video 17 49 [--dtype bfloat16]
 
@@ -10,7 +11,8 @@ A VAE with Stable Diffusion 3's architecture (83.8 million parameters, 16 channe
 measurement runs in its own process: the median over the repeats after a small warm-up, and the peak of resident memory
 above the memory before the run (Linux). Differences are from the untiled result in the same precision. `--paired SIDES`
 takes turns with untiled in one process and counts its CPU seconds, which other work on the machine changes less.
-`--video FRAMES` runs Wan 2.1's VAE, an eighth as wide, on 480 x 832 px.
+`--video FRAMES` runs Wan 2.1's VAE, an eighth as wide, on 480 x 832 px. `--memory SIDES` and `--precision SIDE` run all
+kinds: the peak of untiled and of seamless at each budget, and bfloat16 beside float32, without a time.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-FACTOR, LATENT_CHANNELS = 8, 16
-WIDTHS = (128, 256, 512, 512)
+FACTOR = 8
+LATENT_CHANNELS = {"sd3": 16, "flux2": 32, "wan": 16}  # per kind of autoencoder
+FULL_WIDTH = 128  # Wan 2.1: three quarters of it
 METHODS = ("untiled", "seamless")
-VIDEO_SIZE, VIDEO_WIDTH = (480, 832), 12
+VIDEO_SIZE, VIDEO_WIDTH = (480, 832), 16
 
 
 def small_changes(autoencoder: Any) -> None:
@@ -45,34 +48,34 @@ def small_changes(autoencoder: Any) -> None:
             parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
-def diffusers_vae(dtype: torch.dtype) -> Any:
-    from diffusers import AutoencoderKL
+def diffusers_vae(dtype: torch.dtype, kind: str = "sd3", width: int = FULL_WIDTH) -> Any:
+    """A new autoencoder with this many channels at the picture's resolution."""
+    from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLWan
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
     torch.manual_seed(0)
     settings: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * len(WIDTHS),
-        "up_block_types": ("UpDecoderBlock2D",) * len(WIDTHS),
-        "block_out_channels": WIDTHS,
-        "latent_channels": LATENT_CHANNELS,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (width, 2 * width, 4 * width, 4 * width),
+        "norm_num_groups": min(32, width // 2),
+        "latent_channels": LATENT_CHANNELS[kind],
+        "layers_per_block": 2,
     }
-    autoencoder: Any = AutoencoderKL(layers_per_block=2, use_quant_conv=False, use_post_quant_conv=False, **settings)
+    autoencoder: Any
+    if kind == "wan":
+        autoencoder = AutoencoderKLWan(base_dim=width * 3 // 4)
+    elif kind == "flux2":
+        autoencoder = AutoencoderKLFlux2(**settings)
+    else:
+        autoencoder = AutoencoderKL(use_quant_conv=False, use_post_quant_conv=False, **settings)
     small_changes(autoencoder)
     return autoencoder.eval().requires_grad_(False).to(dtype)
 
 
-def wan_vae(dtype: torch.dtype) -> Any:
-    from diffusers import AutoencoderKLWan
-
-    torch.manual_seed(0)
-    autoencoder: Any = AutoencoderKLWan(base_dim=VIDEO_WIDTH)
-    small_changes(autoencoder)
-    return autoencoder.eval().requires_grad_(False).to(dtype)
-
-
-def comfyui_vae(dtype: torch.dtype) -> Any:
-    """The same weights in ComfyUI's VAE object; runs in ComfyUI's interpreter and folder."""
+def comfyui_vae(dtype: torch.dtype, kind: str) -> Any:
+    """The same weights in ComfyUI's VAE object, for Wan new ones; runs in ComfyUI's interpreter and folder."""
     sys.argv = [sys.argv[0], "--cpu"]
     sys.path.insert(0, ".")
     import comfy.options  # noqa: TID251
@@ -80,14 +83,29 @@ def comfyui_vae(dtype: torch.dtype) -> Any:
     comfy.options.enable_args_parsing()
     import comfy.sd  # noqa: TID251
 
-    return comfy.sd.VAE(sd=torch.load(os.environ["VAE_WEIGHTS"]), dtype=dtype)
+    weights = comfyui_wan_weights() if kind == "wan" else torch.load(os.environ["VAE_WEIGHTS"])
+    return comfy.sd.VAE(sd=weights, dtype=dtype)
 
 
-def work(method: str, direction: str, dtype: torch.dtype, budget: int) -> Callable[[Tensor], Tensor]:
+def comfyui_wan_weights() -> dict[str, Tensor]:
+    from comfy.ldm.wan.vae import WanVAE  # noqa: TID251
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        shapes = WanVAE(dim=FULL_WIDTH * 3 // 4, z_dim=LATENT_CHANNELS["wan"]).state_dict()
+    weights = {name: torch.randn(weight.shape, generator=generator) for name, weight in shapes.items()}
+    for name, weight in weights.items():
+        is_kernel = weight[0].numel() > 1
+        weight.mul_(weight[0].numel() ** -0.5 if is_kernel else 0.2).add_(1.0 if "gamma" in name else 0.0)
+    return weights
+
+
+def work(method: str, direction: str, options: argparse.Namespace) -> Callable[[Tensor], Tensor]:
+    dtype, budget = getattr(torch, options.dtype), options.budget * 2**20
     if method.startswith("ComfyUI"):
-        return comfyui_work(method, dtype, budget)
-    autoencoder = wan_vae(dtype) if method.startswith("Wan") else diffusers_vae(dtype)
-    method = method.removeprefix("Wan ")
+        run = comfyui_encoding if direction == "encode" else comfyui_decoding
+        return run(method, comfyui_vae(dtype, options.kind), budget)
+    autoencoder = diffusers_vae(dtype, options.kind, options.width)
     if method == "untiled" and direction == "decode":
         return lambda latent: autoencoder.decode(latent.to(dtype)).sample.float()
     if method == "untiled":
@@ -98,9 +116,8 @@ def work(method: str, direction: str, dtype: torch.dtype, budget: int) -> Callab
     return lambda canvas: function(autoencoder, canvas, budget=budget)
 
 
-def comfyui_work(method: str, dtype: torch.dtype, budget: int) -> Callable[[Tensor], Tensor]:
-    """Decoding. Stock methods clamp to [0, 1], so all results use that range."""
-    vae = comfyui_vae(dtype)
+def comfyui_decoding(method: str, vae: Any, budget: int) -> Callable[[Tensor], Tensor]:
+    """Stock methods clamp to [0, 1], so all results use that range."""
     tile = int(os.environ["VAE_TILE"])
     if method == "ComfyUI untiled":
         return lambda latent: vae.decode(latent).movedim(-1, 1)
@@ -112,20 +129,40 @@ def comfyui_work(method: str, dtype: torch.dtype, budget: int) -> Callable[[Tens
     return lambda latent: (seamless.decode(network, latent, budget=budget) / 2 + 0.5).clamp(0, 1)
 
 
+def comfyui_encoding(method: str, vae: Any, budget: int) -> Callable[[Tensor], Tensor]:
+    """Stock methods take pictures (1, H, W, C) in [0, 1]."""
+    tile = int(os.environ["VAE_TILE"]) * FACTOR
+    sizes = {"tile_x": tile, "tile_y": tile, "overlap": tile // 4}
+    if method == "ComfyUI untiled":
+        return lambda image: vae.encode(stock_layout(image))
+    if method == "ComfyUI tiled":
+        return lambda image: vae.encode_tiled(stock_layout(image), **sizes)
+    from onestep_sr.sr_models.codecs import seamless
+
+    return lambda image: seamless.encode(vae.first_stage_model, image, budget=budget)
+
+
+def stock_layout(image: Tensor) -> Tensor:
+    """A picture, or the only frame of a video."""
+    return (image.reshape(1, 3, *image.shape[-2:]) / 2 + 0.5).movedim(1, -1)
+
+
 def video_of(direction: str, frames: int) -> Tensor:
     """Values in the middle, because diffusers clamps what it decodes."""
     generator, (height, width) = torch.Generator().manual_seed(2), VIDEO_SIZE
     if direction == "encode":
         return torch.rand(1, 3, frames, height, width, generator=generator) * 2 - 1
-    shape = (1, LATENT_CHANNELS, 1 + (frames - 1) // 4, height // FACTOR, width // FACTOR)
+    shape = (1, LATENT_CHANNELS["wan"], 1 + (frames - 1) // 4, height // FACTOR, width // FACTOR)
     return torch.randn(shape, generator=generator) / 4
 
 
-def canvas_of(direction: str, side: int) -> Tensor:
+def canvas_of(direction: str, side: int, kind: str = "sd3") -> Tensor:
     generator = torch.Generator().manual_seed(2)
     if direction == "encode":
-        return torch.rand(1, 3, side, side, generator=generator) * 2 - 1
-    return torch.randn(1, LATENT_CHANNELS, side // FACTOR, side // FACTOR, generator=generator)
+        canvas = torch.rand(1, 3, side, side, generator=generator) * 2 - 1
+    else:
+        canvas = torch.randn(1, LATENT_CHANNELS[kind], side // FACTOR, side // FACTOR, generator=generator)
+    return canvas.unsqueeze(2) / 4 if kind == "wan" else canvas  # a video of one frame, in the middle as above
 
 
 def resident(line: str) -> float:
@@ -134,21 +171,21 @@ def resident(line: str) -> float:
     return next(int(text.split()[1]) / 1024 for text in status.splitlines() if text.startswith(line))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def measure(options: argparse.Namespace) -> dict[str, float]:
     method, direction, side, target = options.one
     torch.set_num_threads(options.threads)
-    convert = work(method, direction, getattr(torch, options.dtype), options.budget * 2**20)
-    is_video, seconds = method.startswith("Wan"), []
-    canvas = video_of(direction, int(side)) if is_video else canvas_of(direction, int(side))
-    convert(video_of(direction, 1) if is_video else canvas_of(direction, 64))
+    convert, seconds = work(method, direction, options), []
+    canvas = video_of(direction, options.frames) if options.frames else canvas_of(direction, int(side), options.kind)
+    convert(canvas_of(direction, 64, options.kind))
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     for _ in range(options.repeats):
-        begin = time.perf_counter()
+        begin, processor = time.perf_counter(), time.process_time()
         torch.save(convert(canvas), target)
-        seconds.append(time.perf_counter() - begin)
-    return {"seconds": statistics.median(seconds), "peak_mb": resident("VmHWM") - before}
+        seconds.append((time.perf_counter() - begin, time.process_time() - processor))
+    elapsed, processor = (statistics.median(each) for each in zip(*seconds, strict=True))
+    return {"seconds": elapsed, "cpu_seconds": processor, "peak_mb": resident("VmHWM") - before}
 
 
 def in_own_process(
@@ -156,7 +193,7 @@ def in_own_process(
 ) -> tuple[dict[str, float], Tensor]:
     target = folder / "result.pt"
     command = [options.python, __file__, "--one", method, direction, str(side), str(target)]
-    for name in ("threads", "repeats", "budget", "dtype"):
+    for name in ("threads", "repeats", "budget", "dtype", "kind", "width", "frames"):
         command += [f"--{name}", str(getattr(options, name))]
     if not (folder / "onestep_sr").is_symlink():
         (folder / "onestep_sr").symlink_to(ROOT)
@@ -170,12 +207,11 @@ def in_own_process(
 def paired(options: argparse.Namespace) -> None:
     """Untiled and seamless in turn, in this process."""
     torch.set_num_threads(options.threads)
-    dtype = getattr(torch, options.dtype)
     print(f"CPU seconds, {options.dtype}, {options.threads} threads, budget {options.budget} MB")
     for direction in ("decode", "encode"):
-        runs = [work(method, direction, dtype, options.budget * 2**20) for method in METHODS]
+        runs = [work(method, direction, options) for method in METHODS]
         for side in options.paired:
-            canvas = canvas_of(direction, side)
+            canvas = canvas_of(direction, side, options.kind)
             taken = [[seconds_of(run, canvas) for run in runs] for _ in range(options.repeats)]
             untiled, own = (statistics.median(each) for each in zip(*taken, strict=True))
             print(f"  {direction} {side:5} px: untiled {untiled:7.2f}, seamless {own:7.2f}, {own / untiled:.2f}x")
@@ -188,12 +224,14 @@ def seconds_of(run: Callable[[Tensor], Tensor], canvas: Tensor) -> float:
 
 
 def video(options: argparse.Namespace) -> None:
-    print(f"Wan 2.1, {VIDEO_WIDTH} channels, {VIDEO_SIZE[0]} x {VIDEO_SIZE[1]} px", end=", ")
+    options.kind, options.width = "wan", VIDEO_WIDTH
+    print(f"Wan 2.1, {VIDEO_WIDTH * 3 // 4} channels, {VIDEO_SIZE[0]} x {VIDEO_SIZE[1]} px", end=", ")
     print(f"{options.dtype}, budget {options.budget} MB")
     with tempfile.TemporaryDirectory() as name:
         for direction in ("decode", "encode"):
             for frames in options.video:
-                pairs = [in_own_process(options, f"Wan {m}", direction, frames, Path(name)) for m in METHODS]
+                options.frames = frames
+                pairs = [in_own_process(options, method, direction, 0, Path(name)) for method in METHODS]
                 (one, untiled), (own, result) = pairs
                 result = result.clamp(-1, 1) if direction == "decode" else result
                 print(f"  {direction} {frames} frames: {one['seconds']:.1f} s, {one['peak_mb']:.0f} MB;", end=" ")
@@ -201,9 +239,11 @@ def video(options: argparse.Namespace) -> None:
 
 
 def difference(result: Tensor, untiled: Tensor, peak: float) -> str:
-    error = (result - untiled).abs()
-    decibels = 20 * torch.log10(peak / error.square().mean().sqrt().clamp(min=1e-12))
-    return f"max difference {error.max():.1e}, PSNR {decibels:.1f} dB"
+    return f"max difference {(result - untiled).abs().max():.1e}, PSNR {decibels(result, untiled, peak):.1f} dB"
+
+
+def decibels(result: Tensor, untiled: Tensor, peak: float) -> float:
+    return float(20 * torch.log10(peak / (result - untiled).square().mean().sqrt().clamp(min=1e-12)))
 
 
 def compare(options: argparse.Namespace, direction: str, methods: tuple[str, ...], peak: float) -> None:
@@ -211,14 +251,19 @@ def compare(options: argparse.Namespace, direction: str, methods: tuple[str, ...
     with tempfile.TemporaryDirectory() as name:
         if options.comfyui:
             save_original_names(Path(name) / "vae.pt")
+        print(f"{direction} {options.side} px, {options.kind}, {options.dtype}, budget {options.budget} MB")
         first, untiled = in_own_process(options, methods[0], direction, options.side, Path(name))
-        print(f"{direction} {options.side} px, {options.dtype}, budget {options.budget} MB")
-        print(f"  {methods[0]:16} {first['seconds']:7.2f} s, peak {first['peak_mb']:5.0f} MB")
+        print(f"  {methods[0]:16} {costs(first)}", flush=True)
         for method in methods[1:]:
             own, result = in_own_process(options, method, direction, options.side, Path(name))
-            ratio = own["seconds"] / first["seconds"]
-            print(f"  {method:16} {own['seconds']:7.2f} s, peak {own['peak_mb']:5.0f} MB,", end=" ")
-            print(f"{ratio:.2f}x the time, {difference(result, untiled, peak)}")
+            ratio = own["cpu_seconds"] / first["cpu_seconds"]
+            print(
+                f"  {method:16} {costs(own)}, {ratio:.2f}x the CPU time,", difference(result, untiled, peak), flush=True
+            )
+
+
+def costs(own: dict[str, float]) -> str:
+    return f"{own['seconds']:7.2f} s, CPU {own['cpu_seconds']:7.2f} s, peak {own['peak_mb']:5.0f} MB"
 
 
 def save_original_names(path: Path) -> None:
@@ -227,12 +272,37 @@ def save_original_names(path: Path) -> None:
 
 
 def memory_curve(options: argparse.Namespace) -> None:
-    print(f"decode within {options.budget} MB, {options.dtype}")
+    """Peaks above the memory before the run, the result included."""
+    options.repeats = 1
+    print(f"peak MB of decoding, {options.dtype}, {options.width} channels")
     with tempfile.TemporaryDirectory() as name:
-        for side in options.memory:
-            own, _ = in_own_process(options, "seamless", "decode", side, Path(name))
-            result = 3 * side * side * 4 / 2**20
-            print(f"  {side:5} px: {own['seconds']:7.2f} s, peak {own['peak_mb']:5.0f} MB (the result is {result:.0f})")
+        for options.kind in LATENT_CHANNELS:
+            for side in options.memory:
+                own, _ = in_own_process(options, "untiled", "decode", side, Path(name))
+                print(f"  {options.kind:5} {side:5} px: untiled {own['peak_mb']:5.0f}", end="", flush=True)
+                for budget in options.budgets:
+                    options.budget = budget
+                    own, _ = in_own_process(options, "seamless", "decode", side, Path(name))
+                    print(f", within {budget} {own['peak_mb']:5.0f}", end="", flush=True)
+                print(f" (the result is {3 * side * side * 4 / 2**20:.0f})")
+
+
+@torch.no_grad()
+def precision(options: argparse.Namespace) -> None:
+    """bfloat16, both ways, and float32 untiled: how far each is from each other, per kind."""
+    torch.set_num_threads(options.threads)
+    for options.kind in LATENT_CHANNELS:
+        for direction in ("decode", "encode"):
+            canvas = canvas_of(direction, options.precision, options.kind)
+            results = []
+            for options.dtype, method in (("float32", "untiled"), ("bfloat16", "untiled"), ("bfloat16", "seamless")):
+                result = work(method, direction, options)(canvas.bfloat16().float())
+                results.append(result.clamp(-1, 1) if options.kind == "wan" and direction == "decode" else result)
+            exact, untiled, own = results
+            peak = float(exact.max() - exact.min())
+            print(f"{options.kind:5} {direction} {options.precision} px: seamless from untiled", end=" ")
+            print(f"{decibels(own, untiled, peak):.1f} dB; from float32: untiled", end=" ")
+            print(f"{decibels(untiled, exact, peak):.1f} dB, seamless {decibels(own, exact, peak):.1f} dB", flush=True)
 
 
 def main() -> None:
@@ -242,7 +312,12 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=2048, help="MB")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--kind", choices=LATENT_CHANNELS, default="sd3")
+    parser.add_argument("--width", type=int, default=FULL_WIDTH, help="channels at the picture's resolution")
+    parser.add_argument("--frames", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--memory", type=int, nargs="+", metavar="SIDE", help="only measure peak memory at these sides")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 256], help="of --memory, in MB")
+    parser.add_argument("--precision", type=int, metavar="SIDE", help="only compare bfloat16 with float32 at this side")
     parser.add_argument("--paired", type=int, nargs="+", metavar="SIDE", help="only compare in turns at these sides")
     parser.add_argument(
         "--video", type=int, nargs="+", metavar="FRAMES", help="only compare on videos of these lengths"
@@ -256,6 +331,8 @@ def main() -> None:
         print(json.dumps(measure(options)))
     elif options.memory:
         memory_curve(options)
+    elif options.precision:
+        precision(options)
     elif options.paired:
         paired(options)
     elif options.video:
@@ -263,6 +340,7 @@ def main() -> None:
     elif options.comfyui:
         options.python = str(options.comfyui / ".venv" / "bin" / "python")
         compare(options, "decode", ("ComfyUI untiled", "ComfyUI tiled", "ComfyUI seamless"), 1)
+        compare(options, "encode", ("ComfyUI untiled", "ComfyUI tiled", "ComfyUI seamless"), 2)
     else:
         compare(options, "decode", METHODS, 2)
         compare(options, "encode", METHODS, 2)

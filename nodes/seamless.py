@@ -43,7 +43,8 @@ class EncodeSeamless(io.ComfyNode):
                     tooltip="The image, of any size; sides are cropped as in VAE Encode.",
                 ),
                 io.Vae.Input(
-                    "vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image or Wan 2.1."
+                    "vae",
+                    tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1 or TAESD.",
                 ),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
                 _wrap_input(),
@@ -70,7 +71,8 @@ class DecodeSeamless(io.ComfyNode):
             inputs=[
                 io.Latent.Input("samples", tooltip="The latent, of any size."),
                 io.Vae.Input(
-                    "vae", tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image or Wan 2.1."
+                    "vae",
+                    tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1 or TAESD.",
                 ),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
                 _wrap_input(),

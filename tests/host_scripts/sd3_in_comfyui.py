@@ -74,6 +74,11 @@ def taesd(channels):
     return comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=channels).state_dict())
 
 
+def without_clamp(vae):
+    vae.first_stage_model.taesd_decoder[0] = torch.nn.Identity()
+    return vae
+
+
 torch.set_grad_enabled(False)  # as the host runs its nodes
 files, image = Path(files), torch.load(picture)
 base_model, _, base_vae = comfy.sd.load_checkpoint_guess_config(
@@ -170,7 +175,7 @@ results["refusals"] = {
     "SD1.5": sentence(host_lora.apply_lora, small_sd15(), weights, 1.0),
     "VAE of 4 channels": sentence(host_sd.require_vae, taesd(4), 16, str(weights.base)),
     "TAESD": sentence(host_sd.require_vae, taesd(16), 16, str(weights.base)),
-    "seamless TAESD": sentence(host_vae.decode, taesd(4), torch.zeros(1, 4, 8, 8)),
+    "seamless VAE with another clamp": sentence(host_vae.decode, without_clamp(taesd(4)), torch.zeros(1, 4, 8, 8)),
     "sigmas": sentence(host_sampler.checked_start, torch.zeros(1, 16, 8, 8), torch.tensor([0.5, 0.0]), 16),
     "latent": sentence(host_sampler.checked_start, torch.zeros(1, 4, 8, 8), torch.tensor([1.0, 0.0]), 16),
 }

@@ -174,7 +174,7 @@ def test_mismatches_are_rejected_in_one_sentence(comfyui_results):
         "SD1.5": "but the connected MODEL is Stable Diffusion 1.5",
         "VAE of 4 channels": "(TAESD, 4 channels)",
         "TAESD": "(TAESD, 16 channels)",
-        "seamless TAESD": "use ComfyUI's VAE Decode (Tiled) for it",
+        "seamless VAE with another clamp": "use ComfyUI's VAE Decode (Tiled) for it",
         "sigmas": "start at 0.5",
         "latent": "got (1, 4, 8, 8)",
         "unshifted": "has no one-step LoRA: connect it through Apply One-Step SR LoRA",

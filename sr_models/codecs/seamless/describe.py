@@ -319,7 +319,7 @@ def _tiny_sequence(modules: list[Any]) -> Iterator[Any]:
         if isinstance(before, nn.Upsample):
             _require(before.mode == "nearest")
             yield Upsample(_conv3x3(module))
-        elif isinstance(module, nn.ReLU):
+        elif isinstance(module, nn.ReLU) and before is not None:
             yield _per_pixel(_relu(module), before, 1)
         elif hasattr(module, "fuse"):
             yield _tiny_block(module)
@@ -341,7 +341,8 @@ def _tiny_block(block: Any) -> Local:
 
 def _per_pixel(function: Callable[[Tensor], Tensor], conv: nn.Module, side: int) -> Local:
     """side: 0 for a function before this convolution, 1 for one after it."""
-    return Local(function, 0, (channels(conv)[side],) * 2)
+    width = channels(conv)[side]
+    return Local(function, 0, (width, width))
 
 
 def _relu(module: nn.Module) -> nn.Module:

@@ -153,6 +153,8 @@ class DetailWeightOptions:
     "Weight of the discriminator."
     grid_weight: float = 1.0
     "Weight of what repeats every 4 px."
+    chroma_weight: float = 2.0
+    "Weight of the absolute error of colours without their brightness."
 
     def built(self) -> DetailWeights:
         from ..training.detailed_objective import DetailWeights
@@ -164,6 +166,7 @@ class DetailWeightOptions:
             self.dists_weight,
             self.adversarial_weight,
             self.grid_weight,
+            self.chroma_weight,
         )
 
 

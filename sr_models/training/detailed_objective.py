@@ -32,14 +32,18 @@ class DetailWeights:
     dists: float = 0.5
     adversarial: float = 0.05
     grid: float = 1.0
+    chroma: float = 2.0
 
 
 class DetailedObjective(PictureObjective):
     """pixel |x - y| + coarse |mean4(x) - small(y)| + lpips LPIPS(x, y) + dists DISTS(x, y) + adversarial L_G
-    + grid L_grid(x, y), for the result x and HR y; and L_D for the discriminator (`players_losses`).
+    + grid L_grid(x, y) + chroma |c(x) - c(y)|, for the result x and HR y; and L_D for the discriminator
+    (`players_losses`).
 
     mean4 are means over 4 x 4 px. small is halfway between mean4 and the bicubic reduction, of which most LR pictures
-    are made. It keeps colours, and lets a result shrink back to its input.
+    are made. It keeps colours, and lets a result shrink back to its input. c is the difference of each channel from the
+    mean of all three: the eye sees little detail in colour, so that made-up colours only show where there are none, as
+    in a grey photograph.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class DetailedObjective(PictureObjective):
             "dists": dists,
             "adversarial": adversarial,
             "grid": grid_loss(result, hr),
+            "chroma": (chroma(result) - chroma(hr)).abs().mean(),
         }
         student = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": student + discriminator, "discriminator": discriminator, **terms}
@@ -73,6 +78,11 @@ class DetailedObjective(PictureObjective):
     def settings(self) -> dict[str, Any]:
         mine = {"weights": asdict(self.weights), "discriminator_rate": self.discriminator_rate}
         return super().settings() | mine | {"window": self.perceptual.window, "every": self.perceptual.every}
+
+
+def chroma(pictures: Tensor) -> Tensor:
+    """Each channel's difference from the mean of all three: pictures (B, 3, H, W), zero where they are grey."""
+    return pictures - pictures.mean(1, keepdim=True)
 
 
 def shrunk(pictures: Tensor) -> Tensor:

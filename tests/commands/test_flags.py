@@ -43,7 +43,7 @@ FLAGS = {
         --warmup=200 --best=psnr --lpips --musiq --crop=192 --learning-rate=0.0001 --discriminator-learning-rate=0.0001
         --clean=0.5 --plain=0.02 --grey=0.05 --shrunk=0.25 --dists-every=2 --discriminator
         --pixel-weight=1.0 --coarse-weight=2.0 --lpips-weight=0.5 --dists-weight=0.5
-        --adversarial-weight=0.05 --grid-weight=1.0""",
+        --adversarial-weight=0.05 --grid-weight=1.0 --chroma-weight=2.0""",
     "train join": "--faithful! --detailed! --output! -o --detail=1.0 --card",
     "train teacher": f"--data! --crop=128 {TRAINING} --learning-rate=0.0005 --init --regression",
     "train student": f"--data! --crop=128 {TRAINING} --teacher! --learning-rate=5e-05 {WEIGHTS}",

@@ -114,7 +114,7 @@ def pillow_bicubic(channel: np.ndarray) -> np.ndarray:
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(network: ConvSR, perceptual: Path) -> None:
-    weights = DetailWeights(pixel=1.5, coarse=2.5, lpips=0.3, dists=0.7, adversarial=0.2, grid=0.4)
+    weights = DetailWeights(pixel=1.5, coarse=2.5, lpips=0.3, dists=0.7, adversarial=0.2, grid=0.4, chroma=0.6)
     objective = DetailedObjective(network, PerceptualLosses(perceptual, 32), weights, (1e-3, 1e-3)).eval()
     hr, result = pictures()
     found = {n: float(v.detach()) for n, v in objective.losses(result, {"hr": hr}, Draws(0, NUMBERS)).items()}
@@ -122,7 +122,9 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(network: ConvSR, perceptual: 
     assert found["pixel"] == pytest.approx(np.abs(difference).mean(), rel=1e-5)
     small = [mean4(hr), np.stack([[pillow_bicubic(channel) for channel in picture] for picture in hr.double().numpy()])]
     assert found["coarse"] == pytest.approx(np.abs(mean4(result) - sum(small) / 2).mean(), rel=1e-3)
-    names = ("pixel", "coarse", "lpips", "dists", "adversarial", "grid")
+    colours = [picture - picture.mean(axis=1, keepdims=True) for picture in (p.double().numpy() for p in (result, hr))]
+    assert found["chroma"] == pytest.approx(np.abs(colours[0] - colours[1]).mean(), rel=1e-4)
+    names = ("pixel", "coarse", "lpips", "dists", "adversarial", "grid", "chroma")
     expected = sum(getattr(weights, name) * found[name] for name in names) + found["discriminator"]
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
 

@@ -105,8 +105,7 @@ def _places(
     if different:
         raise UserError(
             f"{lora.sentence}, but its image attentions are not those of the connected MODEL (they differ at "
-            f"{shortened(sorted(different))}): use another MODEL, or "
-            "download the LoRA again."
+            f"{shortened(sorted(different))}): use another MODEL, or download the LoRA again."
         )
     for name, weights in modules.items():
         key = names[f"{name.replace(IMAGE, 'attentions')}.{FIRST}"]

@@ -205,10 +205,7 @@ def test_what_does_not_fit_is_named(start: Path, perceptual: Path, tmp_path: Pat
         (lambda: train_detailed(config, detailed_run(start, perceptual, pairs=PairConfig(crop=40))), "Crop 40"),
         (lambda: train_detailed(config, detailed_run(start, tmp_path)), "does not contain"),
         (lambda: train_detailed(config, detailed_run(start, perceptual, pairs=few)), "share of plain pairs 1.5 is out"),
-        (
-            lambda: train_detailed(config, detailed_run(start, perceptual, pairs=grey)),
-            "share of grey pairs -0.5",
-        ),
+        (lambda: train_detailed(config, detailed_run(start, perceptual, pairs=grey)), "share of grey pairs -0.5"),
         (lambda: train_detailed(config, detailed_run(both, perceptual)), "two sets of weights"),
         (lambda: join(start, other, 0.5, "", tmp_path / "x.safetensors"), "different sizes"),
         (lambda: join(start, start, 1.5, "", tmp_path / "x.safetensors"), "Detail 1.5 is out of bounds"),

@@ -2,8 +2,8 @@
 the causal networks of Qwen-Image and Wan 2.1, which take videos too.
 
 The result equals the untiled one up to rounding, by construction: every layer runs over the whole picture, in bands
-of rows, before the next layer starts. Modules are called unchanged, so a host's changes to their weights (patches,
-casts, offloading) keep working.
+of rows, before the next layer starts. Modules whose weights a host changes (patches, casts, offloading) are called
+unchanged, so that this keeps working; of others, some convolutions are computed in a cheaper form (`convolve`).
 """
 
 from __future__ import annotations

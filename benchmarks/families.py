@@ -10,8 +10,10 @@ for S3Diff merging the LoRA for the picture. The last line is measured in one pr
 the network PiSA-SR takes at free strengths, with all that they add, from the shortest of the repeats.
 On a CPU, seconds are those that the process computes on one thread, so that other programs do not count.
 
-`--pisa-sr FOLDER`, a checkout of csslc/PiSA-SR with its requirements installed, also measures its authors' model on the
-same files, from the enlarged picture to the result before the colour match. It needs a GPU.
+`--authors NAME=FOLDER ...` also measures the authors' own models on the same files, from the enlarged picture to the
+result before the colour match: checkouts of csslc/PiSA-SR (`"PiSA-SR, free"=FOLDER`), cswry/OSEDiff, XPixelGroup/HYPIR
+and ArcticHare105/S3Diff. `--authors-packages FOLDER` has the versions of diffusers, transformers and peft that they
+need (installed by `pip install --target`); other packages are this project's.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from authors import AUTHORS, STRENGTHS, opened
 from torch import Tensor
 
 UNET_FULL: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": (5, 10, 20, 20)}
@@ -44,7 +46,8 @@ VAE: dict[str, Any] = {
 VAE_FULL: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512)}
 VAE_SMALL: dict[str, Any] = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 8}
 PROMPT_WIDTHS = {True: 1024, False: 32}  # by whether the base has its full size
-BARE, EQUAL, FREE, PUBLISHED = "bare base", "PiSA-SR, equal", "PiSA-SR, free", "PiSA-SR, authors'"
+BARE, EQUAL, FREE = "bare base", "PiSA-SR, equal", "PiSA-SR, free"
+BY_AUTHORS = ", authors'"
 BY_TURNS = "by turns"
 WARM_UP = 512  # side of the result
 LIMIT = 2.05  # evaluations of the network for PiSA-SR at free strengths
@@ -80,7 +83,7 @@ def cases() -> dict[str, Case]:
     pisa_sr = saved(small_peft.pisa_sr)
     return {
         EQUAL: Case(pisa_sr),
-        FREE: Case(pisa_sr, {"pixel": 1.2, "semantic": 0.6}),
+        FREE: Case(pisa_sr, STRENGTHS),
         "OSEDiff": Case(saved(small_peft.osediff)),
         "HYPIR": Case(saved(small_peft.hypir)),
         "OMGSR-S": Case(lambda base, folder: small_peft.write_omgsr(folder, small_peft.omgsr(base))),
@@ -194,26 +197,12 @@ def ours(name: str, files: Path, device: str, dtype: torch.dtype) -> Callable[[i
     return run
 
 
-def authors(checkout: Path, files: Path, device: str, dtype: torch.dtype) -> Callable[[int], float]:
-    """PiSA-SR's own model at free strengths, as its script calls it."""
-    os.chdir(checkout)
-    sys.path.insert(0, str(checkout))
-    import pisasr  # pyright: ignore[reportMissingImports]
-
-    case = cases()[FREE]
-    precision = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-    tiles = {"vae_decoder_tiled_size": 224, "vae_encoder_tiled_size": 1024}
-    tiles |= {"latent_tiled_size": 96, "latent_tiled_overlap": 32}
-    strengths = {f"lambda_{name[:3]}": strength for name, strength in case.strengths.items()}
-    places = {"pretrained_model_path": str(files / "base"), "pretrained_path": str(files / FREE / "lora.pkl")}
-    model = pisasr.PiSASR_eval(
-        SimpleNamespace(mixed_precision=precision, default=False, **tiles, **strengths, **places)
-    )
-    model.set_eval()
+def authors(name: str, checkout: Path, files: Path, device: str, dtype: torch.dtype) -> Callable[[int], float]:
+    model = opened(name, checkout, files / "base", files / name, device, dtype)
 
     def run(side: int) -> float:
-        image = torch.nn.functional.interpolate(picture(side // 4), (side, side)).to(device) * 2 - 1
-        model(False, image, prompt="")[1].cpu()
+        lr = picture(side // 4)
+        model(lr, torch.nn.functional.interpolate(lr, (side, side)))
         return 0.0
 
     return run
@@ -242,7 +231,8 @@ def measure(name: str, side: int, options: argparse.Namespace) -> dict[str, floa
     place = Path(options.files), options.device, getattr(torch, options.dtype)
     if name == BY_TURNS:
         return by_turns(side, options, place)
-    run = authors(Path(options.pisa_sr), *place) if name == PUBLISHED else ours(name, *place)
+    family = name.removesuffix(BY_AUTHORS)
+    run = ours(name, *place) if family == name else authors(family, options.authors[family], *place)
     whole, network = zip(
         *(timed(run, each, options.device) for each in (WARM_UP, *[side] * options.repeats)), strict=True
     )
@@ -258,8 +248,13 @@ def measure(name: str, side: int, options: argparse.Namespace) -> dict[str, floa
 def in_own_process(name: str, side: int, files: Path, options: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, __file__, "--one", name, str(side), "--files", files, "--repeats", options.repeats]
     command += ["--device", options.device, "--dtype", options.dtype]
-    command += ["--pisa-sr", options.pisa_sr] if options.pisa_sr else []
-    result = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
+    places = os.environ.get("PYTHONPATH", "")
+    if name.endswith(BY_AUTHORS):
+        command += ["--authors", *(f"{family}={folder}" for family, folder in options.authors.items())]
+        places = os.pathsep.join([*filter(None, [options.authors_packages]), places])
+    environment = os.environ | {"PYTHONPATH": places}
+    command = [str(part) for part in command]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -267,12 +262,12 @@ def print_table(files: Path, options: argparse.Namespace) -> None:
     columns = [f"{side} px: {what}" for side in options.sides for what in ("seconds", "network", "peak")]
     print(f"| {' | '.join(['', *columns])} |\n|{' --- |' * (len(columns) + 1)}", flush=True)
     network: dict[tuple[str, int], float] = {}
-    for name in [BARE, *cases(), *([PUBLISHED] if options.pisa_sr else [])]:
+    for name in [BARE, *cases(), *(f"{family}{BY_AUTHORS}" for family in options.authors)]:
         cells = [name]
         for side in options.sides:
             found = in_own_process(name, side, files, options)
             network[name, side] = found["network"]
-            inside = "" if name == PUBLISHED else f"{found['network']:.2f}"
+            inside = "" if name.endswith(BY_AUTHORS) else f"{found['network']:.2f}"
             cells += [f"{found['seconds']:.2f}", inside, f"{found['peak_mb']:.0f} MB"]
         print(f"| {' | '.join(cells)} |", flush=True)
     for side in options.sides:
@@ -282,6 +277,13 @@ def print_table(files: Path, options: argparse.Namespace) -> None:
         print(f"{side} px: PiSA-SR at free strengths takes {free:.2f} evaluations of the network (limit {LIMIT})")
 
 
+def checkout(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    if name not in AUTHORS or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=FOLDER with one of {', '.join(AUTHORS)}")
+    return name, Path(folder).resolve()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
@@ -289,10 +291,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--sides", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pisa-sr")
+    parser.add_argument("--authors", type=checkout, nargs="+", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--authors-packages", metavar="FOLDER")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--files", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.authors = dict(options.authors)
     if options.one:
         name, side = options.one
         print(json.dumps(measure(name, int(side), options)))

@@ -119,7 +119,7 @@ class LoraTraining:
     rank_vae: AtLeastOne = 64
     "Rank of the student's LoRA on the VAE's encoder."
     start: Path | None = None
-    "A LoRA to start from, for example a published one."
+    "A LoRA to start from, for example a published one: a file or a folder."
     teacher: Path | None = None
     "A LoRA file applied to the teacher."
     gradient_checkpointing: bool = True

@@ -15,7 +15,7 @@ from ...diffusers_host import sd3_prompts, unet_prompts
 from ...diffusers_host.unet_files import needs_float32
 from ...errors import UserError
 from ...families import tad_seesr
-from ...families.registry import read_lora
+from ...families.registry import identify, read_lora
 from ...families.tagger import read_tagger
 from ...families.tsd_sr import TSD_PROMPT
 from ...measures.lpips import Lpips
@@ -131,7 +131,7 @@ def train_tad(config: TrainConfig, run: SDRun, method: TADConfig) -> Path:
 
     If the run starts from SeeSR's files, the student is TAD-SeeSR, and the result a folder with its two networks.
     """
-    if run.start is not None and (run.start / tad_seesr.FILES[0]).is_file():
+    if run.start is not None and _is_seesr(run.start):
         return _train_seesr(config, run, run.start, method)
     if run.tagger is not None:
         raise UserError(
@@ -139,6 +139,13 @@ def train_tad(config: TrainConfig, run: SDRun, method: TADConfig) -> Path:
         )
     samples, base = _opened(config, run)
     return train(config, TADObjective(base, *read_prompts(run.data), method), samples)
+
+
+def _is_seesr(start: Path) -> bool:
+    """Whether a start is SeeSR's folder, or the single file that `convert` writes of it."""
+    if start.is_file():
+        return identify(start) is tad_seesr.FAMILY
+    return (start / tad_seesr.FILES[0]).is_file()
 
 
 def _train_seesr(config: TrainConfig, run: SDRun, start: Path, method: TADConfig) -> Path:

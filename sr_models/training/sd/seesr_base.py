@@ -7,6 +7,7 @@ ControlNet that embeds the enlarged picture.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,9 +152,12 @@ class SeeSRBase(SharedBase):
         return [skip.float() for skip in reversed(skips)]
 
     def save(self, folder: Path) -> None:
-        """Write both networks whole, in half precision, under the published names."""
+        """Write both networks whole, in half precision, under the published names, with their settings."""
         for file, network in zip(FILES, (self.network.unet, self.network.control), strict=True):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            settings = json.dumps({**json.loads(network.to_json_string()), "use_image_cross_attention": True}, indent=2)
+            config = (folder / file).with_name("config.json")
+            write_whole(config, lambda temporary, text=settings: temporary.write_text(text))
             tensors = {
                 _published(name): tensor.detach().to("cpu", torch.float16).contiguous()
                 for name, tensor in network.state_dict().items()

@@ -14,7 +14,9 @@ from ...checkpoints import low_rank
 from ...checkpoints.low_rank import Update
 from ...checkpoints.weights_file import read_weights
 from ...core.process import Process
+from ...errors import UserError
 from ...families.lora_files import VAE_TRAINED
+from ...families.registry import read_lora
 from ..checkpoint import fingerprint
 from .bases import Base, Condition
 from .lora import active, adapter_parameters, add_adapter, checkpointed, load_adapter, save_adapter
@@ -38,7 +40,7 @@ class SharedBase(nn.Module):
     process: Process
 
     def __init__(self, base: Base, ranks: Ranks, *, start: Path | None = None, teacher: Path | None = None):
-        """`start`: a folder with the student's initial LoRA files; `teacher`: a LoRA file applied to the teacher.
+        """`start`: the student's initial LoRA, as in `read_lora`; `teacher`: a LoRA file applied to the teacher.
 
         Raises UserError if they do not fit the base.
         """
@@ -64,12 +66,17 @@ class SharedBase(nn.Module):
             add_adapter(self.network, STUDENT, ranks.student, layout.trained)
             add_adapter(self.vae, STUDENT, ranks.vae, VAE_TRAINED)
             return
-        network_file, vae_file = layout.files
-        for network, file, prefix, modules in (
-            (self.network, network_file, layout.prefix, layout.trained),
-            (self.vae, vae_file, layout.vae_prefix, VAE_TRAINED),
+        lora = read_lora(start)
+        if lora.replaced or (len(lora.network), len(lora.vae)) != (1, 1):
+            raise UserError(
+                f"{lora.name} is {lora.family.with_article} LoRA, which cannot be trained further: choose TSD-SR's, or "
+                "one that was trained here."
+            )
+        for network, [adapter], modules in (
+            (self.network, lora.network, layout.trained),
+            (self.vae, lora.vae, VAE_TRAINED),
         ):
-            load_adapter(network, STUDENT, read_update(start / file, prefix), modules, file)
+            load_adapter(network, STUDENT, adapter.update, modules, lora.name)
 
     def enable_gradient_checkpointing(self) -> None:
         networks: tuple[Any, ...] = (self.network, self.vae)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_peft
@@ -138,6 +140,19 @@ def test_the_files_are_the_published_ones(root, base, tmp_path) -> None:
         published, saved = load_file(root / "seesr" / file), load_file(tmp_path / file)
         changed = {name for name in saved if not torch.equal(published[name].half(), saved[name])}
         assert changed == {name for name in saved if "image_attentions" in name or "cond_embedding" in name}
+
+
+def test_the_settings_are_those_of_the_networks(base, tmp_path) -> None:
+    """diffusers builds the base's part of each network from them."""
+    base.save(tmp_path)
+    for part, kind in (("unet", UNet2DConditionModel), ("controlnet", ControlNetModel)):
+        settings = json.loads((tmp_path / part / "config.json").read_text())
+        assert settings.pop("use_image_cross_attention") is True
+        built: Any = kind.from_config(settings)
+        saved = load_file(tmp_path / part / FILES[0].rpartition("/")[2])
+        assert {name: each.shape for name, each in built.state_dict().items()} == {
+            name: each.shape for name, each in saved.items() if "image_attentions" not in name
+        }
 
 
 def test_the_result_is_what_was_trained(root, base, inputs, tmp_path) -> None:

@@ -19,6 +19,7 @@ from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
 from onestep_sr.sr_models.errors import UserError
+from onestep_sr.sr_models.families.convert import convert
 from onestep_sr.sr_models.families.registry import read_lora
 from onestep_sr.sr_models.families.tad_seesr import FILES
 from onestep_sr.sr_models.families.tagger import read_tagger
@@ -240,6 +241,16 @@ def test_a_resumed_run_gives_the_same_student_which_runs(root, tmp_path, monkeyp
     assert torch.isfinite(result).all() and result.std() > 0.01
     with pytest.raises(UserError, match="other settings"):
         sd_runs.train_tad(config, run(root), replace(METHOD, weights=StudentWeights()))
+
+
+def test_training_starts_from_the_converted_file(root, tmp_path, monkeypatch) -> None:
+    convert(root / "seesr", tmp_path / "seesr.safetensors")
+    started = []
+    monkeypatch.setattr(sd_runs, "train", lambda config, made, samples: started.append(made.base) or tmp_path)
+    for start in (root / "seesr", tmp_path / "seesr.safetensors"):
+        sd_runs.train_tad(run_config(tmp_path), replace(run(root), start=start), METHOD)
+    for ours, theirs in zip(*(base.student_parameters() for base in started), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

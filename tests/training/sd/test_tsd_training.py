@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_peft
 import small_sd3
 import small_unet
 import torch
@@ -327,6 +328,19 @@ def test_training_starts_from_published_files(small, data, tmp_path) -> None:
     narrow = small_sd3.write(tmp_path / "other", (32, 64))
     with pytest.raises(UserError, match="does not fit the base"):
         shared(small, start=narrow.lora)
+
+
+def test_training_starts_from_a_converted_file(small, tmp_path) -> None:
+    convert(small.lora, tmp_path / "one.safetensors")
+    first, second = (shared(small, start=start) for start in (small.lora, tmp_path / "one.safetensors"))
+    for ours, theirs in zip(first.student_parameters(), second.student_parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_lora_of_another_kind_is_no_start(small, tmp_path) -> None:
+    torch.save(small_peft.pisa_sr(small_unet.write(tmp_path / "base", "2.1-base")), tmp_path / "pisa_sr.pkl")
+    with pytest.raises(UserError, match=r"pisa_sr.pkl is a PiSA-SR LoRA, which cannot be trained further"):
+        shared(small, start=tmp_path / "pisa_sr.pkl")
 
 
 def test_data_of_another_base_is_refused(small, data, tmp_path) -> None:

@@ -106,6 +106,7 @@ def write_base(folder: Path, full: bool) -> Path:
     for network, name in ((unet, "unet"), (vae, "vae")):
         (network.half() if full else network).save_pretrained(folder / name)
     schedule: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    schedule |= {"clip_sample": False}
     DDPMScheduler(**schedule).save_pretrained(folder / "scheduler")
     small_unet.write_text_encoders(folder, (PROMPT_WIDTHS[full],))
     return folder

@@ -44,7 +44,7 @@ VAE: dict[str, Any] = {
     "layers_per_block": 2,
 }
 VAE_FULL: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512)}
-VAE_SMALL: dict[str, Any] = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 8}
+VAE_SMALL: dict[str, Any] = {"block_out_channels": (32, 32, 32, 32)}  # the authors' tiles have 32 groups
 PROMPT_WIDTHS = {True: 1024, False: 32}  # by whether the base has its full size
 BARE, EQUAL, FREE = "bare base", "PiSA-SR, equal", "PiSA-SR, free"
 BY_AUTHORS = ", authors'"

@@ -27,6 +27,7 @@ import nodes as stock_nodes
 
 from ..sr_models.checkpoints.weights_file import SUFFIXES
 from ..sr_models.core.devices import default_dtype
+from ..sr_models.core.memory import available
 from ..sr_models.core.model import SRModel
 from ..sr_models.families.family import Family, OpenedModel
 
@@ -167,6 +168,12 @@ def device_name() -> str:
 
 def compute_device() -> torch.device:
     return model_management.get_torch_device()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a device that are free, or that ComfyUI frees when it needs them by unloading models."""
+    known = (each for each in model_management.current_loaded_models if each.device.type == device.type)
+    return available(device) + sum(each.model_loaded_memory() for each in known if each.model is not None)
 
 
 def compute_dtype() -> torch.dtype:

@@ -65,7 +65,7 @@ def answer(content: Any) -> dict[str, Any]:
         run = forecast(recipe, factor, (question.height, question.width), options)
     except UserError as error:
         return _answer(str(error), recipe)
-    memory = needs(run, question.count, host.compute_device())
+    memory = needs(run, question.count, host.compute_device(), host.free_memory)
     worst = max(memory, key=lambda need: LEVELS.index(need.level)).level
     return _answer(_line(recipe, run, question.count, memory), recipe, run.result, worst)
 

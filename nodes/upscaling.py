@@ -282,7 +282,7 @@ class UpscaleImage(io.ComfyNode):
         options = completed(UpscaleOptions(upscale_by, tile or None, shared, matched, seed), **later)
         run = forecast(model.recipe, model.codec.factor, (height, width), options)
         if region is None:
-            for need in needs(run, len(image), host.compute_device()):
+            for need in needs(run, len(image), host.compute_device(), host.free_memory):
                 if need.level == "too little":
                     host.show_on_node(node_id, f"This run needs about {need}.")
         sr_model.to_device(workspace(model, (height, width), options))

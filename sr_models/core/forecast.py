@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,7 +10,7 @@ import torch
 
 from ..canvas.tiling import window_count
 from .geometry import Size, geometry
-from .memory import SHARE, available
+from .memory import SHARE, SMALLEST_BUDGET, available
 from .model import SRModel
 from .options import UpscaleOptions
 from .recipe import Recipe
@@ -33,6 +34,8 @@ class Forecast:
     work: latent pixels that the network processes: the number of tiles times their area. Time is proportional to it.
     memory: peak bytes of main memory for pictures and latents, without weights.
     network: bytes on the device for one tile in float32, without weights; 0 if unknown.
+    weights: number of weights.
+    mapped: number of values in an autoencoder's feature maps that exist at once.
     """
 
     result: Size
@@ -42,6 +45,8 @@ class Forecast:
     work: int
     memory: int
     network: int = 0
+    weights: int = 0
+    mapped: int = 0
 
     def memory_of_batch(self, images: int) -> int:
         """Peak bytes of main memory for a batch of images of this size."""
@@ -50,32 +55,51 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one kind of memory that a run needs, and that are free."""
+    """Bytes of one kind of memory that a run needs, and that are free.
+
+    movable: the part of `needed` that may be in main memory, where it makes the run slower.
+    """
 
     kind: str
     needed: int
     free: int
+    movable: int = 0
 
     @property
     def level(self) -> Level:
-        """Whether the run fits easily, so that other programs may have to make room, or not."""
-        return "fits" if self.needed <= SHARE * self.free else "tight" if self.needed <= self.free else "too little"
+        """Whether the run fits easily, only if other programs make room or a part moves, or not at all."""
+        if self.needed <= SHARE * self.free:
+            return "fits"
+        return "tight" if self.needed - self.movable <= self.free else "too little"
 
     def __str__(self) -> str:
         words = f"{_size(self.needed)} of {self.kind}"
         if self.level == "fits":
             return words
         advice = "close other programs" if self.level == "tight" else ADVICE[self.kind]
+        if self.level == "tight" and self.needed > self.free:
+            advice = "a part will be in main memory, which is slower"
         return f"{words}, of which {_size(self.free)} are free: {advice}"
 
 
-def needs(run: Forecast, images: int, device: torch.device) -> list[Need]:
-    """What a run on a batch of images needs; a network of unknown size and an autoencoder, which takes what is free,
-    are not counted."""
-    cpu = torch.device("cpu")
-    pictures, on_cpu = run.memory_of_batch(images), device.type == "cpu"
-    main = Need(MAIN, pictures + (run.network if on_cpu else 0), available(cpu))
-    return [main] if on_cpu or not run.network else [main, Need(GPU, run.network, available(device))]
+def needs(
+    run: Forecast, images: int, device: torch.device, free: Callable[[torch.device], int] = available
+) -> list[Need]:
+    """What a run on a batch of images needs; a network of unknown size is not counted.
+
+    On a CPU, weights are in float32 and an autoencoder's feature maps in files if they do not fit. On a GPU, both are
+    in half precision, and the maps are in main memory if they do not fit beside the weights. `free` tells the free
+    bytes of a device.
+    """
+    cpu, pictures = torch.device("cpu"), run.memory_of_batch(images)
+    if device.type == "cpu":
+        return [Need(MAIN, pictures + run.network + run.weights * torch.float32.itemsize, free(cpu))]
+    if not run.network:
+        return [Need(MAIN, pictures, free(cpu))]
+    weights, maps = (count * torch.float16.itemsize for count in (run.weights, run.mapped))
+    work = max(run.network, min(maps, SMALLEST_BUDGET))
+    outside = max(0, maps - max(0, int(SHARE * (free(device) - weights))))
+    return [Need(MAIN, pictures + outside, free(cpu)), Need(GPU, weights + work, free(device), movable=weights)]
 
 
 def _size(amount: int) -> str:
@@ -102,7 +126,9 @@ def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) 
         columns,
         work=rows * columns * height * width,
         memory=memory_of(recipe, continued.whole_result, continued.whole),
-        network=height * width * recipe.values_per_pixel * torch.float32.itemsize,
+        network=height * width * recipe.footprint.per_pixel * torch.float32.itemsize,
+        weights=recipe.footprint.weights,
+        mapped=way.latent[0] * way.latent[1] * factor**2 * recipe.footprint.mapped,
     )
 
 

@@ -10,6 +10,21 @@ from .step import Step
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What a method needs of memory, in numbers of values; 0 for what is unknown or negligible.
+
+    Attributes:
+        weights: the weights that are used, with those of the base and the autoencoder.
+        per_pixel: how many values per latent pixel exist at once in a pass of the network.
+        mapped: how many values of an autoencoder's feature maps exist at once, per pixel of the result.
+    """
+
+    weights: int = 0
+    per_pixel: int = 0
+    mapped: int = 0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The settings that a method needs besides its weights.
 
@@ -25,7 +40,7 @@ class Recipe:
         negative_prompt, guidance: for methods that are guided away from a second prompt, as in `Guided`; a guidance of
             1 uses no second prompt.
         enlarging: how the picture is enlarged before the network.
-        values_per_pixel: how many values per latent pixel exist at once in a pass of the network; 0 if unknown.
+        footprint: the memory that its networks need.
         further: for a recipe of scale 1 with an autoencoder, steps that follow the first one, each from the latent of
             the one before it. Before each of them, the network and the conditioner look again: at the enlarged picture,
             mixed with the result so far.
@@ -47,6 +62,6 @@ class Recipe:
     negative_prompt: str = ""
     guidance: float = 1.0
     enlarging: Enlarging = "bicubic"
-    values_per_pixel: int = 0
+    footprint: Footprint = Footprint()
     further: tuple[Step, ...] = ()
     result_share: float = 0.0

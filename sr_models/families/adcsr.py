@@ -23,12 +23,13 @@ from ..checkpoints.weights_file import WeightsFile, beside, fill, is_safetensors
 from ..codecs.autoencoder import DecoderCodec
 from ..core.model import SRModel
 from ..core.network_denoiser import NetworkDenoiser
-from ..core.recipe import Recipe
+from ..core.recipe import Footprint, Recipe
 from ..core.step import Direct
 from ..errors import UserError
 from ..files.whole import write_whole
 from ..networks.adcsr import AdcConfig, AdcUNet, HalfDecoder
 from . import adapter_file
+from .bases import MAPPED
 from .family import ModelFamily, OpenedModel, OpenOptions
 
 HALF_DECODER = "halfDecoder.ckpt"
@@ -48,7 +49,7 @@ RECIPE = Recipe(
     overlap=16,
     multiple=SIZES.multiple,
     color="adain",
-    values_per_pixel=VALUES_PER_PIXEL,
+    footprint=Footprint(weights=456_000_000, per_pixel=VALUES_PER_PIXEL, mapped=MAPPED // 2),
 )
 
 
@@ -143,7 +144,7 @@ def _open(header: Header, options: OpenOptions) -> OpenedModel:
     channels = SIZES.decoder.latent_channels
     codec = DecoderCodec(decoder, factor, channels, budget=options.budget, spill=options.spill)
     return OpenedModel(
-        FAMILY, SRModel(recipe, NetworkDenoiser(network, recipe.values_per_pixel), codec), (network, decoder)
+        FAMILY, SRModel(recipe, NetworkDenoiser(network, recipe.footprint.per_pixel), codec), (network, decoder)
     )
 
 

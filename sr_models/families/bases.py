@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..core.process import Prediction
+from ..core.recipe import Footprint
 
 NetworkKind = Literal["transformer", "unet"]  # the name of the network's folder in a diffusers folder
 
@@ -44,6 +45,11 @@ SD21 = BaseKind("Stable Diffusion 2.1", "unet")
 SD_TURBO = BaseKind("Stable Diffusion 2.1", "unet", "epsilon", tuned="SD-Turbo")
 SDXL = BaseKind("SDXL", "unet")
 OTHER_UNET = BaseKind("a Stable Diffusion with a U-Net", "unet")
+# An autoencoder whose last level has 128 channels: those of a residual block's input, with 256, and its two results.
+MAPPED = 512
+# Values per pixel of one pass: computed by benchmarks/network_memory.py.
+SD21_FOOTPRINT = Footprint(weights=865_910_724 + 83_653_863, per_pixel=8400, mapped=MAPPED)
+SD3_FOOTPRINT = Footprint(weights=2_028_328_000 + 83_819_683, per_pixel=5800, mapped=MAPPED)
 BY_PROMPT_WIDTH = {768: SD15, 1024: SD21, 2048: SDXL}
 
 

@@ -27,7 +27,7 @@ from ..checkpoints.weights_file import WeightsFile, fill, read_weights
 from ..codecs.pixel_shuffle import PixelShuffleCodec
 from ..core.model import DetailRange, SRModel
 from ..core.network_denoiser import NetworkDenoiser
-from ..core.recipe import Recipe
+from ..core.recipe import Footprint, Recipe
 from ..core.step import Direct
 from ..errors import UserError
 from ..files.whole import write_whole
@@ -130,7 +130,7 @@ def _config(file: Header | WeightsFile) -> ConvSRConfig:
 def _outline(header: Header, chosen: str | None) -> tuple[Recipe, int]:
     name, values = header.path.stem, _config(header).values_per_pixel
     sizes = Recipe(name, name, FAMILY.citation, Direct(), scale=SCALE, tile=256, overlap=32, multiple=1)
-    return replace(sizes, values_per_pixel=values), SCALE
+    return replace(sizes, footprint=Footprint(per_pixel=values)), SCALE
 
 
 def _open(header: Header, options: OpenOptions) -> OpenedModel:
@@ -141,7 +141,7 @@ def _open(header: Header, options: OpenOptions) -> OpenedModel:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     detail = None if ends.detailed is None else DetailRange(ends.detail, _mixer(ends.faithful, ends.detailed))
     model = SRModel(
-        recipe, NetworkDenoiser(networks[0], recipe.values_per_pixel), PixelShuffleCodec(factor), detail=detail
+        recipe, NetworkDenoiser(networks[0], recipe.footprint.per_pixel), PixelShuffleCodec(factor), detail=detail
     )
     return OpenedModel(FAMILY, model, tuple(networks))
 

@@ -15,7 +15,7 @@ from ..checkpoints.weights_file import read_weights
 from ..core.recipe import Recipe
 from ..core.step import OneStep
 from . import adapter_file
-from .bases import SD21
+from .bases import SD21, SD21_FOOTPRINT
 from .family import LoraFamily, OneStepLora
 
 BASE = replace(SD21, prediction="epsilon")
@@ -34,6 +34,7 @@ RECIPE = Recipe(
     color="adain",
     shortest=64,
     prompt="clean, high-resolution, 8k,",
+    footprint=SD21_FOOTPRINT,
 )
 # Its networks have the names of any other Stable Diffusion's, so the place counts: a base has more beside them.
 _UNET = All(

@@ -17,7 +17,7 @@ from ..checkpoints.weights_file import read_weights
 from ..core.recipe import Recipe
 from ..core.step import OneStep
 from . import adapter_file, peft_file
-from .bases import SD21
+from .bases import SD21, SD21_FOOTPRINT
 from .family import LoraFamily, OneStepLora
 from .lora_files import ATTENTION
 
@@ -36,6 +36,7 @@ RECIPE = Recipe(
     multiple=1,
     color="wavelet",
     shortest=64,
+    footprint=SD21_FOOTPRINT,
 )
 _PUBLISHED = All(
     Has(*(f"{module}.lora_A.default.weight" for module in ("conv_out", "mid_block.resnets.0.conv1"))),

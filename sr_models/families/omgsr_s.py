@@ -22,7 +22,7 @@ from ..core.recipe import Recipe
 from ..core.step import OneStep
 from ..errors import UserError
 from . import adapter_file
-from .bases import SD21
+from .bases import SD21, SD21_FOOTPRINT
 from .family import LoraFamily, OneStepLora
 from .lora_files import ATTENTION, CONVOLUTIONS
 
@@ -45,6 +45,7 @@ RECIPE = Recipe(
     multiple=1,
     color="adain",
     shortest=64,
+    footprint=SD21_FOOTPRINT,
 )
 _ENTRANCE = f"{PREFIX}conv_in.lora_A.weight"
 _UNET = Has(_ENTRANCE, f"{PREFIX}mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight")

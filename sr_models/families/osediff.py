@@ -21,7 +21,7 @@ from ..core.recipe import Recipe
 from ..core.step import OneStep
 from ..errors import UserError
 from . import adapter_file, peft_file
-from .bases import SD21
+from .bases import SD21, SD21_FOOTPRINT
 from .family import LoraFamily, OneStepLora
 from .lora_files import UNET as LAYOUT
 from .lora_files import VAE_TRAINED
@@ -44,6 +44,7 @@ RECIPE = Recipe(
     multiple=1,
     color="adain",
     shortest=64,
+    footprint=SD21_FOOTPRINT,
 )
 _LORA_PARTS = (adapter_file.UNET_LORA, adapter_file.VAE_LORA, *adapter_file.NEW_CONV_IN)
 _LORAS = All(HasSuffix(".lora_A.default_encoder.weight"), HasPrefix(UNET), HasPrefix(VAE))

@@ -23,7 +23,7 @@ from ..core.recipe import Recipe
 from ..core.step import Residual
 from ..errors import UserError
 from . import adapter_file, peft_file
-from .bases import SD21
+from .bases import SD21, SD21_FOOTPRINT
 from .family import LoraFamily, OneStepLora, Strengths
 from .lora_files import UNET
 
@@ -44,6 +44,7 @@ RECIPE = Recipe(
     multiple=1,
     color="adain",
     shortest=64,
+    footprint=SD21_FOOTPRINT,
 )
 
 

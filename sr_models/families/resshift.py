@@ -16,18 +16,20 @@ from ..checkpoints.weights_file import WeightsFile, beside, fill, read_weights
 from ..codecs.autoencoder import AutoencoderCodec
 from ..core.model import SRModel
 from ..core.network_denoiser import NetworkDenoiser
-from ..core.recipe import Recipe
+from ..core.recipe import Footprint, Recipe
 from ..core.schedule import ResShiftSchedule
 from ..core.step import ResShiftStep
 from ..errors import UserError
 from ..networks.swin_unet import SwinUNet, SwinUNetConfig
 from ..networks.vq_autoencoder import VQAutoencoder, VQConfig
+from .bases import MAPPED
 from .family import ModelFamily, OpenedModel, OpenOptions
 
 NETWORK = Has("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.blocks.0.attn.qkv.weight")
 STACK = "feature_extractor."  # convolutions for the LR picture, of models that restore without enlarging
 VQ = Has("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight")
 VALUES_PER_PIXEL = 3600  # of one pass of the network, computed by benchmarks/tile_cost.py
+FOOTPRINT = Footprint(weights=118_593_583 + 55_322_782, per_pixel=VALUES_PER_PIXEL, mapped=MAPPED)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ PAPER = "arXiv 2307.12348"
 TILE = 512  # as published: up to 512 px of the picture in one window
 
 RECIPES = {
-    recipe.name: replace(recipe, values_per_pixel=VALUES_PER_PIXEL)
+    recipe.name: replace(recipe, footprint=FOOTPRINT)
     for recipe in (
         Recipe("tad-sr", "TAD-SR, one step", "arXiv 2408.07476", ResShiftStep(T15), tile=TILE),
         Recipe("sinsr", "SinSR, one step", "arXiv 2311.14760", ResShiftStep(T15), tile=TILE),
@@ -117,7 +119,7 @@ def opened(
         autoencoder, sizes.factor, sizes.latent_channels, budget=options.budget, spill=options.spill
     )
     recipe = replace(recipe, multiple=network.config.multiple)
-    model = SRModel(recipe, NetworkDenoiser(network, recipe.values_per_pixel), codec)
+    model = SRModel(recipe, NetworkDenoiser(network, recipe.footprint.per_pixel), codec)
     return OpenedModel(family, model, (network, autoencoder))
 
 

@@ -25,7 +25,7 @@ from ..core.step import OneStep
 from ..errors import UserError
 from ..networks.s3diff import S3DiffModulator
 from . import adapter_file, peft_file
-from .bases import SD_TURBO
+from .bases import SD21_FOOTPRINT, SD_TURBO
 from .family import LoraFamily, OneStepLora
 from .lora_files import ATTENTION, CONVOLUTIONS
 from .lora_files import UNET as UNET_LAYOUT
@@ -55,6 +55,7 @@ RECIPE = Recipe(
     negative_prompt=("oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"),
     guidance=1.07,
     enlarging="bilinear",
+    footprint=SD21_FOOTPRINT,
 )
 _LORAS = All(HasPrefix(UNET), HasPrefix(VAE), HasSuffix(".lora_A.vae_skip.weight"), Has("w"))
 _ESTIMATOR = Has("conv_first.1.weight", "body.1.8.conv2.weight", "fc_degree.1.2.weight")

@@ -10,21 +10,22 @@ import torch
 from ..checkpoints.conditions import All, Has, Shape
 from ..checkpoints.header import Header
 from ..checkpoints.weights_file import WeightsFile, fill, read_weights
-from ..core.recipe import Recipe
+from ..core.recipe import Footprint, Recipe
 from ..core.schedule import ResShiftSchedule
 from ..core.step import ResShiftStep, Step
 from ..networks.swin_unet_faces import FaceUNet
 from ..networks.vq_autoencoder import FACES_F8
+from .bases import MAPPED
 from .family import ModelFamily, OpenedModel, OpenOptions
 from .resshift import NETWORK, STACK, T4, VALUES_PER_PIXEL, Autoencoder, autoencoder_path, load_autoencoder, opened
 
 F8 = Autoencoder("ffhq512_vq_f8_dim8_face.pth", "VQ-f8 autoencoder of models for faces", FACES_F8)
+FOOTPRINT = Footprint(118_931_604 + 77_009_115, VALUES_PER_PIXEL, MAPPED // 2)
 SCHEDULE = ResShiftSchedule(steps=4, min_noise=0.2)
 
 
 def _recipe(name: str, title: str, citation: str, step: Step) -> Recipe:
-    values = VALUES_PER_PIXEL
-    return Recipe(name, title, citation, step, scale=1, tile=64, overlap=8, shortest=64, values_per_pixel=values)
+    return Recipe(name, title, citation, step, scale=1, tile=64, overlap=8, shortest=64, footprint=FOOTPRINT)
 
 
 RECIPES = {

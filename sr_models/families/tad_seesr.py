@@ -19,11 +19,11 @@ from ..checkpoints.conditions import All, AnyOf, Has, InFolder
 from ..checkpoints.header import read_header
 from ..checkpoints.low_rank import under
 from ..checkpoints.weights_file import WeightsFile, read_weights, shortened
-from ..core.recipe import Recipe
+from ..core.recipe import Footprint, Recipe
 from ..core.step import OneStep
 from ..errors import UserError
 from . import adapter_file
-from .bases import SD21
+from .bases import SD21, SD21_FOOTPRINT
 from .family import LoraFamily, OneStepLora
 
 BASE = replace(SD21, prediction="epsilon")
@@ -31,6 +31,12 @@ UNET, CONTROL = "unet", "controlnet"
 FILES = tuple(f"{part}/diffusion_pytorch_model.safetensors" for part in (UNET, CONTROL))
 IMAGE_ATTENTIONS = ".image_attentions."
 
+# With the attentions to the picture, the ControlNet, whose results are beside the U-Net's, and the tagger.
+FOOTPRINT = Footprint(
+    SD21_FOOTPRINT.weights + 260_849_600 + 364_228_240 + 124_803_200 + 212_117_045,
+    SD21_FOOTPRINT.per_pixel + 1700,
+    SD21_FOOTPRINT.mapped,
+)
 RECIPE = Recipe(
     "tad-seesr",
     "TAD-SeeSR on Stable Diffusion 2",
@@ -42,6 +48,7 @@ RECIPE = Recipe(
     multiple=1,
     color="adain",
     shortest=64,
+    footprint=FOOTPRINT,
 )
 FROM_NOISE = replace(RECIPE, name="tad-seesr-noise", step=OneStep(999.0, noised=True, from_noise=True))
 FURTHER = tuple(OneStep(timestep, noised=True) for timestep in (749.0, 499.0, 249.0))

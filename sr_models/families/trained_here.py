@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from ..core.recipe import Footprint
 from ..core.step import OneStep
 from . import lora_files, tsd_sr
 from .family import LoraFamily
@@ -16,7 +17,12 @@ from .lora_files import UNET
 
 # The LR's latent is the input at the noisiest timestep. A U-Net supports tiles of any size.
 OWN = replace(
-    tsd_sr.TSD_SR, name="own-lora", title="Own LoRA on a Stable Diffusion", step=OneStep(999.0), largest_tile=0
+    tsd_sr.TSD_SR,
+    name="own-lora",
+    title="Own LoRA on a Stable Diffusion",
+    step=OneStep(999.0),
+    largest_tile=0,
+    footprint=Footprint(),
 )
 
 FAMILY = LoraFamily(

@@ -12,7 +12,7 @@ from functools import partial
 from ..core.recipe import Recipe
 from ..core.step import OneStep
 from . import lora_files
-from .bases import SD3_MEDIUM, SD35_MEDIUM
+from .bases import SD3_FOOTPRINT, SD3_MEDIUM, SD35_MEDIUM
 from .family import LoraFamily
 from .lora_files import TRANSFORMER
 
@@ -39,6 +39,7 @@ TSD_SR = Recipe(
     largest_tile=384,  # SD3's position table has 192 patches per side, each 2 latent pixels wide
     shortest=64,
     prompt=TSD_PROMPT,
+    footprint=SD3_FOOTPRINT,
 )
 RECIPES = {recipe.name: recipe for recipe in (TSD_SR, replace(TSD_SR, name=lora_files.MSE, color="adain"))}
 

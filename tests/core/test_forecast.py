@@ -12,16 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onestep_sr.sr_models.codecs import seamless
 from onestep_sr.sr_models.codecs.autoencoder import AutoencoderCodec
 from onestep_sr.sr_models.codecs.pixel_shuffle import PixelShuffleCodec
+from onestep_sr.sr_models.codecs.seamless.maps import Store
 from onestep_sr.sr_models.core.forecast import GPU, HELD_PER_PIXEL, MAIN, Need, forecast, needs, workspace
+from onestep_sr.sr_models.core.memory import SMALLEST_BUDGET
 from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.network_denoiser import NetworkDenoiser
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.process import flow_level
-from onestep_sr.sr_models.core.recipe import Recipe
+from onestep_sr.sr_models.core.recipe import Footprint, Recipe
 from onestep_sr.sr_models.core.rows import Run, result_rows
 from onestep_sr.sr_models.core.step import OneStep
 from onestep_sr.sr_models.core.tile_policy import TilePolicy
@@ -30,9 +34,10 @@ from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from onestep_sr.sr_models.families.loading import load, recipe_of
 from onestep_sr.sr_models.families.resshift import RECIPES, VALUES_PER_PIXEL
+from onestep_sr.sr_models.families.tad_faceir import RECIPES as FACES
 from onestep_sr.sr_models.families.tsd_sr import TSD_SR
 from onestep_sr.sr_models.networks.swin_unet import SwinUNet
-from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder
+from onestep_sr.sr_models.networks.vq_autoencoder import FACES_F8, VQAutoencoder, VQConfig
 from places import ROOT
 
 FLOW = OneStep(1000.0, level=flow_level(1000.0))
@@ -218,14 +223,68 @@ def test_the_level_follows_from_free_memory() -> None:
     assert short.level == "too little" and str(short).endswith(" are free: choose a smaller size or fewer images")
 
 
-def test_on_a_gpu_the_network_needs_its_memory(monkeypatch) -> None:
-    monkeypatch.setattr("onestep_sr.sr_models.core.forecast.available", lambda device: 10**9)
+def test_on_a_gpu_the_network_needs_its_memory() -> None:
     run = forecast(recipe_of(BUNDLED)[0], 4, (256, 256), UpscaleOptions())
     assert run.network == 835 * 256**2 * 4  # 64 channels: values of three maps at the result's size and of the first
     [both] = needs(run, 1, torch.device("cpu"))
-    main, gpu = needs(run, 1, torch.device("cuda"))
+    main, gpu = needs(run, 1, torch.device("cuda"), lambda device: 10**9)
     assert (both.needed, main.needed, gpu.needed) == (run.memory + run.network, run.memory, run.network)
-    assert len(needs(forecast(TSD_SR, 8, (128, 96), UpscaleOptions(4)), 1, torch.device("cuda"))) == 1
+    unknown = forecast(replace(TSD_SR, footprint=Footprint()), 8, (128, 96), UpscaleOptions(4))
+    assert [need.kind for need in needs(unknown, 1, torch.device("cuda"), lambda device: 10**9)] == [MAIN]
+
+
+def test_on_a_gpu_weights_a_tile_and_feature_maps_are_counted() -> None:
+    """TSD-SR to 4096 px: 2.1 billion weights of 2 bytes, and maps of 512 values of 2 bytes per pixel, 17 GB."""
+    run = forecast(TSD_SR, 8, (1024, 1024), UpscaleOptions(4))
+    weights, maps, tile = 2 * TSD_SR.footprint.weights, 4096**2 * 512 * 2, 64**2 * TSD_SR.footprint.per_pixel * 4
+
+    def told(gpu: float, main: float) -> list[Need]:
+        free = {"cuda": int(gpu * 1e9), "cpu": int(main * 1e9)}
+        return needs(run, 1, torch.device("cuda"), lambda device: free[device.type])
+
+    main, gpu = told(80, 64)
+    assert (main.needed, gpu.needed, gpu.movable) == (run.memory, weights + max(tile, SMALLEST_BUDGET), weights)
+    assert (main.level, gpu.level) == ("fits", "fits")
+    main, gpu = told(8, 64)  # 70 % of what the weights leave has maps, the rest is in main memory
+    assert main.needed == run.memory + maps - int(0.7 * (8e9 - weights))
+    assert (main.level, gpu.level) == ("fits", "fits")
+    main, gpu = told(3, 16)
+    assert main.needed == run.memory + maps and main.level == "too little"
+    assert gpu.level == "tight" and str(gpu).endswith("are free: a part will be in main memory, which is slower")
+    assert told(0.05, 64)[1].level == "too little"
+
+
+KL = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+
+
+@pytest.mark.parametrize("name", ["tsdsr", "tad-sr", "tad-faceir"])
+def test_the_feature_maps_are_those_of_the_run(name: str, monkeypatch) -> None:
+    """The largest sum of maps during a decode, at a width of 32 in place of the published 128 or 64."""
+    networks = {
+        "tsdsr": lambda: AutoencoderKL(
+            block_out_channels=(32, 64, 128, 128), layers_per_block=2, latent_channels=16, **KL
+        ),
+        "tad-sr": lambda: VQAutoencoder(VQConfig(32, codes=64)),
+        "tad-faceir": lambda: VQAutoencoder(replace(FACES_F8, channels=32, codes=64)),
+    }
+    recipes = {"tsdsr": TSD_SR} | RECIPES | FACES
+    alive, peak = {}, 0
+    new, release = Store.new, Store.release
+
+    def counted(self, height, width, channels):
+        nonlocal peak
+        made = new(self, height, width, channels)
+        alive[id(made)] = height * width * channels
+        peak = max(peak, sum(alive.values()))
+        return made
+
+    monkeypatch.setattr(Store, "new", counted)
+    monkeypatch.setattr(Store, "release", lambda self, each: (alive.pop(id(each), 0), release(self, each)))
+    network = networks[name]().eval().requires_grad_(False)
+    channels, side = {"tsdsr": (16, 16), "tad-sr": (3, 32), "tad-faceir": (8, 16)}[name]
+    result = seamless.decode(network, torch.randn(1, channels, side, side), budget=2**30)
+    narrower = {"tsdsr": 4, "tad-sr": 4, "tad-faceir": 2}[name]
+    assert narrower * peak / result[0, 0].numel() == recipes[name].footprint.mapped
 
 
 LIMITED = """

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onestep_sr.sr_models.core.memory import available
 from onestep_sr.sr_models.families.bundled import BUNDLED
 from places import ROOT
 
@@ -42,7 +43,8 @@ def plan_view() -> types.ModuleType:
         ".host": {
             "MODEL_FOLDER": "onestep_sr",
             "weights_files": lambda folder: [],
-            "compute_device": lambda: torch.device("cpu"),
+            "compute_device": cpu,
+            "free_memory": available,
         },
         ".host_sd": {"VAE_FACTOR": 8},
         ".pace": {"expected_seconds": lambda name, work: 1e-7 * work},

@@ -37,6 +37,7 @@ from .host_sd import (
     GuidedDenoiser,
     VAECodec,
     carried_by,
+    compute_dtype,
     require_prompt,
     require_vae,
 )
@@ -66,9 +67,18 @@ def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple
         patched.add_object_patch(LATENT_FORMAT, latent_format)
     if lora.image_attentions:
         host_image_attention.add_image_attentions(patched, lora)
+    patched.set_additional_models(CARRIED, _predictors(model, lora))
     control = host_image_attention.open_control(patched, lora)
     patched.set_attachments(CARRIED, Carried(lora, strength, control))
     return patched, warnings
+
+
+def _predictors(model: ModelPatcher, lora: OneStepLora) -> list[ModelPatcher]:
+    """The LoRA's predictor if it has one, in the MODEL's precision: ComfyUI loads it together with the MODEL."""
+    if lora.predictor is None:
+        return []
+    predictor = copy.deepcopy(lora.predictor).to(compute_dtype(model))
+    return [ModelPatcher(predictor, model.load_device, model.offload_device)]
 
 
 def _scales(lora: OneStepLora, strength: float) -> Strengths:
@@ -125,6 +135,14 @@ def negative_prompt_of(model: ModelPatcher | None) -> str:
 def process_of(model: ModelPatcher) -> Process:
     """The noise process of a MODEL that carries a LoRA."""
     return _base_module(model).process_of(model)
+
+
+def recipe_of(model: ModelPatcher, name: str = "") -> Recipe:
+    """The recipe of this name on the MODEL, with the predictor of its LoRA; the LoRA's own recipe if its method does
+    not have the name."""
+    carried, predictors = require_carried(model), model.get_additional_models_with_key(CARRIED)
+    recipe = carried.family.recipe(name if name in carried.family.recipes else carried.lora.recipe)
+    return on_base(recipe, process_of(model), *(each.model for each in predictors))
 
 
 def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
@@ -196,7 +214,7 @@ def open_model(
     carried, latent_format = require_carried(model), model.get_model_object(LATENT_FORMAT)
     lora, process = carried.lora, process_of(model)
     require_vae(vae, latent_format.latent_channels, str(lora.base))
-    chosen = on_base(carried.family.recipe(recipe if recipe in carried.family.recipes else lora.recipe), process)
+    chosen = recipe_of(model, recipe)
     conditioner = _conditioner(model, chosen, conditioning, negative)
     pictures = pictures_of(conditioning, *([negative] if negative and chosen.guidance != 1 else []))
     start = start_level(chosen, process)

@@ -17,9 +17,8 @@ from ..sr_models.canvas.tiling import Tile, plan
 from ..sr_models.core.recipe import Recipe
 from ..sr_models.core.tiled_step import Canvas, step_tiles
 from ..sr_models.errors import UserError
-from ..sr_models.families.family import on_base
 from .host_image_attention import Conds, seeing_conds, seen_pictures
-from .host_lora import passes_of, process_of, require_carried
+from .host_lora import passes_of, process_of, recipe_of, require_carried
 from .host_prompts import require_rows
 from .host_sd import LATENT_FORMAT, VAE_FACTOR, WorkSampler, as_network
 
@@ -52,7 +51,7 @@ class OneStepSampler(Sampler):
         conds = model_wrap.original_conds
         if carried.family.sees_picture:
             conds = seeing_conds(conds, carried.family, carried.control)
-        canvas = Canvas(latent, _padded_noise(noise, recipe), lr=_enlarged(model_wrap, latent, recipe))
+        canvas = Canvas(latent, _padded_noise(noise, recipe), lr=_seen(model_wrap, latent_image, recipe))
         require_rows(model_wrap, len(latent_image))
         work = partial(step_tiles, canvas=canvas, tiles=tiles, result=result, batch=self.batch)
         for number, (step, other) in enumerate(passes):
@@ -104,28 +103,34 @@ def _recipe_of(model: ModelPatcher) -> Recipe:
     """The recipe of the MODEL's LoRA. Raises UserError for a MODEL without a LoRA, or with one that still depends on
     the picture."""
     carried = require_carried(model)
-    if carried.lora.modulator is not None:
+    if carried.lora.needs_picture:
         raise UserError(
             f"{carried.family.title} depends on the picture: connect the small image to Apply One-Step SR LoRA."
         )
-    return on_base(carried.family.recipe(carried.lora.recipe), process_of(model))
+    return recipe_of(model)
 
 
-def _enlarged(guider: CFGGuider, latent: Tensor, recipe: Recipe) -> Tensor:
-    """The picture that a ControlNet sees, in [-1, 1]; the latent in its place for networks that see none.
+def _seen(guider: CFGGuider, start: Tensor, recipe: Recipe) -> Tensor:
+    """The picture that a ControlNet or a predictor sees, in [-1, 1]; the latent in its place for networks that see
+    none. `start` is the latent image.
 
     Raises UserError if there is not one picture for each latent.
     """
-    if require_carried(guider.model_patcher).control is None:
-        return latent
-    pictures, count = seen_pictures(guider.original_conds).to(latent), len(latent)
+    carried, (count, _, height, width) = require_carried(guider.model_patcher), start.shape
+    pixels = VAE_FACTOR // recipe.scale  # per latent pixel
+    if carried.lora.picture is not None:
+        pictures = carried.lora.picture.to(start)
+    elif carried.control is not None:
+        pictures = seen_pictures(guider.original_conds).to(start)
+    else:
+        return pad_to_multiple(start, recipe.multiple)
     if len(pictures) not in (1, count):
         raise UserError(
             f"The CONDITIONING is for {len(pictures)} images, but the latent for {count}: connect One-Step SR Tags "
             "and VAE Encode to the same images."
         )
-    size = (latent.shape[-2] * VAE_FACTOR, latent.shape[-1] * VAE_FACTOR)
-    return resize(pictures, size, recipe.enlarging).clamp(0, 1).expand(count, -1, -1, -1) * 2 - 1
+    resized = resize(pictures, (height * pixels, width * pixels), recipe.enlarging).clamp(0, 1)
+    return pad_to_multiple(resized, recipe.multiple * pixels).expand(count, -1, -1, -1) * 2 - 1
 
 
 def require_guidance(guider: CFGGuider, recipe: Recipe) -> None:

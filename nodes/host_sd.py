@@ -48,6 +48,12 @@ def carried_by(model: ModelPatcher) -> Carried | None:
     return model.get_attachment(CARRIED)
 
 
+def compute_dtype(model: ModelPatcher) -> torch.dtype:
+    """The precision in which a MODEL computes."""
+    # Not the module's attribute: it may be loaded for another clone of this MODEL, or not at all yet.
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+
+
 def require_vae(vae: VAE, channels: int, base: str) -> None:
     """Raise UserError unless the VAE has the base's latent channels, is not tiny and can run without seams."""
     found, factor = vae.latent_channels, vae.downscale_ratio
@@ -113,8 +119,7 @@ class GuidedDenoiser:
 
     @property
     def dtype(self) -> torch.dtype:
-        # Not the module's attribute: it may be loaded for another clone of this MODEL, or not at all yet.
-        return self.model.get_model_object("manual_cast_dtype") or self.model.model.get_dtype()
+        return compute_dtype(self.model)
 
     def in_float32(self) -> GuidedDenoiser:
         exact = self.model.clone()

@@ -41,13 +41,14 @@ class ApplyLoRA(io.ComfyNode):
             category=CATEGORY,
             description="Apply a one-step LoRA to a checkpoint: to its MODEL, and to the encoder of its VAE if the "
             "LoRA has a part for it. TSD-SR needs Stable Diffusion 3 medium, PiSA-SR, OSEDiff, HYPIR, OMGSR-S, "
-            "GDPO-SR and TAD-SeeSR need 2.1-base, S3Diff needs SD-Turbo, and a LoRA that you trained needs its own "
-            "base. The connected MODEL and VAE are not changed.",
+            "GDPO-SR and TAD-SeeSR need 2.1-base, S3Diff and InvSR need SD-Turbo, and a LoRA that you trained needs "
+            "its own base. The connected MODEL and VAE are not changed.",
             inputs=[
                 io.Model.Input(
                     "model",
                     tooltip="From a checkpoint of the LoRA's base, such as Stable Diffusion 3 medium for TSD-SR or "
-                    "2.1-base for PiSA-SR, OSEDiff, HYPIR, OMGSR-S, GDPO-SR and TAD-SeeSR, and SD-Turbo for S3Diff.",
+                    "2.1-base for PiSA-SR, OSEDiff, HYPIR, OMGSR-S, GDPO-SR and TAD-SeeSR, and SD-Turbo for S3Diff and "
+                    "InvSR.",
                 ),
                 io.Vae.Input("vae", tooltip="From the same checkpoint."),
                 io.Combo.Input(
@@ -55,8 +56,9 @@ class ApplyLoRA(io.ComfyNode):
                     options=files,
                     tooltip="A file in models/loras: TSD-SR's transformer.safetensors, pisa_sr.pkl, osediff.pkl, "
                     "HYPIR_sd2.pth, OMGSR-S's adapter_model.safetensors, GDPO-SR's or TAD-SeeSR's "
-                    "diffusion_pytorch_model.safetensors, s3diff.pkl with de_net.pth next to it, your own "
-                    "transformer.safetensors or unet.safetensors, or a file from onestep-sr convert.",
+                    "diffusion_pytorch_model.safetensors, s3diff.pkl with de_net.pth next to it, "
+                    "noise_predictor_sd_turbo_v5.pth, your own transformer.safetensors or unet.safetensors, or a file "
+                    "from onestep-sr convert.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -106,8 +108,8 @@ class ApplyLoRA(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="For S3Diff in a graph of stock nodes: the small image, on which the LoRA depends. Not "
-                    "needed for Upscale Image (One-Step SR), which uses its own image.",
+                    tooltip="For S3Diff and InvSR in a graph of stock nodes: the small image, on which the LoRA "
+                    "depends. Not needed for Upscale Image (One-Step SR), which uses its own image.",
                 ),
             ],
             outputs=[
@@ -164,7 +166,7 @@ def _at(lora: OneStepLora, pixel: float, semantic: float) -> tuple[OneStepLora, 
 
 def _for_image(lora: OneStepLora, image: torch.Tensor | None) -> OneStepLora:
     """The LoRA for the connected image, if it depends on one. Raises UserError for several images."""
-    if lora.modulator is None or image is None:
+    if image is None or not lora.needs_picture:
         return lora
     if len(image) != 1:
         raise UserError(f"{lora.family.title} depends on the picture, but there are {len(image)} images: connect one.")
@@ -205,7 +207,8 @@ class Prompt(io.ComfyNode):
                     multiline=True,
                     tooltip="TSD-SR was trained with exactly this text and spelling, PiSA-SR and OMGSR-S with an "
                     "empty text, and OSEDiff and GDPO-SR with tags of the image. HYPIR takes a description of the "
-                    "image or an empty text, and S3Diff has fixed texts ('from LoRA'). Only used with 'from text'.",
+                    "image or an empty text, and S3Diff and InvSR have fixed texts ('from LoRA'). Only used with "
+                    "'from text'.",
                 ),
                 io.Clip.Input(
                     "clip", optional=True, tooltip="From the same checkpoint, for 'from text' and 'from LoRA'."

@@ -300,16 +300,16 @@ def encoded(base: Path, prompt: str) -> Tensor:
     return CLIPTextModel.from_pretrained(base / "text_encoder")(tokens).last_hidden_state
 
 
-def on_the_command_line(image: Tensor, folder: Path, *options: object) -> Tensor:
-    """The result of `onestep-sr upscale` at scale 1, in this process and with 16 bits per channel."""
+def on_the_command_line(image: Tensor, folder: Path, *options: object, scale: int = 1) -> Tensor:
+    """The result of `onestep-sr upscale`, in this process and with 16 bits per channel."""
     write_picture(folder / "in.png", Picture(image[0], bits=16))
-    upscale_files(folder / "in.png", folder / "out.png", "--overwrite", *options)
+    upscale_files(folder / "in.png", folder / "out.png", "--overwrite", *options, scale=scale)
     return read_picture(folder / "out.png").pixels[None]
 
 
-def upscale_files(source: Path, output: Path, *options: object) -> None:
-    """Runs `onestep-sr upscale` at scale 1 and in float32, in this process."""
-    command = ["onestep-sr", "upscale", source, "-o", output, "--scale", 1, "--dtype", "fp32", "--device", "cpu"]
+def upscale_files(source: Path, output: Path, *options: object, scale: int = 1) -> None:
+    """Runs `onestep-sr upscale` in float32, in this process."""
+    command = ["onestep-sr", "upscale", source, "-o", output, "--scale", scale, "--dtype", "fp32", "--device", "cpu"]
     before, sys.argv = sys.argv, [str(part) for part in (*command, *options)]
     try:
         cli.main()

@@ -125,7 +125,7 @@ class ModelOptions:
     opening: OpeningOptions = field(default_factory=OpeningOptions)
     base: Path | None = None
     """A diffusers folder, or a checkpoint file of Stable Diffusion 3 or 2.1. For TSD-SR: Stable Diffusion 3 medium. For
-    PiSA-SR and others: 2.1-base. For S3Diff: SD-Turbo. For your own LoRA: the one that it was trained on."""
+    PiSA-SR and others: 2.1-base. For S3Diff and InvSR: SD-Turbo. For your own LoRA: the one that it was trained on."""
     lora: Path | None = None
     "pisa_sr.pkl, the folder of TSD-SR's or your own LoRA (two files), or a file from `convert`."
     embeddings: Path | None = None

@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .process import Level, Process
+from .process import Level, Process, raw
 from .schedule import ResShiftSchedule
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+NoisePredictor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Step(Protocol):
@@ -71,6 +72,50 @@ class OneStep:
         z_t = noise if self.from_noise else z_t
         timestep = torch.full((len(latent),), self.level.timestep, device=latent.device)
         return self.level.x_0(network(z_t, lr, timestep), z_t)
+
+
+@dataclass(frozen=True)
+class PredictedNoise:
+    """A Stable Diffusion that starts from the LR's latent with noise from a second network (InvSR, arXiv 2412.09013).
+
+    That network gives the noise's mean and deviation, so z_t = alpha z + sigma (mean + deviation n). Further timesteps
+    go on from there with the noise that the prediction leaves, as DDIM does (arXiv 2010.02502, equation 12 without
+    fresh noise).
+
+    Attributes:
+        timesteps: of the passes of the network, the first one being where it starts.
+        predictor: lr and timesteps (B,) -> mean and deviation (B, c, h, w); None until the model is opened.
+        levels: the base's noise levels at the timesteps; empty until the base is known (`on`).
+    """
+
+    timesteps: tuple[float, ...]
+    predictor: NoisePredictor | None = None
+    levels: tuple[Level, ...] = ()
+    noises: int = 1
+
+    @property
+    def timestep(self) -> float:
+        return self.timesteps[0]
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.timesteps)
+
+    def on(self, process: Process) -> PredictedNoise:
+        """The step with a process's levels. Raises ValueError for a timestep that the process does not have."""
+        return replace(self, levels=tuple(process.level(timestep) for timestep in self.timesteps))
+
+    def __call__(self, network: Network, latent: Tensor, noise: Tensor, lr: Tensor) -> Tensor:
+        if self.predictor is None or not self.levels:
+            raise ValueError("This step has no noise levels or no predictor: call `on_base` first.")
+        at = [torch.full((len(latent),), level.timestep, device=latent.device) for level in self.levels]
+        mean, deviation = self.predictor(lr, at[0])
+        x_0, n = latent, mean + deviation * noise
+        for level, timestep in zip(self.levels, at, strict=True):
+            z_t = level.noised(x_0, n)
+            x_0 = level.x_0(network(z_t, lr, timestep), z_t)
+            n = raw("epsilon", x_0, z_t, level.alpha, level.sigma)
+        return x_0
 
 
 @dataclass(frozen=True)

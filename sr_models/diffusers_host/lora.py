@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ from .codec import LatentCodec
 from .denoiser import PromptedDenoiser
 from .image_attention import ControlledDenoiser, ControlledUNet, add_image_attentions, open_control
 from .merge import ByPicture, MergedAdapter, PictureAdapter, replace_weights
-from .offload import Placement
+from .offload import Placed, Placement
 from .packages import require_diffusers
 from .passes import LoraPasses, PassStrength
 from .tagging import TaggedPrompt, require_tagger
@@ -79,7 +80,8 @@ def open_lora(
     warnings = weights.require_base(opened.kind, "the base")
     replace_weights(opened.network, weights.replaced, weights.sentence, whole=not weights.network)
     replace_weights(opened.vae, weights.replaced_vae, weights.sentence, whole=True)
-    chosen = on_base(chosen, opened.process)
+    predictors = [] if weights.predictor is None else [copy.deepcopy(weights.predictor).to(dtype)]
+    chosen = on_base(chosen, opened.process, *(Placed(module, placement) for module in predictors))
     add_image_attentions(opened.network, weights.image_attentions, weights.sentence)
     network, kind = opened.network, PromptedDenoiser
     if weights.control:
@@ -88,7 +90,7 @@ def open_lora(
     codec = LatentCodec(opened.vae, placement, float(opened.vae.config.scaling_factor), budget, spill)
     look_again = conditioner.look_again if isinstance(conditioner, TaggedPrompt) else None
     model = SRModel(chosen, denoiser(network), codec, conditioner, look_again=look_again, prompted=prompted)
-    target, modules = TARGETS[opened.kind.network], (network, opened.vae)
+    target, modules = TARGETS[opened.kind.network], (network, opened.vae, *predictors)
     if weights.modulator is not None:
         adapters = (
             *_merged(PictureAdapter, network, weights.network, weights, target),

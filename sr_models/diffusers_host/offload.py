@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,3 +39,15 @@ class Placement:
         except BaseException:
             module.to("cpu")
             raise
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A module that is moved to its device when it is called."""
+
+    module: nn.Module
+    placement: Placement
+
+    def __call__(self, *inputs: Any) -> Any:
+        with self.placement.on_device(self.module):
+            return self.module(*inputs)

@@ -2,8 +2,8 @@
 
 Names are `network/<adapter>/` or `vae/<adapter>/` and peft's names with diffusers' modules, and `replaced/network/` or
 `replaced/vae/` and the name of a parameter that takes the place of the base's, and `modulator/` and the name of one of
-the modulator's, and `control/` and the name of one of the ControlNet's. Attentions to the picture are among the
-network's replaced parameters. The metadata names the family.
+the modulator's, `predictor/` and of the noise predictor's, and `control/` and of the ControlNet's. Attentions to the
+picture are among the network's replaced parameters. The metadata names the family.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .bases import BaseKind
 from .family import LoraFamily, OneStepLora
 
 FAMILY_KEY = "onestep_sr_family"
-REPLACED, MODULATOR, CONTROL = "replaced/", "modulator/", "control/"
+REPLACED, MODULATOR, PREDICTOR, CONTROL = "replaced/", "modulator/", "predictor/", "control/"
 UNET_LORA, VAE_LORA = "network/unet/", "vae/vae/"
 WHOLE_NETWORKS = (f"{REPLACED}network/", f"{REPLACED}vae/")
 NEW_CONV_IN = tuple(f"{REPLACED}network/conv_in.{end}" for end in ("weight", "bias"))
-PREFIXES = ("network/", "vae/", f"{REPLACED}network/", f"{REPLACED}vae/", MODULATOR, CONTROL)
+PREFIXES = ("network/", "vae/", f"{REPLACED}network/", f"{REPLACED}vae/", MODULATOR, PREDICTOR, CONTROL)
 
 
 def condition(family: str) -> Metadata:
@@ -46,8 +46,8 @@ def save(path: Path, lora: OneStepLora) -> None:
             tensors |= low_rank.to_tensors(adapter.update, f"{part}/{adapter.name}/")
     for part, replaced in (("network", {**lora.replaced, **lora.image_attentions}), ("vae", lora.replaced_vae)):
         tensors |= {f"{REPLACED}{part}/{name}": tensor for name, tensor in replaced.items()}
-    if lora.modulator is not None:
-        tensors |= {f"{MODULATOR}{name}": tensor for name, tensor in lora.modulator.state_dict().items()}
+    for prefix, module in ((MODULATOR, lora.modulator), (PREDICTOR, lora.predictor)):
+        tensors |= {} if module is None else {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"{CONTROL}{name}": tensor for name, tensor in lora.control.items()}
     metadata = {
         FAMILY_KEY: lora.family.name,
@@ -68,8 +68,8 @@ def read(
     needed: Iterable[str],
     trained: Mapping[str, str] | None = None,
 ) -> OneStepLora:
-    """The inverse of `save`, without the modulator and the ControlNet. `needed` are the parts of the file: names of
-    tensors, or their beginnings. `trained` is that of the adapters, by name.
+    """The inverse of `save`, without the modulator, the predictor and the ControlNet. `needed` are the parts of the
+    file: names of tensors, or their beginnings. `trained` is that of the adapters, by name.
 
     Raises UserError for a file that lacks a part or has other weights.
     """

@@ -26,7 +26,7 @@ from ..core.model import Condition, Conditioner, Fixed, Guided, SRModel
 from ..core.process import Level, Process
 from ..core.recipe import Recipe
 from ..core.report import Notice
-from ..core.step import Step
+from ..core.step import NoisePredictor, PredictedNoise, Step
 from ..errors import UserError
 from .bases import BaseKind, NetworkKind
 
@@ -199,9 +199,11 @@ def start_level(recipe: Recipe, process: Process) -> Level:
     return process.level(cast(BaseStep, recipe.step).timestep)
 
 
-def on_base(recipe: Recipe, process: Process) -> Recipe:
-    """The recipe, its steps using a base's process."""
+def on_base(recipe: Recipe, process: Process, predictor: NoisePredictor | None = None) -> Recipe:
+    """The recipe, its steps using a base's process, and the LoRA's predictor if its method has one."""
     first, *further = (cast(BaseStep, step).on(process) for step in (recipe.step, *recipe.further))
+    if isinstance(first, PredictedNoise):
+        first = replace(first, predictor=predictor)
     return replace(recipe, step=first, further=tuple(further))
 
 
@@ -221,6 +223,8 @@ class OneStepLora:
         control: the weights of a ControlNet, which has image attentions too; empty if the method has none.
         tagger: RAM's files, as in `read_tagger`, for a prompt with the tags of each picture.
         modulator: the network that the family's `modulate` uses; None if the LoRA is the same for all pictures.
+        predictor: the network of a `PredictedNoise`; None for methods without one.
+        picture: what the predictor sees (1, 3, H, W) in [0, 1] where the host only has a latent; None if not known.
         captions: keep the text encoders, for pictures with a prompt of their own (`SRModel.with_prompt`).
     """
 
@@ -237,10 +241,19 @@ class OneStepLora:
     control: Mapping[str, Tensor] = field(default_factory=dict)
     tagger: Path | None = None
     modulator: nn.Module | None = None
+    predictor: nn.Module | None = None
+    picture: Tensor | None = None
     captions: bool = False
+
+    @property
+    def needs_picture(self) -> bool:
+        """Whether it depends on a picture that is not known yet."""
+        return self.modulator is not None or (self.predictor is not None and self.picture is None)
 
     def for_picture(self, picture: Tensor) -> OneStepLora:
         """The LoRA for a picture (1, 3, H, W) in [0, 1], without a modulator."""
+        if self.predictor is not None:
+            return replace(self, picture=picture)
         if self.modulator is None or self.family.modulate is None:
             return self
         return replace(self.family.modulate(self, picture), modulator=None)

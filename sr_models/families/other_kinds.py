@@ -88,11 +88,6 @@ OTHER_KINDS = (
         "an upscaler of another kind, such as ESRGAN", Has("conv_first.weight"), "choose it in Load Upscale Model"
     ),
     OtherKind(
-        "InvSR's noise predictor, a method that is not supported",
-        Has("encoder.conv_in.weight", "encoder.time_embedding.linear_1.weight"),
-        "choose S3Diff for SD-Turbo, or another family",
-    ),
-    OtherKind(
         "an IP-Adapter",
         HasPrefix("ip_adapter.", "ip_adapter/"),
         "choose it in a node for IP-Adapters",

@@ -160,6 +160,7 @@ PUBLISHED: dict[str, Weights] = {
             ),
         ),
     ),
+    "invsr": Weights("--lora", (HuggingFaceFile("OAOA/InvSR", "noise_predictor_sd_turbo_v5.pth", S_LAB),)),
     "tad-seesr": Weights(
         "--lora",
         by_hand=ByHand(

@@ -16,6 +16,7 @@ from . import (
     conv_sr,
     gdpo_sr,
     hypir,
+    invsr,
     omgsr_s,
     osediff,
     pisa_sr,
@@ -120,6 +121,7 @@ FAMILIES = Registry(
     tad_seesr.FAMILY,
     gdpo_sr.FAMILY,
     s3diff.FAMILY,
+    invsr.FAMILY,
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from node_texts import LANGUAGES, LOCALES, Texts, paths_of, texts_of
 
 KEPT = re.compile(
-    r"One-Step SR|TSD-SR|TAD-SR|TAD-SeeSR|RAM|PiSA-SR|OSEDiff|HYPIR|OMGSR-S|GDPO-SR|S3Diff|SinSR|ResShift"
+    r"One-Step SR|TSD-SR|TAD-SR|TAD-SeeSR|RAM|PiSA-SR|OSEDiff|HYPIR|OMGSR-S|GDPO-SR|S3Diff|InvSR|SinSR|ResShift"
     r"|Stable Diffusion 3|SD-Turbo|SDXL|CLIP|VQ-f4|models/\w+|\w+\.(?:safetensors|pth|pt|pkl|txt)"
     r"|'bundled'|'from text'|'from LoRA'"
     r"|\b(?:auto|tsd-sr(?:-mse)?|SR_MODEL|MODEL|VAE|MASK|BasicGuider|CFGGuider|SamplerCustomAdvanced)\b"

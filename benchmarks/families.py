@@ -5,9 +5,10 @@
 
 The base has the sizes of Stable Diffusion 2.1, or with `--small` four levels of 32 to 64 channels, for CPUs. Each
 measurement runs in its own process: medians over the repeats, after a picture of 512 px, without opening the files.
-"Network" is the time in the U-Net (and the ControlNet); the rest is the VAE, the colours, for TAD-SeeSR the tagger, and
-for S3Diff merging the LoRA for the picture. The last line is measured in one process, by turns: how many evaluations of
-the network PiSA-SR takes at free strengths, with all that they add, from the shortest of the repeats.
+"Network" is the time in the U-Net (and the ControlNet); the rest is the VAE, the colours, for TAD-SeeSR the tagger,
+for S3Diff merging the LoRA for the picture, and for InvSR its predictor. The last line is measured in one process, by
+turns: how many evaluations of the network PiSA-SR takes at free strengths, with all that they add, from the shortest of
+the repeats.
 On a CPU, seconds are those that the process computes on one thread, so that other programs do not count.
 
 `--authors NAME=FOLDER ...` also measures the authors' own models on the same files, from the enlarged picture to the
@@ -73,8 +74,19 @@ def saved(content: Callable[[Path], Any]) -> Callable[[Path, Path], Path]:
 def write_seesr(base: Path, folder: Path) -> Path:
     import small_seesr
 
-    prompt = json.loads((base / "unet" / "config.json").read_text())["cross_attention_dim"]
-    return small_seesr.write_networks(base, folder, width=prompt // 2)  # RAM's embedding, in both sizes
+    return small_seesr.write_networks(base, folder, width=prompt_width(base) // 2)  # RAM's embedding, in both sizes
+
+
+def prompt_width(base: Path) -> int:
+    return json.loads((base / "unet" / "config.json").read_text())["cross_attention_dim"]
+
+
+def predictor(base: Path) -> dict[str, Tensor]:
+    """InvSR's, of its published size on a base of full size."""
+    import small_invsr
+
+    is_full = prompt_width(base) == PROMPT_WIDTHS[True]
+    return small_invsr.predictor(*([small_invsr.PUBLISHED] if is_full else [])).state_dict()
 
 
 def cases() -> dict[str, Case]:
@@ -88,6 +100,7 @@ def cases() -> dict[str, Case]:
         "HYPIR": Case(saved(small_peft.hypir)),
         "OMGSR-S": Case(lambda base, folder: small_peft.write_omgsr(folder, small_peft.omgsr(base))),
         "S3Diff": Case(lambda base, folder: small_peft.write_s3diff(folder, *small_peft.s3diff(base))),
+        "InvSR": Case(saved(predictor)),
         "GDPO-SR": Case(small_peft.write_gdpo),
         "TAD-SeeSR": Case(write_seesr, tagger=True),
     }

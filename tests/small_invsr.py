@@ -12,16 +12,19 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets import unet_2d_blocks
 from torch import Tensor, nn
 
-WIDTHS, BLOCKS, EMBEDDING, HEAD = (64, 128), 2, 96, 64
+HEAD = 64
+Sizes = tuple[tuple[int, ...], int, int]  # widths, blocks per level, width of the time embedding
+SMALL: Sizes = ((64, 128), 2, 96)
+PUBLISHED: Sizes = ((256, 512), 3, 512)
 NAME = "noise_predictor_sd_turbo_v5.pth"
 
 
 class Predictor(nn.Module):
-    """Moments of the noise, from a picture in [-1, 1] and timesteps; the published network has no other sizes than
-    those that may be passed."""
+    """Moments of the noise, from a picture in [-1, 1] and timesteps."""
 
-    def __init__(self, widths: tuple[int, ...] = WIDTHS, blocks: int = BLOCKS, embedding: int = EMBEDDING):
+    def __init__(self, sizes: Sizes):
         super().__init__()
+        widths, blocks, embedding = sizes
         shared: dict[str, Any] = {"temb_channels": embedding, "resnet_eps": 1e-6, "resnet_act_fn": "silu"}
         shared |= {"attention_head_dim": HEAD, "resnet_groups": 32}
         frequencies = max(128, widths[0])
@@ -54,9 +57,9 @@ class Predictor(nn.Module):
         return part.conv_out(nn.functional.silu(part.conv_norm_out(part.mid_block(x, time))))
 
 
-def predictor() -> Predictor:
+def predictor(sizes: Sizes = SMALL) -> Predictor:
     """Its noise has a mean and a deviation of order 1."""
-    network = Predictor().requires_grad_(False)
+    network = Predictor(sizes).requires_grad_(False)
     small_sd3.fill(network, torch.Generator().manual_seed(12))
     return network.eval()
 

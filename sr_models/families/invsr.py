@@ -26,7 +26,6 @@ from . import adapter_file
 from .bases import SD_TURBO
 from .family import LoraFamily, OneStepLora
 
-FILE = "noise_predictor_sd_turbo_v5.pth"
 ONE, *SEVERAL = ((199,), (199, 99), (199, 99, 49), (199, 149, 99, 49), (249, 199, 149, 99, 49))  # timesteps
 HEAD = PredictorConfig().head
 SIZED = ("down_blocks.0.resnets.0.conv1", "down_blocks.1.resnets.0.conv1", "time_embedding.linear_1")

@@ -38,6 +38,12 @@ OURS = {
         )
         | {"body.1.conv_in.weight": (240, 12, 3, 3)},
     ),
+    "invsr": Header(
+        Path("noise_predictor_sd_turbo_v5.pth"),
+        dict.fromkeys(("encoder.conv_in.weight", "encoder.time_embedding.linear_1.weight"), (4, 4))
+        | {"encoder.conv_out.weight": (8, 512, 3, 3)},
+    ),
+    "invsr, one file": header("predictor/encoder.conv_in.weight", metadata={"onestep_sr_family": "invsr"}),
     "adcsr, one file": header("unet.conv_in.weight", metadata={"onestep_sr_family": "adcsr"}),
     "tsd-sr": header("transformer.pos_embed.proj.lora_A.weight"),
     "tsd-sr, VAE": header("transformer.encoder.conv_in.lora_A.weight"),
@@ -122,10 +128,6 @@ OTHERS = {
     "LoHa": (header("lora_unet_down_blocks_0_attentions_0_proj_in.hada_w1_a"), "is a LyCORIS file"),
     "LoKr": (header("lora_unet_input_blocks_1_1_proj_in.lokr_w1"), "is a LyCORIS file"),
     "LoKr of diffusers": (header("transformer.transformer_blocks.0.attn.to_q.lokr_w1"), "Load LoRA"),
-    "InvSR": (
-        header("encoder.conv_in.weight", "encoder.time_embedding.linear_1.weight", "encoder.conv_out.weight"),
-        "is InvSR's noise predictor, a method that is not supported: choose S3Diff for SD-Turbo, or another family",
-    ),
     "IP-Adapter": (header("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"), "is an IP-Adapter"),
     "IP-Adapter, torch": (
         header("image_proj/proj.weight", "ip_adapter/0.to_q_lora.down.weight", "ip_adapter/1.to_k_ip.weight"),
@@ -209,6 +211,7 @@ def test_recipes_that_workflows_name_are_those_of_each_lora() -> None:
     assert list(FAMILIES.lora_recipes) == [
         *("tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff", "hypir", "omgsr-s"),
         *("tad-seesr", "tad-seesr-noise", "tad-seesr-s4", "tad-seesr-noise-s4", "gdpo-sr", "s3diff"),
+        *("invsr", "invsr-s2", "invsr-s3", "invsr-s4", "invsr-s5"),
     ]
     for family, timestep in ((tsd_sr.FAMILY, 1000), (trained_here.FAMILY, 999)):
         assert [recipe.color for recipe in family.recipes.values()] == ["wavelet", "adain"]
@@ -223,6 +226,7 @@ def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
         *("tad-faceir", "resshift-faceir", "adcsr"),
         *("tsd-sr", "tsd-sr-mse", "pisa-sr", "osediff", "hypir", "omgsr-s"),
         *("tad-seesr", "tad-seesr-noise", "tad-seesr-s4", "tad-seesr-noise-s4", "gdpo-sr", "s3diff"),
+        *("invsr", "invsr-s2", "invsr-s3", "invsr-s4", "invsr-s5"),
     ]
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     (tmp_path / "notes.txt").write_text("no weights")
@@ -234,7 +238,7 @@ def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:
 
 def test_titles_have_their_article_in_sentences() -> None:
     an = {family.title for family in FAMILIES if family.with_article == f"an {family.title}"}
-    assert an == {"AdcSR", "OSEDiff", "OMGSR-S", "S3Diff"}
+    assert an == {"AdcSR", "InvSR", "OSEDiff", "OMGSR-S", "S3Diff"}
 
 
 def test_a_model_given_as_a_lora_is_rejected() -> None:

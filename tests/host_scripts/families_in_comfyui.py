@@ -4,7 +4,8 @@ layer, to floats.
 python families_in_comfyui.py FOLDER_OF_ONESTEP_SR CASES.pt RESULTS.pt
 
 A case by name: as in unet_in_comfyui.py, and `strengths` (of the LoRA's adapters) for each result.
-`texts`, if it has them, are prompts of a batch by their texts, and `part` is a converted file that lacks keys.
+`texts`, if it has them, are prompts of a batch by their texts, `part` is a converted file that lacks keys, `scale` is
+that of the result, and `recipe` a recipe to choose.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from onestep_sr.nodes import host_lora, host_sampler, host_sd  # noqa: E402
 from onestep_sr.nodes import stable_diffusion as nodes  # noqa: E402
 from onestep_sr.sr_models.canvas.color import match  # noqa: E402
 from onestep_sr.sr_models.canvas.noise import canvas_noise  # noqa: E402
+from onestep_sr.sr_models.canvas.resize import resize  # noqa: E402
 from onestep_sr.sr_models.core.options import UpscaleOptions  # noqa: E402
 from onestep_sr.sr_models.core.region import upscale_regions  # noqa: E402
 from onestep_sr.sr_models.core.upscale import upscale  # noqa: E402
@@ -142,15 +144,16 @@ def with_texts(case, model, vae):
     }
 
 
-def needed(model, vae, base_vae, conditioning, negative, image):
+def needed(model, vae, base_vae, conditioning, negative):
     """The sentences for a graph of a LoRA that depends on the picture which lacks a connection."""
     opened_without = [(model, vae, conditioning, "auto"), (model, base_vae, conditioning, "auto", negative)]
-    sentences = [sentence(host_lora.open_model, *given) for given in opened_without]
-    return [*sentences, sentence(stock_parts, model, vae, conditioning, image, negative)]
+    return [sentence(host_lora.open_model, *given) for given in opened_without]
 
 
 def results_of(case):
     image, conditioning = case["image"], [[case["prompt"], {"pooled_output": torch.zeros(1, 0)}]]
+    scale = case.get("scale", 1)
+    enlarged = resize(image, (scale * image.shape[-2], scale * image.shape[-1])).clamp(0, 1)
     base_model, base_vae = opened(case), comfy.sd.VAE(sd=read(Path(case["folder"]) / "vae"))
     before = {name: tensor.clone() for name, tensor in base_model.model.state_dict().items()}
     vae_before = {name: tensor.clone() for name, tensor in base_vae.first_stage_model.state_dict().items()}
@@ -165,19 +168,26 @@ def results_of(case):
         if lora.modulator is not None:
             upscale(sr_model, 1 - image, UpscaleOptions(1))  # leaves nothing behind
             del counted[:]
-        whole = upscale(sr_model, image, UpscaleOptions(1))
+        whole = upscale(sr_model, image, UpscaleOptions(scale))
         runs = len(counted)
-        tiled = upscale(sr_model, image, UpscaleOptions(1, tile=64, overlap=16))
+        tiled = upscale(sr_model, image, UpscaleOptions(scale, tile=64, overlap=16))
+        if "recipe" in case:
+            chosen = host_lora.open_model(model, vae, conditioning, case["recipe"]).model
+            chosen = replace(chosen, recipe=replace(chosen.recipe, shortest=0))
+            results["chosen recipe"] = upscale(chosen, image, UpscaleOptions(scale))
         if lora.modulator is not None:
-            results["sentences"] = needed(model, vae, base_vae, conditioning, negative, image)
+            results["sentences"] = needed(model, vae, base_vae, conditioning, negative)
+        if lora.needs_picture:
+            results["no picture"] = sentence(stock_parts, model, vae, conditioning, enlarged, negative)
             fixed = lora.at(strengths).for_picture(image)
             (model, _), vae = (
                 host_lora.apply_lora(base_model, fixed, 1.0),
                 host_lora.apply_vae_lora(base_vae, fixed, 1.0),
             )
+        if negative is not None:
             results["sentences"].append(sentence(stock_parts, model, vae, conditioning, image))
-        parts, seen = stock_parts(model, vae, conditioning, image, negative)
-        tiled_parts, tiles_seen = stock_parts(model, vae, conditioning, image, negative, tile=8, overlap=2)
+        parts, seen = stock_parts(model, vae, conditioning, enlarged, negative)
+        tiled_parts, tiles_seen = stock_parts(model, vae, conditioning, enlarged, negative, tile=8, overlap=2)
         results[name] = {"whole": whole, "parts": parts, "runs": runs, "sigmas": counted[:runs], "notices": notices}
         results[name] |= {"tiled": tiled, "tiled parts": tiled_parts, "seen": seen, "tiles seen": tiles_seen}
         results[name] |= {"prompt": host_lora.prompt_of(model), "recipe": sr_model.recipe.name}

@@ -1,5 +1,5 @@
 """Families on Stable Diffusion 2.1 inside real ComfyUI, on a small U-Net, to floats: PiSA-SR, both
-layouts of OSEDiff, HYPIR, OMGSR-S, GDPO-SR and S3Diff.
+layouts of OSEDiff, HYPIR, OMGSR-S, GDPO-SR, S3Diff and InvSR.
 
 What ComfyUI gives is compared with diffusers, which the tests in `families/` compare with the equations.
 """
@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_invsr
 import small_peft
 import small_unet
 import torch
 from comfyui_host import HOW_TO_GET_ONE, installed_hosts, interpreter
 from limits import HANGING_SECONDS
+from onestep_sr.sr_models.core.model import SRModel
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.diffusers_host.lora import open_lora
-from onestep_sr.sr_models.families import gdpo_sr, omgsr_s, s3diff
+from onestep_sr.sr_models.families import gdpo_sr, invsr, omgsr_s, s3diff
 from onestep_sr.sr_models.families.convert import convert
+from onestep_sr.sr_models.families.family import OneStepLora
 from onestep_sr.sr_models.families.registry import read_lora
 from places import HOST_SCRIPTS, ROOT
 from small_sd3 import FULL_WIDTHS
@@ -40,10 +43,11 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
     "omgsr-s": {"published": {}, "half": {"unet": 0.5}},
     "gdpo-sr": {"published": {}},
     "s3diff": {"published": {}, "half": {"unet": 0.5}},
+    "invsr": {"published": {}},
 }
 RUNS = {"two runs": 2}
-PROMPT = {"gdpo-sr": gdpo_sr.RECIPE.prompt, "s3diff": s3diff.RECIPE.prompt}  # the others' is empty
-BASES = {"s3diff": "SD-Turbo (Stable Diffusion 2.1)"}
+PROMPT = {each.name: each.prompt for each in (gdpo_sr.RECIPE, s3diff.RECIPE, invsr.RECIPE)}  # the others' is empty
+BASES = dict.fromkeys(("s3diff", "invsr"), "SD-Turbo (Stable Diffusion 2.1)")
 TEXTS = ("a lake", "", "a house, a lake, a boat")
 SIGMA = {  # ComfyUI's, of the family's timestep
     "pisa-sr": 0.041279 / 0.999148,
@@ -52,6 +56,7 @@ SIGMA = {  # ComfyUI's, of the family's timestep
     "omgsr-s": 0.603537 / 0.797335,
     "gdpo-sr": 0.325233 / 0.945634,
     "s3diff": 0.997667 / 0.068265,
+    "invsr": 0.494734 / 0.869045,
 }
 
 pytestmark = pytest.mark.host
@@ -80,6 +85,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     files["omgsr-s"] = small_peft.write_omgsr(root / "omgsr", small_peft.omgsr(base)) / omgsr_s.FILES[1]
     files["gdpo-sr"] = small_peft.write_gdpo(base, root / "gdpo") / gdpo_sr.FILES[0]
     files["s3diff"] = small_peft.write_s3diff(root / "s3diff", *small_peft.s3diff(base))
+    files["invsr"] = small_invsr.write(root / "invsr")
     prompts = {name: small_peft.encoded(base, PROMPT.get(name, "")) for name in files}
     found = {
         name: shared | {"lora": str(file), "strengths": STRENGTHS[name], "prompt": prompts[name]}
@@ -88,6 +94,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     # S3Diff pads pictures to multiples of 64 px, and graphs of stock nodes pad latents.
     wide = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
     found["s3diff"] |= {"image": wide, "negative": small_peft.encoded(base, s3diff.RECIPE.negative_prompt)}
+    small = torch.rand(1, 3, 16, 32, generator=torch.Generator().manual_seed(2))
+    found["invsr"] |= {"image": small, "scale": 4, "recipe": "invsr-s2"}
     convert(files["pisa-sr"], root / "whole.safetensors")
     small_peft.without(root / "whole.safetensors", "network/semantic/conv_out.", root / "part.safetensors")
     found["pisa-sr"]["part"] = str(root / "part.safetensors")
@@ -102,12 +110,16 @@ def expected(cases: dict[str, dict[str, Any]]) -> dict[tuple[str, str], dict[str
     found = {}
     for family, case in cases.items():
         for name, strengths in case["strengths"].items():
-            lora = read_lora(Path(case["lora"])).at(strengths)
-            model = open_lora(Path(case["folder"]), lora, dtype=torch.float32).model
-            model = replace(model, recipe=replace(model.recipe, shortest=0))
-            asked = {"whole": UpscaleOptions(1), "tiled": UpscaleOptions(1, tile=64, overlap=16)}
+            lora, scale = read_lora(Path(case["lora"])).at(strengths), case.get("scale", 1)
+            asked = {"whole": UpscaleOptions(scale), "tiled": UpscaleOptions(scale, tile=64, overlap=16)}
+            model = with_diffusers(case, lora)
             found[family, name] = {way: upscale(model, case["image"], options) for way, options in asked.items()}
     return found
+
+
+def with_diffusers(case: dict[str, Any], lora: OneStepLora, recipe: str | None = None) -> SRModel:
+    model = open_lora(Path(case["folder"]), lora, recipe=recipe, dtype=torch.float32).model
+    return replace(model, recipe=replace(model.recipe, shortest=0))
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +152,13 @@ def test_the_model_runs_at_the_published_timestep_and_no_more_often_than_needed(
     assert found["tiles seen"] == list(range(len(found["tiles seen"]))) and len(found["tiles seen"]) % runs == 0
     sigma = SIGMA[family.split(",")[0]]
     assert all(abs(found_sigma - sigma) < 1e-4 * sigma for found_sigma in found["sigmas"])
+
+
+def test_a_chosen_recipe_gives_what_diffusers_gives(results, cases, expected) -> None:
+    case, found = cases["invsr"], results["invsr"]["chosen recipe"]
+    model = with_diffusers(case, read_lora(Path(case["lora"])), case["recipe"])
+    truth = upscale(model, case["image"], UpscaleOptions(case["scale"]))
+    assert (found - truth).abs().max() < TOLERANCE < (found - expected["invsr", "published"]["whole"]).abs().max()
 
 
 @pytest.mark.parametrize("family", STRENGTHS)
@@ -178,8 +197,7 @@ def test_the_sampler_gives_each_image_of_a_batch_its_own_text(results) -> None:
 def test_a_text_gives_what_diffusers_gives_with_it(results, cases) -> None:
     case, found = cases["osediff"], results["osediff"]["texts"]["alone"]
     lora = read_lora(Path(case["lora"])).at(list(case["strengths"].values())[-1]).with_captions()
-    model = open_lora(Path(case["folder"]), lora, dtype=torch.float32).model
-    model = replace(model, recipe=replace(model.recipe, shortest=0))
+    model = with_diffusers(case, lora)
     options = UpscaleOptions(1, tile=64, overlap=16)
     lake, other = (upscale(model.with_prompt(text), case["image"], options)[0] for text in ("a lake", "a mountain"))
     assert (found[0] - lake).abs().max() < TOLERANCE < (found[0] - other).abs().max()
@@ -194,10 +212,12 @@ def test_texts_that_do_not_belong_to_the_images_are_refused(results) -> None:
 
 
 def test_a_missing_connection_is_named(results) -> None:
-    no_negative, no_vae, no_image, no_guidance = results["s3diff"]["sentences"]
+    no_negative, no_vae, no_guidance = results["s3diff"]["sentences"]
     assert "needs a negative prompt: connect negative of One-Step SR Prompt" in no_negative
     assert "The connected VAE does not have the S3Diff LoRA: connect it through Apply One-Step SR LoRA" in no_vae
-    assert "depends on the picture: connect the small image to Apply One-Step SR LoRA" in no_image
+    for family, title in (("s3diff", "S3Diff"), ("invsr", "InvSR")):
+        words = f"{title} depends on the picture: connect the small image to Apply One-Step SR LoRA"
+        assert words in results[family]["no picture"]
     assert "use CFGGuider with cfg 1.07" in no_guidance
 
 

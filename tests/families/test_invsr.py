@@ -161,9 +161,11 @@ def test_the_single_file_gives_the_same_result(case, truth, tmp_path) -> None:
     assert (upscale(opened(case | {"lora": path}).model, case["image"], FOUR) - truth).abs().max() < TOLERANCE
 
 
-def test_with_offload_the_predictor_leaves_the_device_with_the_rest(case) -> None:
-    model = opened(case, device=torch.device("cpu"), offload=True)
-    assert model.takes_turns and len(model.modules) == 3
+def test_the_predictor_is_among_the_modules_and_computes_in_their_precision(case, truth) -> None:
+    model = opened(case, offload=True, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in model.modules[-1].parameters()} == {torch.bfloat16}
+    assert isinstance(model.modules[-1], NoisePredictor) and model.takes_turns
+    assert (upscale(model.model, case["image"], FOUR) - truth).abs().mean() < 0.02
 
 
 MISTAKES: dict[str, dict[str, Any]] = {

@@ -179,7 +179,7 @@ def results_of(case):
             results["sentences"] = needed(model, vae, base_vae, conditioning, negative)
         if lora.needs_picture:
             results["no picture"] = sentence(stock_parts, model, vae, conditioning, enlarged, negative)
-            fixed = lora.at(strengths).for_picture(image)
+            fixed = nodes._for_image(lora.at(strengths), image.movedim(1, -1))
             (model, _), vae = (
                 host_lora.apply_lora(base_model, fixed, 1.0),
                 host_lora.apply_vae_lora(base_vae, fixed, 1.0),

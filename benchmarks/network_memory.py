@@ -1,9 +1,10 @@
-"""Values that exist at once in one pass of Stable Diffusion's networks, per latent pixel of a tile, beside the weights.
+"""Values that exist at once in one pass of Stable Diffusion's networks and of InvSR's predictor, per latent pixel of a
+tile, beside the weights.
 
     python benchmarks/network_memory.py [--sides 64 96]
 
 Computed from shapes, without weights and without a GPU; attention is counted as if its scores were never stored, as on
-GPUs. `sr_models/families/bases.py` has the numbers that estimates use.
+GPUs. `sr_models/families/bases.py` and `invsr.py` have the numbers that estimates use.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from onestep_sr.sr_models.core.recipe import Footprint
 from onestep_sr.sr_models.families.bases import SD3_FOOTPRINT, SD21_FOOTPRINT
+from onestep_sr.sr_models.families.invsr import FOOTPRINT
+from onestep_sr.sr_models.networks.invsr import NoisePredictor, PredictorConfig
 from torch import Tensor, nn
 from training_memory import AliveBytes
 
@@ -44,6 +47,10 @@ def sd3(side: int) -> dict[str, Any]:
     }
 
 
+def invsr(side: int) -> dict[str, Any]:
+    return {"picture": torch.empty(1, 3, 2 * side, 2 * side, **HALF), "timesteps": torch.empty(1, device="meta")}
+
+
 def networks() -> dict[str, tuple[nn.Module, Callable[[int], dict[str, Any]], Footprint]]:
     with torch.device("meta"):
         unet = UNet2DConditionModel(use_linear_projection=True, cross_attention_dim=1024, **UNET)
@@ -54,9 +61,11 @@ def networks() -> dict[str, tuple[nn.Module, Callable[[int], dict[str, Any]], Fo
             out_channels=16,
             pos_embed_max_size=192,
         )
+        predictor = NoisePredictor(PredictorConfig())
     return {
         "Stable Diffusion 2.1": (unet.half(), sd21, SD21_FOOTPRINT),
         "Stable Diffusion 3 medium": (transformer.half(), sd3, SD3_FOOTPRINT),
+        "InvSR's noise predictor": (predictor.half(), invsr, FOOTPRINT),
     }
 
 

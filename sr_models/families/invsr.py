@@ -19,17 +19,18 @@ from ..checkpoints.conditions import All, AnyOf, Has, Shape
 from ..checkpoints.header import Header, header_of
 from ..checkpoints.low_rank import under
 from ..checkpoints.weights_file import WeightsFile, fill, read_weights
-from ..core.recipe import Recipe
+from ..core.recipe import Footprint, Recipe
 from ..core.step import PredictedNoise
 from ..networks.invsr import NoisePredictor, PredictorConfig
 from . import adapter_file
-from .bases import SD_TURBO
+from .bases import SD21_FOOTPRINT, SD_TURBO
 from .family import LoraFamily, OneStepLora
 
 ONE, *SEVERAL = ((199,), (199, 99), (199, 99, 49), (199, 149, 99, 49), (249, 199, 149, 99, 49))  # timesteps
 HEAD = PredictorConfig().head
 SIZED = ("down_blocks.0.resnets.0.conv1", "down_blocks.1.resnets.0.conv1", "time_embedding.linear_1")
-
+# The predictor runs before the U-Net, and needs more: computed by benchmarks/network_memory.py.
+FOOTPRINT = Footprint(SD21_FOOTPRINT.weights + 33_837_576, per_pixel=9300, mapped=SD21_FOOTPRINT.mapped)
 RECIPE = Recipe(
     "invsr",
     "InvSR on SD-Turbo",
@@ -42,6 +43,7 @@ RECIPE = Recipe(
     shortest=64,
     prompt="Cinematic, high-contrast, photo-realistic, 8k, ultra HD, meticulous detailing, hyper sharpness, perfect "
     "without deformations",
+    footprint=FOOTPRINT,
 )
 RECIPES = [RECIPE] + [
     replace(RECIPE, name=f"invsr-s{len(each)}", title=f"{RECIPE.title}, {len(each)} steps", step=PredictedNoise(each))

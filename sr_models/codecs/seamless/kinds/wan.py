@@ -1,0 +1,105 @@
+"""The causal networks of Wan and Qwen-Image: videos of 4 n + 1 frames, of which a picture is one.
+
+ComfyUI has the authors' names, in which everything is a sequence; diffusers has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ..layers import Convolution, Downsample, FramesDown, FramesUp, Layer, Upsample, unwrapped
+from .modules import (
+    attention,
+    conv3x3,
+    convolution,
+    convolution_in,
+    convolution_out,
+    middle,
+    norm,
+    pointwise,
+    require,
+    residual_block,
+)
+
+
+def fits(autoencoder: Any) -> bool:
+    """Whether its first convolution pads by itself before the first frame."""
+    network = getattr(autoencoder, "decoder", None)
+    return hasattr(unwrapped(getattr(network, "conv1", getattr(network, "conv_in", None))), "_padding")
+
+
+def encoder(autoencoder: Any) -> Iterator[Layer]:
+    network = autoencoder.encoder
+    yield _first(network)
+    for level in network.downsamples if _has_sequences(network) else network.down_blocks:
+        yield from _level(level)
+    yield from _middle(network)
+    yield _last(network)
+    yield Convolution(pointwise(autoencoder.conv1 if _has_sequences(network) else autoencoder.quant_conv))
+
+
+def decoder(autoencoder: Any) -> Iterator[Layer]:
+    network = autoencoder.decoder
+    yield Convolution(pointwise(autoencoder.conv2 if _has_sequences(network) else autoencoder.post_quant_conv))
+    yield _first(network)
+    yield from _middle(network)
+    for level in network.upsamples if _has_sequences(network) else network.up_blocks:
+        yield from _level(level)
+    yield _last(network)
+
+
+def _has_sequences(network: Any) -> bool:
+    """Whether the names are the authors'."""
+    return hasattr(network, "head")
+
+
+def _first(network: Any) -> Convolution:
+    return Convolution(conv3x3(network.conv1)) if _has_sequences(network) else convolution_in(network)
+
+
+def _last(network: Any) -> Convolution:
+    if not _has_sequences(network):
+        return convolution_out(network)
+    before, activation, conv = network.head
+    require(isinstance(activation, nn.SiLU))
+    return Convolution(conv3x3(conv), norm(before))
+
+
+def _middle(network: Any) -> Iterator[Layer]:
+    if not _has_sequences(network):
+        yield from middle(network)
+        return
+    for block in network.middle:
+        yield from _level(block)
+
+
+def _level(level: Any) -> Iterator[Layer]:
+    """A block, or the blocks of one resolution and its resampling."""
+    if hasattr(level, "resample"):
+        yield from _resampling(level)
+    elif hasattr(level, "to_qkv"):
+        yield attention(level)
+    elif hasattr(level, "residual") or hasattr(level, "conv1"):
+        yield residual_block(level)
+    else:
+        for block in (*level.resnets, *(level.upsamplers or ())):
+            yield from _level(block)
+
+
+def _resampling(block: Any) -> Iterator[Layer]:
+    """In space, and in time before it (up) or after it (down)."""
+    require(block.mode in ("upsample2d", "upsample3d", "downsample2d", "downsample3d"))
+    first, conv = block.resample
+    if block.mode.startswith("up"):
+        require(isinstance(first, nn.Upsample) and first.mode == "nearest-exact")
+        if block.mode == "upsample3d":
+            yield FramesUp(convolution(block.time_conv, (3, 1, 1), 1, 0))
+        yield Upsample(conv3x3(conv))
+    else:
+        require(isinstance(first, nn.ZeroPad2d) and first.padding == (0, 1, 0, 1))
+        yield Downsample(conv3x3(conv, stride=2, padding=0))
+        if block.mode == "downsample3d":
+            yield FramesDown(convolution(block.time_conv, (3, 1, 1), (2, 1, 1), 0))

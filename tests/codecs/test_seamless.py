@@ -103,13 +103,21 @@ def one_thread():
 KINDS = [stable_diffusion, stable_diffusion_3, attention_in_levels, without_attention, vq, vq_of_faces]
 
 
-CAUSAL = [AutoencoderKLQwenImage, AutoencoderKLWan]
+def wan_2_2(**settings):
+    return AutoencoderKLWan(**settings, is_residual=True, patch_size=2, in_channels=12, out_channels=12)
+
+
+CAUSAL = [AutoencoderKLQwenImage, AutoencoderKLWan, wan_2_2]
 
 
 def causal(kind):
     torch.manual_seed(0)
     settings = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1}
     return stirred(kind(**settings, temperal_downsample=[True, True]))
+
+
+def factor_of(kind):
+    return 8 if kind is wan_2_2 else 4
 
 
 @pytest.mark.parametrize("budget", [ROOMY, MEGABYTE // 4], ids=["roomy", "tight"])
@@ -119,12 +127,15 @@ def test_videos_equal_the_untiled_ones(kind, frames, budget):
     autoencoder = causal(kind)
     assert seamless.supports(autoencoder)
     generator = torch.Generator().manual_seed(2)
+    factor = factor_of(kind)
     latent = torch.randn(1, 4, frames, 7, 5, generator=generator)
-    video = torch.rand(1, 3, 4 * frames, 30, 21, generator=generator) * 2 - 1  # the last frames fill no latent frame
+    # The last frames, and in Wan 2.1 rows and columns, fill none of the latent; Wan 2.2 only takes whole patches.
+    size = (7 * 8, 5 * 8) if kind is wan_2_2 else (30, 21)
+    video = torch.rand(1, 3, 4 * frames, *size, generator=generator) * 2 - 1
     seen = []
     decoded = seamless.decode(autoencoder, latent, budget=budget, progress=lambda *at: seen.append(at))
     expected = autoencoder.decode(latent).sample
-    assert decoded.shape == expected.shape == (1, 3, 4 * frames - 3, 28, 20)
+    assert decoded.shape == expected.shape == (1, 3, 4 * frames - 3, 7 * factor, 5 * factor)
     assert (decoded.clamp(-1, 1) - expected).abs().max() < 1e-4
     assert seen[-1][0] == seen[-1][1]
     encoded = seamless.encode(autoencoder, video, budget=budget)
@@ -142,6 +153,13 @@ def test_a_picture_is_a_video_of_one_frame(kind):
     assert torch.equal(
         seamless.encode(autoencoder, picture, budget=ROOMY), seamless.encode(autoencoder, video, budget=ROOMY)[:, :, 0]
     )
+
+
+def test_rows_and_columns_that_fill_no_patch_are_left_out():
+    autoencoder, picture = causal(wan_2_2), torch.rand(1, 3, 45, 39)
+    encoded = seamless.encode(autoencoder, picture, budget=ROOMY)
+    assert encoded.shape == (1, 4, 5, 4)
+    assert torch.equal(encoded, seamless.encode(autoencoder, picture[:, :, :44, :38], budget=ROOMY))
 
 
 def flux_2(normalised):
@@ -630,11 +648,6 @@ def asymmetric():
     return AsymmetricAutoencoderKL(**blocks, down_block_out_channels=(32,), up_block_out_channels=(32,))
 
 
-def wan_2_2():
-    settings = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1], "num_res_blocks": 1, "temperal_downsample": [True]}
-    return AutoencoderKLWan(**settings, is_residual=True, patch_size=2, in_channels=12, out_channels=12)
-
-
 def with_batch_norm():
     autoencoder = kl()
     autoencoder.bn = nn.BatchNorm2d(16, affine=False)
@@ -669,12 +682,11 @@ def hunyuan_image():
     )
 
 
-OTHERS = [other_activation, temporal, asymmetric, wan_2_2, with_batch_norm, with_tanh, with_conv3d, *TINY_OTHERS]
+OTHERS = [other_activation, temporal, asymmetric, with_batch_norm, with_tanh, with_conv3d, *TINY_OTHERS]
 OTHERS += [ltx_video, hunyuan_video, hunyuan_image]
 REFUSED = {
     asymmetric: "{} cannot run without seams, because its decoder also takes a mask and the masked picture",
     temporal: "{} cannot run without seams, because its decoder mixes neighbouring frames",
-    wan_2_2: "{} cannot run without seams, because its changes of resolution have shortcuts of their own",
     hunyuan_image: "{} cannot run without seams, because its changes of resolution have shortcuts of their own",
     ltx_video: "{} cannot run without seams, because its decoder also sees later frames",
     hunyuan_video: "{} cannot run without seams, because its norms take the statistics of several frames at once",
@@ -690,7 +702,7 @@ def test_other_autoencoders_are_refused_in_a_sentence(make):
     why = REFUSED.get(make, "{} has layers that cannot run without seams").format(type(autoencoder).__name__)
     assert str(caught.value) == (
         f"{why}: use stock tiling for it (supported are VQ-f4 and the VAEs of Stable Diffusion 1.5, SDXL, SD3, Flux, "
-        "Flux.2, Qwen-Image, Wan 2.1 and TAESD)."
+        "Flux.2, Qwen-Image, Wan 2.1, Wan 2.2 and TAESD)."
     )
 
 
@@ -794,6 +806,11 @@ wan = stir(WanVAE(**config, temperal_downsample=[False, True, True]).eval())
 for frames in (1, 4):
     video = torch.rand(1, 3, 4 * frames, 61, 83) * 2 - 1
     results[f"Wan, {frames} frames"] = differences(wan, torch.randn(1, 16, frames, 7, 9), video)
+config = {"dim": 16, "dec_dim": 24, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_scales": []}
+wan_2_2 = stir(vae2_2.WanVAE(**config, temperal_downsample=[False, True, True]).eval())
+for frames in (1, 5):
+    video = torch.rand(1, 3, 4 * frames - 3, 80, 112) * 2 - 1
+    results[f"Wan 2.2, {frames} frames"] = differences(wan_2_2, torch.randn(1, 16, frames, 5, 7), video)
 
 before = vae.first_stage_model.decode(latent)
 patcher = vae.patcher.clone()
@@ -831,8 +848,6 @@ others["SVD"] = AutoencodingEngine(
     encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
     decoder_config={"target": "comfy.ldm.modules.temporal_ae.VideoDecoder", "params": config},
 )
-config = {"dim": 16, "z_dim": 16, "dim_mult": [1, 1], "num_res_blocks": 1, "attn_scales": []}
-others["Wan 2.2"] = vae2_2.WanVAE(**config, temperal_downsample=[True])
 results["supported"] = [name for name, network in others.items() if seamless.supports(network)]
 print(json.dumps(results))
 """
@@ -855,6 +870,7 @@ def test_equals_the_untiled_run_of_comfyui_with_patches_and_casts(folder, tmp_pa
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     names = ["4 channels", "16 channels", "Flux.2", "Wan, 1 frames", "Wan, 4 frames", "patched", "cast"]
+    names += ["Wan 2.2, 1 frames", "Wan 2.2, 5 frames"]
     for name in [*names, "TAESD, 4 channels", "TAESD, 16 channels"]:
         assert max(results[name]) < 1e-4, results
     assert results["patched changes"] > 0.01

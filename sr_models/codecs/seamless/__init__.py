@@ -1,5 +1,5 @@
 """Encode and decode pictures of any size, seamlessly and within a memory budget: with an AutoencoderKL, VQ-f4, TAESD or
-the causal networks of Qwen-Image and Wan 2.1, which take videos too.
+the causal networks of Qwen-Image and Wan, which take videos too.
 
 The result equals the untiled one up to rounding, by construction: every layer runs over the whole picture, in bands
 of rows, before the next layer starts. Modules whose weights a host changes (patches, casts, offloading) are called
@@ -8,7 +8,7 @@ unchanged, so that this keeps working; of others, some convolutions are computed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ...canvas.resample_rows import rows_of
 from ...canvas.wrap import Continuation, Wrap
 from ...errors import UserError
 from .describe import SUPPORTED, decoder_layers, encoder_layers, is_tiny
-from .layers import Convolution, Layer, Unpacking, channels, is_causal
+from .layers import Convolution, Layer, Local, channels, is_causal
 from .maps import CanvasMap
 from .passes import BandedForward, Progress
 from .plan import comfortable_budget, make_store, stages
@@ -63,7 +63,7 @@ def encode(
     """Picture (B, 3, H, W) in [-1, 1] -> the posterior's mode (B, c, H/f, W/f), unscaled; VQ: before quantising.
 
     A causal network also takes a video, (B, 3, T, H, W) -> (B, c, 1 + (T - 1) // 4, H/f, W/f). Flux.2 in ComfyUI: the
-    mode in normalised 2x2 patches; an odd last row or column of the mode is left out.
+    mode in normalised 2x2 patches. Rows and columns that fill no patch are left out, also in the picture (Wan 2.2).
 
     budget: bytes on `device` for feature maps and work on them; weights, input and result are not included. What
         does not fit is kept in host memory, or in a temporary file if `device` is the CPU.
@@ -164,8 +164,9 @@ def _run(
 
 
 def _require_fit(layers: list[Layer], canvas: Tensor) -> None:
-    expected, first = _input_channels(layers), layers[0]
-    dimensions = (PICTURE, VIDEO) if isinstance(first, Convolution) and is_causal(first.conv) else (PICTURE,)
+    expected = _input_channels(layers)
+    causal = any(isinstance(layer, Convolution) and is_causal(layer.conv) for layer in layers)
+    dimensions = (PICTURE, VIDEO) if causal else (PICTURE,)
     if canvas.ndim not in dimensions or canvas.shape[1] != expected:
         raise UserError(
             f"The VAE expects {expected} channels, but the input has the shape {tuple(canvas.shape)}: connect the VAE "
@@ -189,10 +190,17 @@ def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
 
 
 def _input_channels(layers: list[Layer]) -> int:
-    if isinstance(layers[0], Unpacking):
-        return layers[0].norm.num_features
-    return channels(next(layer.conv for layer in layers if isinstance(layer, Convolution)))[0]
+    return next(_widths(layers))[0]
 
 
 def _output_channels(layers: list[Layer]) -> int:
-    return channels([layer.conv for layer in layers if isinstance(layer, Convolution)][-1])[1]
+    return next(_widths(reversed(layers)))[1]
+
+
+def _widths(layers: Iterable[Layer]) -> Iterator[tuple[int, int]]:
+    for layer in layers:
+        match layer:
+            case Convolution(conv):
+                yield channels(conv)
+            case Local(widths=widths):
+                yield widths

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...networks.vq_autoencoder import Quantizer
@@ -63,14 +62,17 @@ class Downsample:
 
 @dataclass(frozen=True)
 class Local:
-    """A function of a map at one resolution, of which each row of the output depends on `halo` rows above and below.
+    """A function of a map that also depends on `halo` rows above and below each row.
 
-    widths: channels of its input and output.
+    widths: channels of its input and output. up, down: factors of its resolution; if it is reduced, an odd last row or
+    column is left out, and the halo is a multiple of the factor.
     """
 
     function: Callable[[Tensor], Tensor]
     halo: int
     widths: tuple[int, int]
+    up: int = 1
+    down: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,6 @@ class Quantization:
 
     quantizer: Quantizer
     codes: int
-
-
-@dataclass(frozen=True)
-class Packing:
-    """The mean in 2x2 patches, normalised by the statistics of a BatchNorm: (2c, h, w) -> (4c, h/2, w/2), Flux.2."""
-
-    norm: nn.BatchNorm2d
-
-
-@dataclass(frozen=True)
-class Unpacking:
-    """The inverse of `Packing`: (4c, h, w) -> (c, 2h, 2w)."""
-
-    norm: nn.BatchNorm2d
 
 
 @dataclass(frozen=True)
@@ -109,6 +97,27 @@ class FramesDown:
     conv: nn.Module
 
 
+@dataclass(frozen=True)
+class Fork:
+    """Keeps its map for the `Join` of the same module, which the map also reaches by the layers between them."""
+
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Join:
+    """x + module(the map at its `Fork`), which changes the resolution as the layers between them do.
+
+    up: whether the module enlarges. factor: in space. frames: how many it makes of each but the first if it enlarges,
+    otherwise how many it takes together.
+    """
+
+    module: Any
+    up: bool
+    factor: int
+    frames: int
+
+
 Layer = (
     Convolution
     | ResidualBlock
@@ -117,10 +126,10 @@ Layer = (
     | Downsample
     | Local
     | Quantization
-    | Packing
-    | Unpacking
     | FramesUp
     | FramesDown
+    | Fork
+    | Join
 )
 
 
@@ -147,20 +156,6 @@ def changes_weights(module: Any) -> bool:
     casts = getattr(module, "comfy_cast_weights", False)
     patches = getattr(module, "weight_function", ()) or getattr(module, "bias_function", ())
     return bool(casts or patches or (module.weight is not None and module.weight.is_meta))
-
-
-@dataclass(frozen=True)
-class Affine:
-    scale: float
-    shift: float
-
-    def __call__(self, band: Tensor) -> Tensor:
-        return band * self.scale + self.shift
-
-
-def soft_clamp(band: Tensor) -> Tensor:
-    """Into (-3, 3), as tiny decoders begin."""
-    return torch.tanh(band / 3) * 3
 
 
 class Third(nn.Module):

@@ -9,6 +9,7 @@ A video passes frame by frame: a causal convolution keeps its input of the two f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -21,14 +22,14 @@ from .layers import (
     Attention,
     Convolution,
     Downsample,
+    Fork,
     FramesDown,
     FramesUp,
+    Join,
     Layer,
     Local,
-    Packing,
     Quantization,
     ResidualBlock,
-    Unpacking,
     Upsample,
     channels,
     is_causal,
@@ -55,6 +56,8 @@ class BandedForward:
         self.stage = plan[0]
         self.norm = self.next_norm = WholeNorm(None)  # of the current layer's input and output maps
         self.past: dict[int, list[FeatureMap]] = {}  # of each causal convolution: up to two inputs before this frame's
+        self.kept: dict[int, list[FeatureMap]] = {}  # of each fork: the maps that have yet to join
+        self.joined: Counter[int] = Counter()  # frames of each join
 
     def __call__(self, source: FeatureMap, result: FeatureMap) -> None:
         """Read from `source`; the last layer, which keeps or halves the resolution, writes to `result`."""
@@ -72,7 +75,7 @@ class BandedForward:
         following = norm_of_map(None if last else _norm_of(self.plan[index + 1].layer))
         self.stage, self.norm, self.next_norm = self.plan[index], norm, following
         targets = self._layer(source, next(self.results) if last else None)
-        if source not in targets:
+        if source not in targets and not self._is_kept(source):
             self.store.release(source)
         for target in () if last else targets:
             self._follow(target, following, index + 1)
@@ -98,16 +101,15 @@ class BandedForward:
             case Quantization(quantizer):
                 target = self._new(quantizer.embedding.embedding_dim)
                 self._convolution(quantizer, source, self.norm, target, self.next_norm)
-            case Packing(norm):
-                target = self._new(norm.num_features) if result is None else result
-                self._pack(norm, source, target)
-            case Unpacking(norm):
-                target = self._new(norm.num_features // 4)
-                self._unpack(norm, source, target)
             case FramesUp(conv):
                 return self._frames_up(conv, source)
             case FramesDown(conv):
                 return self._frames_down(conv, source)
+            case Fork(module):
+                self.kept.setdefault(id(module), []).append(source)
+                target = source
+            case Join() as join:
+                target = self._join(join, source)
         return [target]
 
     def _new(self, width: int) -> FeatureMap:
@@ -164,12 +166,12 @@ class BandedForward:
             self.store.release(past.pop(0))
 
     def _residual_block(self, block: ResidualBlock, source: FeatureMap) -> FeatureMap:
-        """The result overwrites `source` if it has the same number of channels."""
+        """The result overwrites `source` if it has the same number of channels, and no join needs it."""
         width_in, width = channels(block.conv1)
         norm = norm_of_map(block.norm2)
         hidden = self._new(width)
         self._convolution(block.conv1, source, self.norm, hidden, norm)
-        target = source if width_in == width else self._new(width)
+        target = source if width_in == width and not self._is_kept(source) else self._new(width)
         for top, bottom, branch in self._convolved(block.conv2, hidden, norm):
             kept = source.read(top, bottom)
             total = branch.add_(kept if block.shortcut is None else convolved(block.shortcut, kept, 0, 0))
@@ -196,10 +198,14 @@ class BandedForward:
             self._write(target, top, without_halo(conv(band), above, 0), self.next_norm)
 
     def _local(self, layer: Local, source: FeatureMap, target: FeatureMap) -> None:
-        for top, bottom in self._bands(source.height):
-            above, below = min(layer.halo, top), min(layer.halo, source.height - bottom)
-            band = layer.function(source.read(top - above, bottom + below))
-            self._write(target, top, without_halo(band, above, below), self.next_norm)
+        up, down = layer.up, layer.down
+        height, width = target.height * down // up, target.width * down // up
+        for top, bottom in self._bands(target.height, step=up):
+            first, last = top * down // up, bottom * down // up
+            above, below = min(layer.halo, first), min(layer.halo, height - last)
+            band = layer.function(source.read(first - above, last + below)[..., :width])
+            band = without_halo(band, above * up // down, below * up // down)
+            self._write(target, top, band, self.next_norm)
 
     def _frames_up(self, conv: nn.Module, source: FeatureMap) -> list[FeatureMap]:
         """Two frames from each but the first, which the convolution does not see either."""
@@ -233,19 +239,24 @@ class BandedForward:
             return [target]
         return [] if past else [source]
 
-    def _pack(self, norm: nn.BatchNorm2d, source: FeatureMap, target: FeatureMap) -> None:
-        """An odd last row or column, which fills no patch, is left out."""
-        for top, bottom in self._bands(target.height):
-            mean = source.read(2 * top, 2 * bottom)[:, : norm.num_features // 4, :, : 2 * target.width]
-            patches = F.pixel_unshuffle(mean, 2)
-            self._write(target, top, F.batch_norm(patches, *_statistics(norm, patches), eps=norm.eps), self.next_norm)
+    def _is_kept(self, source: FeatureMap) -> bool:
+        return any(source in maps for maps in self.kept.values())
 
-    def _unpack(self, norm: nn.BatchNorm2d, source: FeatureMap, target: FeatureMap) -> None:
-        for top, bottom in self._bands(target.height, step=2):
-            patches = source.read(top // 2, bottom // 2)
-            mean, variance = (moment[:, None, None] for moment in _statistics(norm, patches))
-            patches = patches * torch.sqrt(variance + norm.eps) + mean
-            self._write(target, top, F.pixel_shuffle(patches, 2), self.next_norm)
+    def _join(self, join: Join, source: FeatureMap) -> FeatureMap:
+        """The sum overwrites `source`. The first frame is alone: enlarged, it is the last one that is made of it."""
+        kept = self.kept[id(join.module)]
+        part = (self.joined[id(join.module)] - 1) % join.frames if join.up else 0
+        width = source.width // join.factor if join.up else source.width * join.factor
+        for top, bottom in self._bands(source.height, step=join.factor if join.up else 1):
+            first, last = (row // join.factor if join.up else row * join.factor for row in (top, bottom))
+            frames = torch.stack([frame.read(first, last)[..., :width] for frame in kept], 2)
+            band = source.read(top, bottom) + join.module(frames)[:, :, part]
+            self._write(source, top, band, self.next_norm)
+        self.joined[id(join.module)] += 1
+        if not join.up or part == join.frames - 1:
+            while kept:
+                self.store.release(kept.pop())
+        return source
 
     def _attention(self, layer: Attention, source: FeatureMap) -> FeatureMap:
         """Attention from every position to all positions; the result is added in place."""
@@ -295,12 +306,6 @@ def _norm_of(layer: Layer) -> nn.Module | None:
         case ResidualBlock(norm1=norm) | Convolution(norm=norm) | Attention(norm=norm):
             return norm
     return None
-
-
-def _statistics(norm: nn.BatchNorm2d, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,), fixed by training, in the precision of the work like everything that a host computes."""
-    mean, variance = (moment for moment in (norm.running_mean, norm.running_var) if moment is not None)
-    return mean.to(like), variance.to(like)
 
 
 def even_bands(height: int, rows: int, step: int = 1) -> Iterator[tuple[int, int]]:

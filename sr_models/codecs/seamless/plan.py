@@ -13,14 +13,14 @@ from .layers import (
     Attention,
     Convolution,
     Downsample,
+    Fork,
     FramesDown,
     FramesUp,
+    Join,
     Layer,
     Local,
-    Packing,
     Quantization,
     ResidualBlock,
-    Unpacking,
     Upsample,
     channels,
     is_causal,
@@ -29,6 +29,7 @@ from .maps import Store, megabytes
 
 COMFORTABLE_ROWS = 16  # the two halo rows then cost an extra eighth
 COPIES_OF_FRAMES = 9  # three frames, padded and in the convolution kernel's layout
+COPIES_OF_JOIN = 4  # the frames, in patches or repeated, their rearrangement, and the sum
 COPIES_OF_LOCAL = 8  # input, two maps of the work, both in the convolution kernel's layout, and the result
 TEMPORARY_WIDTHS = 16  # row widths of temporary float32 blocks in attention
 
@@ -45,12 +46,15 @@ class Stage:
     @property
     def output(self) -> tuple[int, int]:
         """Height and width of the output map."""
-        if isinstance(self.layer, Upsample | Unpacking):
-            return 2 * self.height, 2 * self.width
-        if isinstance(self.layer, Downsample) and self.layer.centred:
-            return -(-self.height // 2), -(-self.width // 2)
-        if isinstance(self.layer, Downsample | Packing):
-            return self.height // 2, self.width // 2
+        match self.layer:
+            case Upsample():
+                return 2 * self.height, 2 * self.width
+            case Downsample(centred=True):
+                return -(-self.height // 2), -(-self.width // 2)
+            case Downsample():
+                return self.height // 2, self.width // 2
+            case Local(up=up, down=down):
+                return self.height // down * up, self.width // down * up
         return self.height, self.width
 
     @property
@@ -58,6 +62,8 @@ class Stage:
         """Total number of rows written in all bands."""
         if isinstance(self.layer, FramesUp | FramesDown):
             return (self.frames - 1) * self.height
+        if isinstance(self.layer, Fork):
+            return 0
         passes = 2 if isinstance(self.layer, ResidualBlock | Attention) else 1
         return passes * self.output[0] * self.frames
 
@@ -85,14 +91,16 @@ class Stage:
                 elements = 3 * sum(channels(conv)) * 2
             case Downsample(conv):
                 elements = 6 * channels(conv)[0] + 2 * channels(conv)[1]
-            case Local(widths=widths):
-                elements = COPIES_OF_LOCAL * max(widths)
+            case Local(widths=(width_in, width_out), up=up, down=down):
+                elements = COPIES_OF_LOCAL * max(width_in * down // up, width_out * up // down)
+            case Fork():
+                elements = 0
+            case Join(module, _, factor, frames):
+                elements = COPIES_OF_JOIN * frames * max(factor**2 * module.in_channels, module.out_channels)
             case Attention(query=query):
                 elements = TEMPORARY_WIDTHS * channels(query)[0]
             case Quantization(codes=codes):
                 elements = 4 * codes
-            case Packing(norm) | Unpacking(norm):
-                elements = 3 * norm.num_features
         return elements * self.width
 
     @property
@@ -109,7 +117,10 @@ class Stage:
     @property
     def halo(self) -> int:
         """Rows above and below a band that its output depends on, at most."""
-        return max(1, self.layer.halo) if isinstance(self.layer, Local) else 1
+        match self.layer:
+            case Local(halo=halo, up=up, down=down):
+                return max(1, halo * up // down)
+        return 1
 
 
 def _copies(conv: nn.Module) -> int:

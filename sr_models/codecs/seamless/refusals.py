@@ -1,6 +1,6 @@
 """Why an autoencoder cannot run without seams, by the names of its classes in ComfyUI and diffusers.
 
-Names only choose the words: whether it can run is decided by its modules, in `describe`.
+Names only choose the words: whether it can run is decided by its modules, in `kinds`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ REASONS = {
     "autoencoder_asym_kl.": "its decoder also takes a mask and the masked picture",
     "temporal_decoder.": NEIGHBOURS,
     "temporal_ae.": NEIGHBOURS,
-    "autoencoder_kl_wan.": OWN_SHORTCUTS,  # Wan 2.2; 2.1 is supported
-    "ldm.wan.": OWN_SHORTCUTS,
     "hunyuanimage": OWN_SHORTCUTS,
     "hunyuanvideo15": OWN_SHORTCUTS,
     "ldm.hunyuan_video.": OWN_SHORTCUTS,

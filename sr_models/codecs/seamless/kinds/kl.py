@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ....networks.vq_autoencoder import Quantizer
-from ..layers import Convolution, Downsample, Layer, Packing, Quantization, Unpacking, Upsample
+from ..layers import Convolution, Downsample, Layer, Local, Quantization, Upsample
 from .modules import attention, conv3x3, convolution_in, convolution_out, middle, pointwise, require, residual_block
 
 
@@ -29,14 +32,14 @@ def encoder(autoencoder: Any) -> Iterator[Layer]:
         yield Convolution(pointwise(quant_conv))
     norm = _patch_norm(autoencoder)
     if norm is not None:
-        yield Packing(norm)
+        yield Local(Packing(norm), 0, (norm.num_features // 2, norm.num_features), down=2)
 
 
 def decoder(autoencoder: Any) -> Iterator[Layer]:
     network = autoencoder.decoder
     norm = _patch_norm(autoencoder)
     if norm is not None:
-        yield Unpacking(norm)
+        yield Local(Unpacking(norm), 0, (norm.num_features, norm.num_features // 4), up=2)
     quantizer = getattr(autoencoder, "quantize", None)
     if quantizer is not None:
         require(isinstance(quantizer, Quantizer))
@@ -59,6 +62,34 @@ def _patch_norm(autoencoder: Any) -> nn.BatchNorm2d | None:
         return None
     require(list(autoencoder.ps) == [2, 2] and isinstance(norm, nn.BatchNorm2d) and not norm.affine)
     return norm
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The mean in 2x2 patches, normalised by the statistics of a BatchNorm: (1, 2c, h, w) -> (1, 4c, h/2, w/2)."""
+
+    norm: nn.BatchNorm2d
+
+    def __call__(self, moments: Tensor) -> Tensor:
+        patches = F.pixel_unshuffle(moments[:, : self.norm.num_features // 4], 2)
+        return F.batch_norm(patches, *_statistics(self.norm, patches), eps=self.norm.eps)
+
+
+@dataclass(frozen=True)
+class Unpacking:
+    """The inverse of `Packing`: (1, 4c, h, w) -> (1, c, 2h, 2w)."""
+
+    norm: nn.BatchNorm2d
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        mean, variance = (moment[:, None, None] for moment in _statistics(self.norm, patches))
+        return F.pixel_shuffle(patches * torch.sqrt(variance + self.norm.eps) + mean, 2)
+
+
+def _statistics(norm: nn.BatchNorm2d, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (C,), fixed by training, in the precision of the work like everything that a host computes."""
+    mean, variance = (moment for moment in (norm.running_mean, norm.running_var) if moment is not None)
+    return mean.to(like), variance.to(like)
 
 
 def _level(level: Any) -> Iterator[Layer]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import Affine, Convolution, Downsample, Layer, Local, Upsample, channels, soft_clamp, unwrapped
+from ..layers import Convolution, Downsample, Layer, Local, Upsample, channels, unwrapped
 from .modules import conv3x3, pointwise, require
 
 
@@ -38,6 +39,20 @@ def decoder(autoencoder: Any) -> Iterator[Layer]:
     yield _per_pixel(soft_clamp, modules[0], 0)
     yield from _sequence(modules)
     yield _per_pixel(Affine(2, -1), modules[-1], 1)
+
+
+@dataclass(frozen=True)
+class Affine:
+    scale: float
+    shift: float
+
+    def __call__(self, band: Tensor) -> Tensor:
+        return band * self.scale + self.shift
+
+
+def soft_clamp(band: Tensor) -> Tensor:
+    """Into (-3, 3), as the decoders begin."""
+    return torch.tanh(band / 3) * 3
 
 
 def _modules(autoencoder: Any, part: str) -> list[Any]:

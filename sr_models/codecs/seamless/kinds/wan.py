@@ -1,5 +1,7 @@
 """The causal networks of Wan and Qwen-Image: videos of 4 n + 1 frames, of which a picture is one.
 
+Wan 2.2 starts with 2x2 patches of the picture, and each of its levels has a shortcut around it.
+
 ComfyUI has the authors' names, in which everything is a sequence; diffusers has its own.
 """
 
@@ -8,9 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..layers import Convolution, Downsample, FramesDown, FramesUp, Layer, Upsample, unwrapped
+from ..layers import (
+    Convolution,
+    Downsample,
+    Fork,
+    FramesDown,
+    FramesUp,
+    Join,
+    Layer,
+    Local,
+    Upsample,
+    channels,
+    unwrapped,
+)
 from .modules import (
     attention,
     conv3x3,
@@ -25,15 +40,23 @@ from .modules import (
 )
 
 
+PATCH_CHANNELS = 12
+
+
 def fits(autoencoder: Any) -> bool:
     """Whether its first convolution pads by itself before the first frame."""
     network = getattr(autoencoder, "decoder", None)
-    return hasattr(unwrapped(getattr(network, "conv1", getattr(network, "conv_in", None))), "_padding")
+    first: Any = getattr(network, "conv1", getattr(network, "conv_in", None))
+    return hasattr(unwrapped(first), "_padding")
 
 
 def encoder(autoencoder: Any) -> Iterator[Layer]:
     network = autoencoder.encoder
-    yield _first(network)
+    first = _first(network)
+    if channels(first.conv)[0] == PATCH_CHANNELS:
+        _require_patches(autoencoder)
+        yield Local(patches, 0, (PATCH_CHANNELS // 4, PATCH_CHANNELS), down=2)
+    yield first
     for level in network.downsamples if _has_sequences(network) else network.down_blocks:
         yield from _level(level)
     yield from _middle(network)
@@ -48,7 +71,25 @@ def decoder(autoencoder: Any) -> Iterator[Layer]:
     yield from _middle(network)
     for level in network.upsamples if _has_sequences(network) else network.up_blocks:
         yield from _level(level)
-    yield _last(network)
+    last = _last(network)
+    yield last
+    if channels(last.conv)[1] == PATCH_CHANNELS:
+        _require_patches(autoencoder)
+        yield Local(pixels, 0, (PATCH_CHANNELS, PATCH_CHANNELS // 4), up=2)
+
+
+def patches(picture: Tensor) -> Tensor:
+    """(1, 3, h, w) -> (1, 12, h/2, w/2), with each patch column by column."""
+    return F.pixel_unshuffle(picture.transpose(2, 3), 2).transpose(2, 3)
+
+
+def pixels(patches: Tensor) -> Tensor:
+    """The inverse of `patches`."""
+    return F.pixel_shuffle(patches.transpose(2, 3), 2).transpose(2, 3)
+
+
+def _require_patches(autoencoder: Any) -> None:
+    require(getattr(getattr(autoencoder, "config", None), "patch_size", 2) == 2)
 
 
 def _has_sequences(network: Any) -> bool:
@@ -85,8 +126,28 @@ def _level(level: Any) -> Iterator[Layer]:
     elif hasattr(level, "residual") or hasattr(level, "conv1"):
         yield residual_block(level)
     else:
-        for block in (*level.resnets, *(level.upsamplers or ())):
+        shortcut = getattr(level, "avg_shortcut", None)
+        if shortcut is not None:
+            yield Fork(shortcut)
+        for block in _blocks(level):
             yield from _level(block)
+        if shortcut is not None:
+            yield _join(shortcut)
+
+
+def _blocks(level: Any) -> Iterator[Any]:
+    """All that is in a level, the resampling last."""
+    for name in ("resnets", "downsamples", "upsamples", "upsamplers"):
+        yield from getattr(level, name, None) or ()
+    for name in ("downsampler", "upsampler"):
+        if getattr(level, name, None) is not None:
+            yield getattr(level, name)
+
+
+def _join(shortcut: Any) -> Join:
+    """Without weights: means of groups of channels of 2x2 patches (down), or repeated channels (up)."""
+    require(not list(shortcut.parameters()) and hasattr(shortcut, "repeats") != hasattr(shortcut, "group_size"))
+    return Join(shortcut, hasattr(shortcut, "repeats"), shortcut.factor_s, shortcut.factor_t)
 
 
 def _resampling(block: Any) -> Iterator[Layer]:

@@ -111,6 +111,13 @@ def padded(band: Tensor) -> Tensor:
     return F.pad(band.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2)
 
 
+def rewidened(band: Tensor, width: int) -> Tensor:
+    """Each channel repeated, or groups of channels averaged: (1, C, rows, W) -> (1, width, rows, W)."""
+    if width >= band.shape[1]:
+        return band.repeat_interleave(width // band.shape[1], 1)
+    return band.unflatten(1, (width, -1)).mean(2)
+
+
 def positions(band: Tensor, heads: int) -> Tensor:
     """(1, heads d, h, w) -> (1, heads, h w, d)."""
     return band.permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)

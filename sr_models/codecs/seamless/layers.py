@@ -13,10 +13,14 @@ from ...networks.vq_autoencoder import Quantizer
 
 @dataclass(frozen=True)
 class Convolution:
-    """3x3 or 1x1, after GroupNorm and SiLU of its input if there is a norm."""
+    """3x3 or 1x1, after GroupNorm and SiLU of its input if there is a norm.
+
+    shortcut: adds the input too, with its channels repeated, or averaged in groups, to as many as the output has.
+    """
 
     conv: nn.Module
     norm: nn.Module | None = None
+    shortcut: bool = False
 
 
 @dataclass(frozen=True)

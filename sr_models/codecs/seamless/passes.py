@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...networks.vq_autoencoder import Quantizer
-from .convolve import convolved, enlarged, padded, pointwise, positions, without_halo
+from .convolve import convolved, enlarged, padded, pointwise, positions, rewidened, without_halo
 from .layers import (
     Attention,
     Convolution,
@@ -82,9 +82,9 @@ class BandedForward:
 
     def _layer(self, source: FeatureMap, result: FeatureMap | None) -> list[FeatureMap]:
         match self.stage.layer:
-            case Convolution(conv):
+            case Convolution(conv, shortcut=shortcut):
                 target = self._new(channels(conv)[1]) if result is None else result
-                self._convolution(conv, source, self.norm, target, self.next_norm)
+                self._convolution(conv, source, self.norm, target, self.next_norm, shortcut)
             case ResidualBlock() as block:
                 target = self._residual_block(block, source)
             case Attention() as attention:
@@ -133,9 +133,17 @@ class BandedForward:
         self.advance(band.shape[2])
 
     def _convolution(
-        self, conv: nn.Module, source: FeatureMap, norm: WholeNorm, target: FeatureMap, next_norm: WholeNorm
+        self,
+        conv: nn.Module,
+        source: FeatureMap,
+        norm: WholeNorm,
+        target: FeatureMap,
+        next_norm: WholeNorm,
+        shortcut: bool = False,
     ) -> None:
-        for top, _, band in self._convolved(conv, source, norm):
+        for top, bottom, band in self._convolved(conv, source, norm):
+            if shortcut:
+                band.add_(rewidened(source.read(top, bottom), band.shape[1]))
             self._write(target, top, band, next_norm)
 
     def _convolved(self, conv: nn.Module, source: FeatureMap, norm: WholeNorm) -> Iterator[tuple[int, int, Tensor]]:
@@ -205,7 +213,7 @@ class BandedForward:
             above, below = min(layer.halo, first), min(layer.halo, height - last)
             band = layer.function(source.read(first - above, last + below)[..., :width])
             band = without_halo(band, above * up // down, below * up // down)
-            self._write(target, top, band, self.next_norm)
+            self._write(target, top, band.contiguous(memory_format=torch.channels_last), self.next_norm)
 
     def _frames_up(self, conv: nn.Module, source: FeatureMap) -> list[FeatureMap]:
         """Two frames from each but the first, which the convolution does not see either."""

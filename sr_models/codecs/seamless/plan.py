@@ -82,6 +82,8 @@ class Stage:
         convolutions read three frames.
         """
         match self.layer:
+            case Convolution(conv, shortcut=True):
+                elements = _copies(conv) + sum(channels(conv))
             case Convolution(conv) | FramesUp(conv) | FramesDown(conv):
                 elements = _copies(conv)
             case ResidualBlock(conv1=conv1, conv2=conv2, shortcut=shortcut):

@@ -19,7 +19,7 @@ REASONS = {
     "autoencoder_asym_kl.": "its decoder also takes a mask and the masked picture",
     "temporal_decoder.": NEIGHBOURS,
     "temporal_ae.": NEIGHBOURS,
-    "hunyuanimage": OWN_SHORTCUTS,
+    "hunyuanimage_refiner": OWN_SHORTCUTS,
     "hunyuanvideo15": OWN_SHORTCUTS,
     "ldm.hunyuan_video.": OWN_SHORTCUTS,
     "autoencoder_kl_ltx": LATER_FRAMES,

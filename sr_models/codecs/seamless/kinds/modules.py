@@ -59,8 +59,9 @@ def attention(module: Any) -> Attention:
         query, key, value = (Third(pointwise(module.to_qkv), part) for part in range(3))
         return Attention(norm(module.norm), query, key, value, pointwise(module.proj), heads=1)
     if hasattr(module, "to_q"):
-        before, heads = module.group_norm, module.heads
-        projections = (module.to_q, module.to_k, module.to_v, module.to_out[0])
+        before, heads = getattr(module, "group_norm", None) or module.norm, getattr(module, "heads", 1)
+        out = module.to_out[0] if hasattr(module, "to_out") else module.proj
+        projections = (module.to_q, module.to_k, module.to_v, out)
     else:
         before, heads = module.norm, 1
         projections = (module.q, module.k, module.v, module.proj_out)

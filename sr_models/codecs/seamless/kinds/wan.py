@@ -39,7 +39,6 @@ from .modules import (
     residual_block,
 )
 
-
 PATCH_CHANNELS = 12
 
 

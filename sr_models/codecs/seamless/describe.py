@@ -68,9 +68,12 @@ def _refuse(autoencoder: nn.Module) -> NoReturn:
     )
 
 
-def _require_complete(network: nn.Module, layers: list[Layer]) -> None:
+def _require_complete(network: Any, layers: list[Layer]) -> None:
     """Check that every parameter is in a layer, and that no module has an option that layers do not support."""
-    used = {id(parameter) for layer in layers for module in _modules(layer) for parameter in module.parameters()}
+    modules = [module for layer in layers for module in _modules(layer)]
+    if hasattr(network, "condition_encoder"):  # of AsymmetricAutoencoderKL: it only runs if there is a mask
+        modules.append(network.condition_encoder)
+    used = {id(parameter) for module in modules for parameter in module.parameters()}
     require(all(id(parameter) in used for parameter in network.parameters()))
     for module in network.modules():
         held = vars(module) | module._modules

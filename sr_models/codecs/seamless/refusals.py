@@ -16,7 +16,6 @@ NEIGHBOURS = "its decoder mixes neighbouring frames"
 REASONS = {
     "comfy.taesd.taesd.": "its blocks hold norms of the whole picture",  # of Flux.2; the others are supported
     "comfy.taesd.taehv.": "its blocks remember the frame before",
-    "autoencoder_asym_kl.": "its decoder also takes a mask and the masked picture",
     "temporal_decoder.": NEIGHBOURS,
     "temporal_ae.": NEIGHBOURS,
     "hunyuanimage_refiner": OWN_SHORTCUTS,

@@ -1,4 +1,4 @@
-"""AutoencoderKL with latent diffusion's names (ComfyUI) or diffusers', Flux.2's too, and VQ-f4."""
+"""AutoencoderKL with latent diffusion's names (ComfyUI) or diffusers', Flux.2's and the asymmetric one, and VQ-f4."""
 
 from __future__ import annotations
 

@@ -20,9 +20,10 @@ from ...canvas.resample_rows import rows_of
 from ...canvas.wrap import Continuation, Wrap
 from ...errors import UserError
 from .describe import SUPPORTED, decoder_layers, encoder_layers, is_tiny
-from .layers import Convolution, Layer, Local, channels, is_causal
+from .frames import FramesForward
+from .layers import Convolution, Layer, Local, VideoConvolution, channels, is_causal
 from .maps import CanvasMap
-from .passes import BandedForward, Progress
+from .passes import Progress
 from .plan import comfortable_budget, make_store, stages
 from .refusals import refusal
 
@@ -159,14 +160,13 @@ def _run(
     for picture, target in zip(frames.split(1), result.split(1), strict=True):
         sources, results = ([CanvasMap(frame, device, dtype) for frame in one.unbind(2)] for one in (picture, target))
         with closing(make_store(plan, device, dtype, budget, spill)) as store:
-            BandedForward(plan, store, advance).video(sources, results)
+            FramesForward(plan, store, advance).video(sources, results)
     return result.squeeze(2) if canvas.ndim == PICTURE else result
 
 
 def _require_fit(layers: list[Layer], canvas: Tensor) -> None:
     expected = _input_channels(layers)
-    causal = any(isinstance(layer, Convolution) and is_causal(layer.conv) for layer in layers)
-    dimensions = (PICTURE, VIDEO) if causal else (PICTURE,)
+    dimensions = (PICTURE, VIDEO) if any(map(_runs_over_frames, layers)) else (PICTURE,)
     if canvas.ndim not in dimensions or canvas.shape[1] != expected:
         raise UserError(
             f"The VAE expects {expected} channels, but the input has the shape {tuple(canvas.shape)}: connect the VAE "
@@ -175,6 +175,10 @@ def _require_fit(layers: list[Layer], canvas: Tensor) -> None:
     if min(stages(layers, *canvas.shape[-2:])[-1].output) < 1:
         size = f"{canvas.shape[-1]}x{canvas.shape[-2]}"
         raise UserError(f"A picture of {size} pixels is too small for the VAE: enlarge it first.")
+
+
+def _runs_over_frames(layer: Layer) -> bool:
+    return isinstance(layer, VideoConvolution) or (isinstance(layer, Convolution) and is_causal(layer.conv))
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
@@ -200,7 +204,7 @@ def _output_channels(layers: list[Layer]) -> int:
 def _widths(layers: Iterable[Layer]) -> Iterator[tuple[int, int]]:
     for layer in layers:
         match layer:
-            case Convolution(conv):
+            case Convolution(conv) | VideoConvolution(conv):
                 yield channels(conv)
             case Local(widths=widths):
                 yield widths

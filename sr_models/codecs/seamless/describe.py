@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 from torch import nn
 
 from ...errors import UserError
-from .kinds import hunyuan_image, kl, tiny, wan
+from .kinds import hunyuan_image, kl, ltx, tiny, wan
 from .kinds.modules import UnknownError, require
-from .layers import Layer
+from .layers import Layer, Rearrangement
 from .refusals import refusal
 
 SUPPORTED = "Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1, Wan 2.2, Hunyuan Image 2.1 and TAESD"
-KINDS = (tiny, wan, hunyuan_image, kl)  # the first that fits counts
+KINDS = (tiny, wan, hunyuan_image, ltx, kl)  # the first that fits counts
 # With any other value of these attributes, a module does not compute what the layers describe.
 EXPECTED = {
     "tanh_out": False,
@@ -86,5 +86,6 @@ def _require_complete(network: Any, layers: list[Layer]) -> None:
 def _modules(layer: Layer) -> Iterator[nn.Module]:
     for field in fields(layer):
         value = getattr(layer, field.name)
+        value = value.function if isinstance(value, Rearrangement) else value
         if isinstance(value, nn.Module):
             yield value

@@ -102,24 +102,52 @@ class FramesDown:
 
 
 @dataclass(frozen=True)
-class Fork:
-    """Keeps its map for the `Join` of the same module, which the map also reaches by the layers between them."""
+class VideoConvolution:
+    """Over a frame and the two before it, or its neighbours if it looks ahead; the first and the last are repeated.
 
-    module: nn.Module
+    conv: takes (1, C, 3, h, w) and pads the sides itself. stride: in time and in space.
+    """
+
+    conv: nn.Module
+    ahead: bool
+    stride: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Rearrangement:
+    """Frames of another number or size, made of pixels of the same place.
+
+    function: (frames (1, C, n, h, w), whether they begin the video) -> (1, D, m, h', w'). widths: C and D.
+    up: whether it enlarges. factor: in space. frames: how many are made of each but the first if it enlarges, otherwise
+    how many make one; the first is alone.
+    """
+
+    function: Callable[[Tensor, bool], Tensor]
+    widths: tuple[int, int]
+    up: bool = False
+    factor: int = 1
+    frames: int = 1
+
+
+@dataclass(frozen=True)
+class Rearrange:
+    """The rearrangement of its input."""
+
+    how: Rearrangement
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Keeps its input for the `Join` with the same rearrangement, which it also reaches by the layers between them."""
+
+    how: Rearrangement
 
 
 @dataclass(frozen=True)
 class Join:
-    """x + module(the map at its `Fork`), which changes the resolution as the layers between them do.
+    """x + the rearrangement of the input at its `Fork`."""
 
-    up: whether the module enlarges. factor: in space. frames: how many it makes of each but the first if it enlarges,
-    otherwise how many it takes together.
-    """
-
-    module: Any
-    up: bool
-    factor: int
-    frames: int
+    how: Rearrangement
 
 
 Layer = (
@@ -132,6 +160,8 @@ Layer = (
     | Quantization
     | FramesUp
     | FramesDown
+    | VideoConvolution
+    | Rearrange
     | Fork
     | Join
 )

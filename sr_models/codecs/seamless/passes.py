@@ -4,12 +4,11 @@ A convolution gets a band with one extra row above and below where the map has t
 the map's true border; rows computed from padding elsewhere are cropped. Statistics of a GroupNorm are measured while
 its input map is written.
 
-A video passes frame by frame: a causal convolution keeps its input of the two frames before.
+A video passes frame by frame: a causal convolution keeps its input of the two frames before. See also `frames`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -22,10 +21,6 @@ from .layers import (
     Attention,
     Convolution,
     Downsample,
-    Fork,
-    FramesDown,
-    FramesUp,
-    Join,
     Layer,
     Local,
     Quantization,
@@ -56,8 +51,7 @@ class BandedForward:
         self.stage = plan[0]
         self.norm = self.next_norm = WholeNorm(None)  # of the current layer's input and output maps
         self.past: dict[int, list[FeatureMap]] = {}  # of each causal convolution: up to two inputs before this frame's
-        self.kept: dict[int, list[FeatureMap]] = {}  # of each fork: the maps that have yet to join
-        self.joined: Counter[int] = Counter()  # frames of each join
+        self.kept: dict[int, list[FeatureMap]] = {}  # of layers with several frames: the inputs that they still need
 
     def __call__(self, source: FeatureMap, result: FeatureMap) -> None:
         """Read from `source`; the last layer, which keeps or halves the resolution, writes to `result`."""
@@ -101,15 +95,8 @@ class BandedForward:
             case Quantization(quantizer):
                 target = self._new(quantizer.embedding.embedding_dim)
                 self._convolution(quantizer, source, self.norm, target, self.next_norm)
-            case FramesUp(conv):
-                return self._frames_up(conv, source)
-            case FramesDown(conv):
-                return self._frames_down(conv, source)
-            case Fork(module):
-                self.kept.setdefault(id(module), []).append(source)
-                target = source
-            case Join() as join:
-                target = self._join(join, source)
+            case other:
+                raise TypeError(other)
         return [target]
 
     def _new(self, width: int) -> FeatureMap:
@@ -173,6 +160,9 @@ class BandedForward:
         while len(past) > frames:
             self.store.release(past.pop(0))
 
+    def _is_kept(self, source: FeatureMap) -> bool:
+        return any(source in maps for maps in self.kept.values())
+
     def _residual_block(self, block: ResidualBlock, source: FeatureMap) -> FeatureMap:
         """The result overwrites `source` if it has the same number of channels, and no join needs it."""
         width_in, width = channels(block.conv1)
@@ -214,57 +204,6 @@ class BandedForward:
             band = layer.function(source.read(first - above, last + below)[..., :width])
             band = without_halo(band, above * up // down, below * up // down)
             self._write(target, top, band.contiguous(memory_format=torch.channels_last), self.next_norm)
-
-    def _frames_up(self, conv: nn.Module, source: FeatureMap) -> list[FeatureMap]:
-        """Two frames from each but the first, which the convolution does not see either."""
-        if id(conv) not in self.past:
-            self.past[id(conv)] = []
-            return [source]
-        frames = [self._new(channels(conv)[0]) for _ in range(2)]
-        for top, _, band in self._convolved(conv, source, WholeNorm(None)):
-            for frame, part in zip(frames, band.chunk(2, 1), strict=True):
-                frame.write(top, part)
-            self.advance(band.shape[2])
-        return frames
-
-    def _frames_down(self, conv: nn.Module, source: FeatureMap) -> list[FeatureMap]:
-        """A frame from every second one and the two before it; the first one stands for itself."""
-        past = self.past.setdefault(id(conv), [])
-        kept = self._keep(conv, source)
-        if kept is None:  # a picture
-            return [source]
-        target = self._new(channels(conv)[1]) if len(past) == 2 else None
-        for top, bottom in self._bands(source.height):
-            band = source.read(top, bottom)
-            kept.write(top, band)
-            if target is not None:
-                before = [frame.read(top, bottom) for frame in past]
-                target.write(top, conv(torch.stack([*before, band], 2))[:, :, 0])
-            if past:
-                self.advance(band.shape[2])
-        if target is not None:
-            self._forget(conv, 1)
-            return [target]
-        return [] if past else [source]
-
-    def _is_kept(self, source: FeatureMap) -> bool:
-        return any(source in maps for maps in self.kept.values())
-
-    def _join(self, join: Join, source: FeatureMap) -> FeatureMap:
-        """The sum overwrites `source`. The first frame is alone: enlarged, it is the last one that is made of it."""
-        kept = self.kept[id(join.module)]
-        part = (self.joined[id(join.module)] - 1) % join.frames if join.up else 0
-        width = source.width // join.factor if join.up else source.width * join.factor
-        for top, bottom in self._bands(source.height, step=join.factor if join.up else 1):
-            first, last = (row // join.factor if join.up else row * join.factor for row in (top, bottom))
-            frames = torch.stack([frame.read(first, last)[..., :width] for frame in kept], 2)
-            band = source.read(top, bottom) + join.module(frames)[:, :, part]
-            self._write(source, top, band, self.next_norm)
-        self.joined[id(join.module)] += 1
-        if not join.up or part == join.frames - 1:
-            while kept:
-                self.store.release(kept.pop())
-        return source
 
     def _attention(self, layer: Attention, source: FeatureMap) -> FeatureMap:
         """Attention from every position to all positions; the result is added in place."""

@@ -20,8 +20,11 @@ from .layers import (
     Layer,
     Local,
     Quantization,
+    Rearrange,
+    Rearrangement,
     ResidualBlock,
     Upsample,
+    VideoConvolution,
     channels,
     is_causal,
 )
@@ -29,7 +32,7 @@ from .maps import Store, megabytes
 
 COMFORTABLE_ROWS = 16  # the two halo rows then cost an extra eighth
 COPIES_OF_FRAMES = 9  # three frames, padded and in the convolution kernel's layout
-COPIES_OF_JOIN = 4  # the frames, in patches or repeated, their rearrangement, and the sum
+COPIES_OF_REARRANGEMENT = 4  # the frames, in patches or repeated, their rearrangement, and a sum
 COPIES_OF_LOCAL = 8  # input, two maps of the work, both in the convolution kernel's layout, and the result
 TEMPORARY_WIDTHS = 16  # row widths of temporary float32 blocks in attention
 
@@ -46,16 +49,26 @@ class Stage:
     @property
     def output(self) -> tuple[int, int]:
         """Height and width of the output map."""
+        (up, down), rest = self._factors, 0
+        if isinstance(self.layer, VideoConvolution) or (isinstance(self.layer, Downsample) and self.layer.centred):
+            rest = down - 1  # an odd side is rounded up
+        return (self.height + rest) // down * up, (self.width + rest) // down * up
+
+    @property
+    def _factors(self) -> tuple[int, int]:
+        """By which the resolution is multiplied and divided."""
         match self.layer:
             case Upsample():
-                return 2 * self.height, 2 * self.width
-            case Downsample(centred=True):
-                return -(-self.height // 2), -(-self.width // 2)
+                return 2, 1
             case Downsample():
-                return self.height // 2, self.width // 2
+                return 1, 2
             case Local(up=up, down=down):
-                return self.height // down * up, self.width // down * up
-        return self.height, self.width
+                return up, down
+            case VideoConvolution(stride=(_, stride)):
+                return 1, stride
+            case Rearrange(how):
+                return (how.factor, 1) if how.up else (1, how.factor)
+        return 1, 1
 
     @property
     def rows_of_work(self) -> int:
@@ -65,14 +78,17 @@ class Stage:
         if isinstance(self.layer, Fork):
             return 0
         passes = 2 if isinstance(self.layer, ResidualBlock | Attention) else 1
-        return passes * self.output[0] * self.frames
+        return passes * self.output[0] * self.frames_out
 
     @property
     def frames_out(self) -> int:
         """Frames of the output; the first one stands for itself."""
-        if isinstance(self.layer, FramesUp):
-            return 2 * self.frames - 1
-        return (self.frames + 1) // 2 if isinstance(self.layer, FramesDown) else self.frames
+        match self.layer:
+            case FramesUp() | Rearrange(Rearrangement(up=True, frames=2)):
+                return 2 * self.frames - 1
+            case FramesDown() | Rearrange(Rearrangement(up=False, frames=2)) | VideoConvolution(stride=(2, _)):
+                return (self.frames + 1) // 2
+        return self.frames
 
     @property
     def elements_per_row(self) -> int:
@@ -95,10 +111,14 @@ class Stage:
                 elements = 6 * channels(conv)[0] + 2 * channels(conv)[1]
             case Local(widths=(width_in, width_out), up=up, down=down):
                 elements = COPIES_OF_LOCAL * max(width_in * down // up, width_out * up // down)
+            case VideoConvolution(conv, stride=(_, stride)):
+                elements = COPIES_OF_FRAMES * channels(conv)[0] * stride + 3 * channels(conv)[1]
+            case Rearrange(how):
+                elements = _rearranged(how) * how.factor if how.up else -(-_rearranged(how) // how.factor)
             case Fork():
                 elements = 0
-            case Join(module, _, factor, frames):
-                elements = COPIES_OF_JOIN * frames * max(factor**2 * module.in_channels, module.out_channels)
+            case Join(how):
+                elements = _rearranged(how)
             case Attention(query=query):
                 elements = TEMPORARY_WIDTHS * channels(query)[0]
             case Quantization(codes=codes):
@@ -129,6 +149,13 @@ def _copies(conv: nn.Module) -> int:
     """Elements per pixel of the output for a convolution and what it reads and writes."""
     width_in, width_out = channels(conv)
     return (COPIES_OF_FRAMES if is_causal(conv) else 3) * width_in + 3 * width_out
+
+
+def _rearranged(how: Rearrangement) -> int:
+    """Elements per pixel of the output."""
+    width_in, width_out = how.widths
+    area = how.factor**2
+    return COPIES_OF_REARRANGEMENT * how.frames * max(width_in // area if how.up else width_in * area, width_out)
 
 
 def stages(layers: list[Layer], height: int, width: int, frames: int = 1) -> list[Stage]:

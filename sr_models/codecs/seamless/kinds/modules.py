@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..layers import Attention, Convolution, Layer, ResidualBlock, Third, unwrapped
+from ..layers import Attention, Convolution, Layer, Local, ResidualBlock, Third, unwrapped
 
 
 class UnknownError(Exception):
@@ -66,6 +67,24 @@ def attention(module: Any) -> Attention:
         before, heads = module.norm, 1
         projections = (module.q, module.k, module.v, module.proj_out)
     return Attention(norm(before), *map(pointwise, projections), heads=heads)
+
+
+def patched(channels: int, size: int) -> Local:
+    """A picture in square patches, each column by column, of which this many channels are made."""
+
+    def patches(picture: Tensor) -> Tensor:
+        return F.pixel_unshuffle(picture.transpose(2, 3), size).transpose(2, 3)
+
+    return Local(patches, 0, (channels // size**2, channels), down=size)
+
+
+def unpatched(channels: int, size: int) -> Local:
+    """The inverse of `patched`."""
+
+    def pixels(patches: Tensor) -> Tensor:
+        return F.pixel_shuffle(patches.transpose(2, 3), size).transpose(2, 3)
+
+    return Local(pixels, 0, (channels, channels // size**2), up=size)
 
 
 def norm(module: Any) -> nn.Module:

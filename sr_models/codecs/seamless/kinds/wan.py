@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..layers import (
     Convolution,
@@ -21,7 +20,7 @@ from ..layers import (
     FramesUp,
     Join,
     Layer,
-    Local,
+    Rearrangement,
     Upsample,
     channels,
     unwrapped,
@@ -34,9 +33,11 @@ from .modules import (
     convolution_out,
     middle,
     norm,
+    patched,
     pointwise,
     require,
     residual_block,
+    unpatched,
 )
 
 PATCH_CHANNELS = 12
@@ -54,7 +55,7 @@ def encoder(autoencoder: Any) -> Iterator[Layer]:
     first = _first(network)
     if channels(first.conv)[0] == PATCH_CHANNELS:
         _require_patches(autoencoder)
-        yield Local(patches, 0, (PATCH_CHANNELS // 4, PATCH_CHANNELS), down=2)
+        yield patched(PATCH_CHANNELS, 2)
     yield first
     for level in network.downsamples if _has_sequences(network) else network.down_blocks:
         yield from _level(level)
@@ -74,17 +75,7 @@ def decoder(autoencoder: Any) -> Iterator[Layer]:
     yield last
     if channels(last.conv)[1] == PATCH_CHANNELS:
         _require_patches(autoencoder)
-        yield Local(pixels, 0, (PATCH_CHANNELS, PATCH_CHANNELS // 4), up=2)
-
-
-def patches(picture: Tensor) -> Tensor:
-    """(1, 3, h, w) -> (1, 12, h/2, w/2), with each patch column by column."""
-    return F.pixel_unshuffle(picture.transpose(2, 3), 2).transpose(2, 3)
-
-
-def pixels(patches: Tensor) -> Tensor:
-    """The inverse of `patches`."""
-    return F.pixel_shuffle(patches.transpose(2, 3), 2).transpose(2, 3)
+        yield unpatched(PATCH_CHANNELS, 2)
 
 
 def _require_patches(autoencoder: Any) -> None:
@@ -126,12 +117,13 @@ def _level(level: Any) -> Iterator[Layer]:
         yield residual_block(level)
     else:
         shortcut = getattr(level, "avg_shortcut", None)
-        if shortcut is not None:
-            yield Fork(shortcut)
+        around = None if shortcut is None else _around(shortcut)
+        if around is not None:
+            yield Fork(around)
         for block in _blocks(level):
             yield from _level(block)
-        if shortcut is not None:
-            yield _join(shortcut)
+        if around is not None:
+            yield Join(around)
 
 
 def _blocks(level: Any) -> Iterator[Any]:
@@ -143,10 +135,13 @@ def _blocks(level: Any) -> Iterator[Any]:
             yield getattr(level, name)
 
 
-def _join(shortcut: Any) -> Join:
+def _around(shortcut: Any) -> Rearrangement:
     """Without weights: means of groups of channels of 2x2 patches (down), or repeated channels (up)."""
-    require(not list(shortcut.parameters()) and hasattr(shortcut, "repeats") != hasattr(shortcut, "group_size"))
-    return Join(shortcut, hasattr(shortcut, "repeats"), shortcut.factor_s, shortcut.factor_t)
+    up = hasattr(shortcut, "repeats")
+    require(not list(shortcut.parameters()) and up != hasattr(shortcut, "group_size"))
+    function = shortcut if up else lambda frames, _: shortcut(frames)
+    widths = shortcut.in_channels, shortcut.out_channels
+    return Rearrangement(function, widths, up, shortcut.factor_s, shortcut.factor_t)
 
 
 def _resampling(block: Any) -> Iterator[Layer]:

@@ -1,0 +1,141 @@
+"""The layers of a video that see several frames, or change their number.
+
+The frames pass one by one. A layer keeps the inputs that it needs again, and gives none, one or more frames for each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .convolve import without_halo
+from .layers import Fork, FramesDown, FramesUp, Join, Rearrange, Rearrangement, VideoConvolution, channels
+from .maps import FeatureMap
+from .norm import WholeNorm
+from .passes import BandedForward
+
+SEEN_FRAMES = 3  # by a convolution
+
+
+class FramesForward(BandedForward):
+    """The forward pass of a picture or a video through all layers."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.done: Counter[int] = Counter()  # frames that a layer has taken or made
+
+    def _layer(self, source: FeatureMap, result: FeatureMap | None) -> list[FeatureMap]:
+        match self.stage.layer:
+            case FramesUp(conv):
+                targets = self._frames_up(conv, source)
+            case FramesDown(conv):
+                targets = self._frames_down(conv, source)
+            case VideoConvolution() as convolution:
+                targets = self._video_convolution(convolution, source)
+            case Rearrange(how):
+                targets = self._rearrange(how, source)
+            case Fork(how):
+                self.kept.setdefault(id(how), []).append(source)
+                targets = [source]
+            case Join(how):
+                targets = [self._join(how, source)]
+            case _:
+                targets = super()._layer(source, result)
+        return targets
+
+    def _drop(self, maps: list[FeatureMap], count: int) -> None:
+        """Take the first maps from a list of kept ones, and free those that nothing else needs."""
+        for _ in range(count):
+            dropped = maps.pop(0)
+            if not self._is_kept(dropped):
+                self.store.release(dropped)
+
+    def _frames_up(self, conv: nn.Module, source: FeatureMap) -> list[FeatureMap]:
+        """Two frames from each but the first, which the convolution does not see either."""
+        if id(conv) not in self.past:
+            self.past[id(conv)] = []
+            return [source]
+        frames = [self._new(channels(conv)[0]) for _ in range(2)]
+        for top, _, band in self._convolved(conv, source, WholeNorm(None)):
+            for frame, part in zip(frames, band.chunk(2, 1), strict=True):
+                frame.write(top, part)
+            self.advance(band.shape[2])
+        return frames
+
+    def _frames_down(self, conv: nn.Module, source: FeatureMap) -> list[FeatureMap]:
+        """A frame from every second one and the two before it; the first one stands for itself."""
+        past = self.past.setdefault(id(conv), [])
+        kept = self._keep(conv, source)
+        if kept is None:  # a picture
+            return [source]
+        target = self._new(channels(conv)[1]) if len(past) == 2 else None
+        for top, bottom in self._bands(source.height):
+            band = source.read(top, bottom)
+            kept.write(top, band)
+            if target is not None:
+                before = [frame.read(top, bottom) for frame in past]
+                target.write(top, conv(torch.stack([*before, band], 2))[:, :, 0])
+            if past:
+                self.advance(band.shape[2])
+        if target is not None:
+            self._forget(conv, 1)
+            return [target]
+        return [] if past else [source]
+
+    def _video_convolution(self, layer: VideoConvolution, source: FeatureMap) -> list[FeatureMap]:
+        """The frames for which all that the convolution sees is there now."""
+        seen, window, targets = self.done[id(layer.conv)], self.kept.setdefault(id(layer.conv), []), []
+        self.done[id(layer.conv)] += 1
+        before, after = (2 - layer.ahead) * (seen == 0), layer.ahead * (seen == self.stage.frames - 1)
+        for arrival in (source,) * (before + 1 + after):
+            window.append(arrival)
+            if len(window) == SEEN_FRAMES:
+                targets.append(self._convolved_frames(layer, window))
+                self._drop(window, layer.stride[0])
+        return targets
+
+    def _convolved_frames(self, layer: VideoConvolution, window: list[FeatureMap]) -> FeatureMap:
+        target, stride = self._new(channels(layer.conv)[1]), layer.stride[1]
+        for top, bottom in self._bands(target.height):
+            above, below = min(1, top), min(1, target.height - bottom) if stride == 1 else 0
+            rows = (stride * (top - above), min(stride * (bottom + below), window[0].height))
+            band = layer.conv(torch.stack([frame.read(*rows) for frame in window], 2))[:, :, 0]
+            self._write(target, top, without_halo(band, above, below), self.next_norm)
+        return target
+
+    def _rearrange(self, how: Rearrangement, source: FeatureMap) -> list[FeatureMap]:
+        frames, first = self.kept.setdefault(id(how), []), not self.done[id(how)]
+        frames.append(source)
+        if not how.up and not first and len(frames) < how.frames:
+            return []
+        targets = [self._new(how.widths[1]) for _ in range(1 if first or not how.up else how.frames)]
+        for top, bottom in self._bands(targets[0].height, step=how.factor if how.up else 1):
+            band = _rearranged(how, frames, first, (top, bottom), targets[0].width)
+            for target, frame in zip(targets, band.unbind(2), strict=True):
+                self._write(target, top, frame, self.next_norm)
+        self.done[id(how)] += 1
+        self._drop(frames, len(frames))
+        return targets
+
+    def _join(self, how: Rearrangement, source: FeatureMap) -> FeatureMap:
+        """The sum overwrites `source`."""
+        seen, kept = self.done[id(how)], self.kept[id(how)]
+        part = (seen - 1) % how.frames if how.up and seen else 0
+        frames = kept[: 1 if how.up or not seen else how.frames]
+        for top, bottom in self._bands(source.height, step=how.factor if how.up else 1):
+            added = _rearranged(how, frames, not seen, (top, bottom), source.width)[:, :, part]
+            self._write(source, top, source.read(top, bottom) + added, self.next_norm)
+        self.done[id(how)] += 1
+        if not how.up or not seen or part == how.frames - 1:
+            self._drop(kept, len(frames))
+        return source
+
+
+def _rearranged(how: Rearrangement, frames: list[FeatureMap], first: bool, rows: tuple[int, int], width: int) -> Tensor:
+    """These rows of the rearranged frames: (1, C, frames, rows, width)."""
+    top, bottom = (row // how.factor if how.up else row * how.factor for row in rows)
+    width = width // how.factor if how.up else width * how.factor
+    return how.function(torch.stack([frame.read(top, bottom)[..., :width] for frame in frames], 2), first)

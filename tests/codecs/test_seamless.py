@@ -432,7 +432,6 @@ def test_a_pass_in_bands_of_any_height_equals_the_layer(height, width, rows, kin
         source = maps.CanvasMap(picture, store.device, store.dtype)
         heights = []
         run = passes.BandedForward([stage], store, heights.append)
-        run._new = lambda _: target
         run(source, target)
     assert max(heights) <= max(rows, 2 if kind == "up" else 1)
     assert (result - expected).abs().max() < 1e-5
@@ -490,8 +489,8 @@ def test_attention_over_keys_in_blocks_equals_attention_over_all(heads):
         asked, convolve.positions(key, heads), convolve.positions(value, heads)
     )
     assert isinstance(spilled[0], maps.FileMap)
-    assert (run._attend_in_blocks(asked, *spilled, heads) - expected).abs().max() < 1e-5
-    assert (run._attend_whole(asked, *spilled, heads) - expected).abs().max() < 1e-5
+    assert (run._attend_in_blocks(asked, *([each] for each in spilled), heads) - expected).abs().max() < 1e-5
+    assert (run._attend_whole(asked, *([each] for each in spilled), heads) - expected).abs().max() < 1e-5
     store.close()
 
 

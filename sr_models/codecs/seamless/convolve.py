@@ -127,4 +127,4 @@ def pointwise(module: nn.Module, band: Tensor) -> Tensor:
     """A 1x1 convolution, or a linear layer over the channels: (1, C, rows, W) -> (1, D, rows, W)."""
     if isinstance(unwrapped(module), nn.Linear):
         return module(band.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return module(band)
+    return module(band.unsqueeze(2)).squeeze(2) if is_causal(module) else module(band)

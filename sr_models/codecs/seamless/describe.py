@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 from torch import nn
 
 from ...errors import UserError
-from .kinds import hunyuan_image, kl, ltx, tiny, wan
+from .kinds import hunyuan_image, hunyuan_video, kl, ltx, tiny, wan
 from .kinds.modules import UnknownError, require
 from .layers import Layer, Rearrangement
 from .refusals import refusal
 
 SUPPORTED = "Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1, Wan 2.2, Hunyuan Image 2.1 and TAESD"
-KINDS = (tiny, wan, hunyuan_image, ltx, kl)  # the first that fits counts
+KINDS = (tiny, wan, hunyuan_video, hunyuan_image, ltx, kl)  # the first that fits counts
 # With any other value of these attributes, a module does not compute what the layers describe.
 EXPECTED = {
     "tanh_out": False,

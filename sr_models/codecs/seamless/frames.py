@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .convolve import without_halo
-from .layers import Fork, FramesDown, FramesUp, Join, Rearrange, Rearrangement, VideoConvolution, channels
+from .layers import Attention, Fork, FramesDown, FramesUp, Join, Rearrange, Rearrangement, VideoConvolution, channels
 from .maps import FeatureMap
 from .norm import WholeNorm
 from .passes import BandedForward
@@ -27,7 +27,7 @@ class FramesForward(BandedForward):
         super().__init__(*arguments)
         self.done: Counter[int] = Counter()  # frames that a layer has taken or made
 
-    def _layer(self, source: FeatureMap, result: FeatureMap | None) -> list[FeatureMap]:
+    def _layer(self, source: FeatureMap) -> list[FeatureMap]:
         match self.stage.layer:
             case FramesUp(conv):
                 targets = self._frames_up(conv, source)
@@ -42,8 +42,10 @@ class FramesForward(BandedForward):
                 targets = [source]
             case Join(how):
                 targets = [self._join(how, source)]
+            case Attention(reach="past" | "video") as attention:
+                targets = self._attention_over_frames(attention, source)
             case _:
-                targets = super()._layer(source, result)
+                targets = super()._layer(source)
         return targets
 
     def _drop(self, maps: list[FeatureMap], count: int) -> None:
@@ -98,7 +100,7 @@ class FramesForward(BandedForward):
         return targets
 
     def _convolved_frames(self, layer: VideoConvolution, window: list[FeatureMap]) -> FeatureMap:
-        target, stride = self._new(channels(layer.conv)[1]), layer.stride[1]
+        target, stride = self._target(channels(layer.conv)[1]), layer.stride[1]
         for top, bottom in self._bands(target.height):
             above, below = min(1, top), min(1, target.height - bottom) if stride == 1 else 0
             rows = (stride * (top - above), min(stride * (bottom + below), window[0].height))
@@ -111,7 +113,7 @@ class FramesForward(BandedForward):
         frames.append(source)
         if not how.up and not first and len(frames) < how.frames:
             return []
-        targets = [self._new(how.widths[1]) for _ in range(1 if first or not how.up else how.frames)]
+        targets = [self._target(how.widths[1]) for _ in range(1 if first or not how.up else how.frames)]
         for top, bottom in self._bands(targets[0].height, step=how.factor if how.up else 1):
             band = _rearranged(how, frames, first, (top, bottom), targets[0].width)
             for target, frame in zip(targets, band.unbind(2), strict=True):
@@ -121,17 +123,31 @@ class FramesForward(BandedForward):
         return targets
 
     def _join(self, how: Rearrangement, source: FeatureMap) -> FeatureMap:
-        """The sum overwrites `source`."""
+        """The sum overwrites `source`, unless this is the last layer."""
+        target = self._target(how.widths[1], source)
         seen, kept = self.done[id(how)], self.kept[id(how)]
         part = (seen - 1) % how.frames if how.up and seen else 0
         frames = kept[: 1 if how.up or not seen else how.frames]
         for top, bottom in self._bands(source.height, step=how.factor if how.up else 1):
             added = _rearranged(how, frames, not seen, (top, bottom), source.width)[:, :, part]
-            self._write(source, top, source.read(top, bottom) + added, self.next_norm)
+            self._write(target, top, source.read(top, bottom) + added, self.next_norm)
         self.done[id(how)] += 1
         if not how.up or not seen or part == how.frames - 1:
             self._drop(kept, len(frames))
-        return source
+        return target
+
+    def _attention_over_frames(self, layer: Attention, source: FeatureMap) -> list[FeatureMap]:
+        """Keys and values are kept. If the last frame's are needed too, all frames wait for it."""
+        keys, values, waiting = (self.kept.setdefault(id(each), []) for each in (layer.key, layer.value, layer))
+        key, value = self._keys_and_values(layer, source)
+        keys.append(key)
+        values.append(value)
+        waiting.append(source)
+        if layer.reach == "video" and len(waiting) < self.stage.frames:
+            return []
+        targets = [self._attend(layer, frame, keys, values) for frame in waiting]
+        waiting.clear()
+        return targets
 
 
 def _rearranged(how: Rearrangement, frames: list[FeatureMap], first: bool, rows: tuple[int, int], width: int) -> Tensor:

@@ -36,7 +36,10 @@ class ResidualBlock:
 
 @dataclass(frozen=True)
 class Attention:
-    """x + out(attention over all positions of norm(x)); the projections are 1x1 convolutions or linear."""
+    """x + out(attention over all positions of norm(x)); the projections are 1x1 convolutions or linear.
+
+    reach: over those of the "frame", also of the "past" ones, or of the whole "video".
+    """
 
     norm: nn.Module
     query: nn.Module
@@ -44,6 +47,7 @@ class Attention:
     value: nn.Module
     out: nn.Module
     heads: int
+    reach: str = "frame"
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from .norm import WholeNorm, norm_of_map
 from .plan import COMFORTABLE_ROWS, Stage
 
 Progress = Callable[[int, int], object]
+Maps = list[FeatureMap]
 
 # CPU allocators reuse blocks of memory up to 32 MB. Larger blocks get new pages every time, which makes elementwise
 # operations several times slower. A band is at most six such blocks.
@@ -48,13 +49,13 @@ class BandedForward:
     def __init__(self, plan: list[Stage], store: Store, advance: Callable[[int], object]):
         """advance: called after each band with the number of rows of work done."""
         self.plan, self.store, self.advance = plan, store, advance
-        self.stage = plan[0]
+        self.stage, self.is_last = plan[0], len(plan) == 1
         self.norm = self.next_norm = WholeNorm(None)  # of the current layer's input and output maps
         self.past: dict[int, list[FeatureMap]] = {}  # of each causal convolution: up to two inputs before this frame's
         self.kept: dict[int, list[FeatureMap]] = {}  # of layers with several frames: the inputs that they still need
 
     def __call__(self, source: FeatureMap, result: FeatureMap) -> None:
-        """Read from `source`; the last layer, which keeps or halves the resolution, writes to `result`."""
+        """Read from `source`; the last layer writes to `result`."""
         self.video([source], [result])
 
     def video(self, sources: Iterable[FeatureMap], results: Iterable[FeatureMap]) -> None:
@@ -67,37 +68,43 @@ class BandedForward:
         """A frame's way from the layer at `index` on; where it becomes two, the first one goes all the way first."""
         last = index == len(self.plan) - 1
         following = norm_of_map(None if last else _norm_of(self.plan[index + 1].layer))
-        self.stage, self.norm, self.next_norm = self.plan[index], norm, following
-        targets = self._layer(source, next(self.results) if last else None)
+        self.stage, self.norm, self.next_norm, self.is_last = self.plan[index], norm, following, last
+        targets = self._layer(source)
         if source not in targets and not self._is_kept(source):
             self.store.release(source)
         for target in () if last else targets:
             self._follow(target, following, index + 1)
 
-    def _layer(self, source: FeatureMap, result: FeatureMap | None) -> list[FeatureMap]:
+    def _layer(self, source: FeatureMap) -> list[FeatureMap]:
         match self.stage.layer:
             case Convolution(conv, shortcut=shortcut):
-                target = self._new(channels(conv)[1]) if result is None else result
+                target = self._target(channels(conv)[1])
                 self._convolution(conv, source, self.norm, target, self.next_norm, shortcut)
             case ResidualBlock() as block:
                 target = self._residual_block(block, source)
             case Attention() as attention:
                 target = self._attention(attention, source)
             case Upsample(conv):
-                target = self._new(channels(conv)[1])
+                target = self._target(channels(conv)[1])
                 self._upsample(conv, source, target)
             case Downsample(conv, centred):
-                target = self._new(channels(conv)[1])
+                target = self._target(channels(conv)[1])
                 (self._downsample_centred if centred else self._downsample)(conv, source, target)
             case Local() as layer:
-                target = self._new(layer.widths[1]) if result is None else result
+                target = self._target(layer.widths[1])
                 self._local(layer, source, target)
             case Quantization(quantizer):
-                target = self._new(quantizer.embedding.embedding_dim)
+                target = self._target(quantizer.embedding.embedding_dim)
                 self._convolution(quantizer, source, self.norm, target, self.next_norm)
             case other:
                 raise TypeError(other)
         return [target]
+
+    def _target(self, width: int, in_place: FeatureMap | None = None) -> FeatureMap:
+        """Where the layer writes a frame: a new map if there is none to overwrite; the last one, to the result."""
+        if self.is_last:
+            return next(self.results)
+        return self._new(width) if in_place is None else in_place
 
     def _new(self, width: int) -> FeatureMap:
         return self.store.new(*self.stage.output, width)
@@ -169,7 +176,7 @@ class BandedForward:
         norm = norm_of_map(block.norm2)
         hidden = self._new(width)
         self._convolution(block.conv1, source, self.norm, hidden, norm)
-        target = source if width_in == width and not self._is_kept(source) else self._new(width)
+        target = self._target(width, source if width_in == width and not self._is_kept(source) else None)
         for top, bottom, branch in self._convolved(block.conv2, hidden, norm):
             kept = source.read(top, bottom)
             total = branch.add_(kept if block.shortcut is None else convolved(block.shortcut, kept, 0, 0))
@@ -207,37 +214,46 @@ class BandedForward:
 
     def _attention(self, layer: Attention, source: FeatureMap) -> FeatureMap:
         """Attention from every position to all positions; the result is added in place."""
+        keys, values = self._keys_and_values(layer, source)
+        target = self._attend(layer, source, [keys], [values])
+        self.store.release(keys)
+        self.store.release(values)
+        return target
+
+    def _keys_and_values(self, layer: Attention, source: FeatureMap) -> tuple[FeatureMap, FeatureMap]:
         keys, values = (self._new(channels(module)[1]) for module in (layer.key, layer.value))
         for top, bottom in self._bands(source.height):
             band = self.norm.apply(source.read(top, bottom))
             keys.write(top, pointwise(layer.key, band))
             self._write(values, top, pointwise(layer.value, band), WholeNorm(None))
-        attend = self._attend_whole if keys.resident and values.resident else self._attend_in_blocks
+        return keys, values
+
+    def _attend(self, layer: Attention, source: FeatureMap, keys: Maps, values: Maps) -> FeatureMap:
+        """The attention of one frame to the keys and values of one or more; the result is added in place."""
+        target = self._target(channels(layer.out)[1], source)
+        attend = self._attend_whole if all(each.resident for each in (*keys, *values)) else self._attend_in_blocks
         for top, bottom in self._bands(source.height):
             band = source.read(top, bottom)
             query = positions(pointwise(layer.query, self.norm.apply(band)), layer.heads)
             attended = attend(query, keys, values, layer.heads)
             attended = attended.transpose(1, 2).reshape(1, *band.shape[2:], -1).permute(0, 3, 1, 2)
-            self._write(source, top, pointwise(layer.out, attended).add(band), self.next_norm)
-        self.store.release(keys)
-        self.store.release(values)
-        return source
+            self._write(target, top, pointwise(layer.out, attended).add(band), self.next_norm)
+        return target
 
-    def _attend_whole(self, query: Tensor, keys: FeatureMap, values: FeatureMap, heads: int) -> Tensor:
+    def _attend_whole(self, query: Tensor, keys: Maps, values: Maps, heads: int) -> Tensor:
         """As many queries at once as fit in memory if the device stores all their scores."""
-        key, value = (positions(m.read(0, m.height), heads) for m in (keys, values))
+        key, value = (torch.cat([positions(m.read(0, m.height), heads) for m in maps], 2) for maps in (keys, values))
         at_once = max(1, self.store.workspace // 4 // (SCORE_BYTES * heads * key.shape[2]))
         parts = (F.scaled_dot_product_attention(part, key, value) for part in query.split(at_once, dim=2))
         return torch.cat(list(parts), dim=2)
 
-    def _attend_in_blocks(self, query: Tensor, keys: FeatureMap, values: FeatureMap, heads: int) -> Tensor:
+    def _attend_in_blocks(self, query: Tensor, keys: Maps, values: Maps, heads: int) -> Tensor:
         """Softmax over blocks of keys: sums are relative to the largest score so far (float32)."""
         scaled = query.float() * query.shape[-1] ** -0.5
         largest = torch.full_like(scaled[..., :1], -torch.inf)
         total, weighted = torch.zeros_like(largest), torch.zeros_like(scaled)
-        row = SCORE_BYTES * heads * query.shape[2] * keys.width
-        for top, bottom in even_bands(keys.height, max(1, self.store.workspace // 4 // row)):
-            key, value = (positions(m.read(top, bottom), heads).float() for m in (keys, values))
+        for pair in self._blocks(keys, values, SCORE_BYTES * heads * query.shape[2] * keys[0].width):
+            key, value = (positions(block, heads).float() for block in pair)
             scores = scaled @ key.transpose(-1, -2)
             before, largest = largest, torch.maximum(largest, scores.amax(-1, keepdim=True))
             scores = scores.sub_(largest).exp_()
@@ -245,6 +261,12 @@ class BandedForward:
             total = total * shrunk + scores.sum(-1, keepdim=True)
             weighted = weighted.mul_(shrunk).add_(scores @ value)
         return (weighted / total).to(query.dtype)
+
+    def _blocks(self, keys: Maps, values: Maps, row: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of as many rows as fit in memory; row: bytes for one."""
+        for key, value in zip(keys, values, strict=True):
+            for top, bottom in even_bands(key.height, max(1, self.store.workspace // 4 // row)):
+                yield key.read(top, bottom), value.read(top, bottom)
 
 
 def _norm_of(layer: Layer) -> nn.Module | None:

@@ -130,7 +130,8 @@ class Stage:
         """Elements of the maps that attention reads at every position: its input, keys and values."""
         if not isinstance(self.layer, Attention):
             return 0
-        return 3 * channels(self.layer.query)[0] * self.height * self.width
+        frames = 1 if self.layer.reach == "frame" else self.frames
+        return 3 * channels(self.layer.query)[0] * self.height * self.width * frames
 
     def bytes_for(self, rows: int, dtype: torch.dtype) -> int:
         """Memory for the work on a band of this many rows and its halo."""

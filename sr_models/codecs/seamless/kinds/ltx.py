@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import Fork, Join, Layer, Local, Rearrange, Rearrangement, VideoConvolution, channels, unwrapped
 from .modules import patched, require, unpatched
+from .video import Shortcut, activated, residual_block
 
 KERNEL, PADDING, STRIDES = (3, 3, 3), (0, 1, 1), {(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 2)}
 
@@ -31,9 +30,10 @@ def encoder(autoencoder: Any) -> Iterator[Layer]:
     require(not _looks_ahead(network))
     yield patched(_widths(network.conv_in)[0], network.patch_size)
     yield from _network(network, network.down_blocks, False)
-    width, statistics = _widths(network.conv_out)[1], getattr(autoencoder, "per_channel_statistics", None)
-    latent = _widths(autoencoder.decoder.conv_in)[0]
-    yield Local(Mean(latent, statistics), 0, (width, latent))
+    statistics = getattr(autoencoder, "per_channel_statistics", None)
+    if statistics is not None:
+        widths = _widths(network.conv_out)[1], _widths(autoencoder.decoder.conv_in)[0]
+        yield Local(Mean(statistics, widths[1]), 0, widths)
 
 
 def decoder(autoencoder: Any) -> Iterator[Layer]:
@@ -47,19 +47,18 @@ def decoder(autoencoder: Any) -> Iterator[Layer]:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of the posterior, which in ComfyUI has the `statistics` of each channel removed."""
+    """The mean of the posterior without the statistics of each channel, which in diffusers a pipeline removes."""
 
-    width: int
     statistics: Any
+    width: int
 
     def __call__(self, moments: Tensor) -> Tensor:
-        mean = moments[:, : self.width]
-        return mean if self.statistics is None else self.statistics.normalize(mean.unsqueeze(2)).squeeze(2)
+        return self.statistics.normalize(moments[:, : self.width].unsqueeze(2)).squeeze(2)
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """The inverse of what `Mean` does with the statistics."""
+    """The inverse of `Mean`."""
 
     statistics: Any
 
@@ -80,13 +79,15 @@ def _network(network: Any, levels: Any, ahead: bool) -> Iterator[Layer]:
     for block in (*middle, *levels) if hasattr(network, "up_blocks") else (*levels, *middle):
         yield from _block(block, ahead)
     norm = network.conv_norm_out if hasattr(network, "conv_norm_out") else network.norm_out
-    yield _activation(norm, network.conv_act, _widths(network.conv_out)[0])
+    yield activated(norm, network.conv_act, _widths(network.conv_out)[0])
     yield _convolution(network.conv_out, ahead)
 
 
 def _block(block: Any, ahead: bool) -> Iterator[Layer]:
     if hasattr(block, "conv1"):
-        yield from _residual_block(block, ahead)
+        activation = getattr(block, "non_linearity", None) or block.nonlinearity
+        shortcut = Shortcut(block.norm3, block.conv_shortcut)
+        yield from residual_block(block, activation, shortcut, lambda module: _convolution(module, ahead))
     elif hasattr(block, "group_size"):
         yield from _downsample(block)
     elif hasattr(block, "residual"):
@@ -106,17 +107,6 @@ def _parts(level: Any) -> Iterator[Any]:
         yield from getattr(level, name, None) or ()
     if getattr(level, "conv_out", None) is not None:
         yield level.conv_out
-
-
-def _residual_block(block: Any, ahead: bool) -> Iterator[Layer]:
-    (width_in, width), activation = _widths(block.conv1), getattr(block, "non_linearity", None) or block.nonlinearity
-    around = Rearrangement(Shortcut(block.norm3, block.conv_shortcut), (width_in, width))
-    yield Fork(around)
-    yield _activation(block.norm1, activation, width_in)
-    yield _convolution(block.conv1, ahead)
-    yield _activation(block.norm2, activation, width)
-    yield _convolution(block.conv2, ahead)
-    yield Join(around)
 
 
 def _downsample(block: Any) -> Iterator[Layer]:
@@ -174,48 +164,6 @@ class ToChannels:
             frames.unflatten(4, (-1, self.size[2])).unflatten(3, (-1, self.size[1])).unflatten(2, (-1, self.size[0]))
         )
         return blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4).unflatten(1, (-1, self.group)).mean(2)
-
-
-class Shortcut(nn.Module):
-    """Of a residual block: a norm and a 1x1 convolution if the number of channels changes."""
-
-    def __init__(self, norm: nn.Module | None, conv: nn.Module | None):
-        super().__init__()
-        self.norm, self.conv = norm, conv
-
-    def forward(self, frames: Tensor, _: bool) -> Tensor:
-        frames = frames if self.norm is None else _normalised(self.norm, frames)
-        return frames if self.conv is None else self.conv(frames)
-
-
-class Activation(nn.Module):
-    """A norm over the channels of each pixel, and SiLU."""
-
-    def __init__(self, norm: nn.Module):
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, band: Tensor) -> Tensor:
-        return F.silu(_normalised(self.norm, band.unsqueeze(2)).squeeze(2))
-
-
-def _activation(norm: Any, activation: Any, width: int) -> Local:
-    require(isinstance(activation, nn.SiLU) and _is_per_pixel(norm))
-    return Local(Activation(norm), 0, (width, width))
-
-
-def _is_per_pixel(norm: Any) -> bool:
-    inner = getattr(norm, "norm", None)  # ComfyUI's LayerNorm of channels
-    along = getattr(norm, "dim", getattr(norm, "channel_dim", None))
-    return _is_channels_last(norm) or isinstance(inner, nn.LayerNorm) or along == 1
-
-
-def _is_channels_last(norm: Any) -> bool:
-    return isinstance(norm, nn.LayerNorm) or isinstance(getattr(norm, "dim", None), torch.Size)
-
-
-def _normalised(norm: nn.Module, frames: Tensor) -> Tensor:
-    return norm(frames.movedim(1, -1)).movedim(-1, 1) if _is_channels_last(norm) else norm(frames)
 
 
 def _convolution(module: Any, ahead: bool) -> VideoConvolution:

@@ -61,7 +61,7 @@ def attention(module: Any) -> Attention:
         return Attention(norm(module.norm), query, key, value, pointwise(module.proj), heads=1)
     if hasattr(module, "to_q"):
         before, heads = getattr(module, "group_norm", None) or module.norm, getattr(module, "heads", 1)
-        out = module.to_out[0] if hasattr(module, "to_out") else module.proj
+        out = module.to_out[0] if hasattr(module, "to_out") else getattr(module, "proj", None) or module.proj_out
         projections = (module.to_q, module.to_k, module.to_v, out)
     else:
         before, heads = module.norm, 1
@@ -90,7 +90,7 @@ def unpatched(channels: int, size: int) -> Local:
 def norm(module: Any) -> nn.Module:
     """A GroupNorm, or a norm by the root mean square of each pixel's channels."""
     if not isinstance(module, nn.GroupNorm):
-        require(module.channel_first and module.gamma.shape[1:].numel() == 1)
+        require(getattr(module, "channel_first", True) and module.gamma.shape[1:].numel() == 1)
         require(module.scale == module.gamma.shape[0] ** 0.5)
     return module
 
@@ -124,7 +124,9 @@ def _require_causal(conv: Any, padding: int) -> None:
     A causal convolution pads by itself, in its own attribute: all sides (last, next to last, ...) or those of time.
     """
     before = 0 if conv.kernel_size[0] == 1 or conv.stride[0] > 1 else 2
-    if isinstance(conv._padding, int):
+    if conv.kernel_size == (1, 1, 1) and not hasattr(conv, "_padding"):
+        require(conv.padding == (0, 0, 0))
+    elif isinstance(conv._padding, int):
         require((conv._padding, conv.padding) == (before, (0, padding, padding)))
     else:
         require((tuple(conv._padding), conv.padding) == ((*(padding,) * 4, before, 0), (0, 0, 0)))

@@ -1,0 +1,73 @@
+"""What the networks for videos share, whose convolutions repeat the first frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import Fork, Join, Layer, Local, Rearrangement, VideoConvolution, channels
+from .modules import norm, require
+
+
+def residual_block(
+    block: Any, activation: Any, shortcut: Shortcut, convolution: Callable[[Any], VideoConvolution]
+) -> Iterator[Layer]:
+    first, second = convolution(block.conv1), convolution(block.conv2)
+    width_in, width = channels(first.conv)
+    around = Rearrangement(shortcut, (width_in, width))
+    yield Fork(around)
+    yield activated(block.norm1, activation, width_in)
+    yield first
+    yield activated(block.norm2, activation, width)
+    yield second
+    yield Join(around)
+
+
+class Shortcut(nn.Module):
+    """Of a residual block: a norm and a 1x1 convolution if the number of channels changes."""
+
+    def __init__(self, norm: nn.Module | None, conv: nn.Module | None):
+        super().__init__()
+        self.norm, self.conv = norm, conv
+
+    def forward(self, frames: Tensor, _: bool) -> Tensor:
+        frames = frames if self.norm is None else _normalised(self.norm, frames)
+        return frames if self.conv is None else self.conv(frames)
+
+
+class Activation(nn.Module):
+    """A norm over the channels of each pixel, and SiLU."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, band: Tensor) -> Tensor:
+        return F.silu(_normalised(self.norm, band.unsqueeze(2)).squeeze(2))
+
+
+def activated(module: Any, activation: Any, width: int) -> Local:
+    require(isinstance(activation, nn.SiLU))
+    _require_per_pixel(module)
+    return Local(Activation(module), 0, (width, width))
+
+
+def _require_per_pixel(module: Any) -> None:
+    if hasattr(module, "gamma"):
+        norm(module)
+        return
+    inner = getattr(module, "norm", None)  # ComfyUI's LayerNorm of channels
+    along = getattr(module, "dim", getattr(module, "channel_dim", None))
+    require(_is_channels_last(module) or isinstance(inner, nn.LayerNorm) or along == 1)
+
+
+def _is_channels_last(norm: Any) -> bool:
+    return isinstance(norm, nn.LayerNorm) or isinstance(getattr(norm, "dim", None), torch.Size)
+
+
+def _normalised(norm: nn.Module, frames: Tensor) -> Tensor:
+    return norm(frames.movedim(1, -1)).movedim(-1, 1) if _is_channels_last(norm) else norm(frames)

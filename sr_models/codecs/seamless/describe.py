@@ -28,6 +28,8 @@ EXPECTED = {
     "norm_q": None,
     "norm_k": None,
 }
+# They only run if there is a mask (AsymmetricAutoencoderKL) or a timestep (HunyuanVideo 1.5 in ComfyUI).
+UNUSED = ("condition_encoder", "temb_proj")
 ACTIVATIONS = ("swish", "nonlinearity", "conv_act")
 
 
@@ -71,8 +73,8 @@ def _refuse(autoencoder: nn.Module) -> NoReturn:
 def _require_complete(network: Any, layers: list[Layer]) -> None:
     """Check that every parameter is in a layer, and that no module has an option that layers do not support."""
     modules = [module for layer in layers for module in _modules(layer)]
-    if hasattr(network, "condition_encoder"):  # of AsymmetricAutoencoderKL: it only runs if there is a mask
-        modules.append(network.condition_encoder)
+    for module in network.modules():
+        modules += [module._modules[name] for name in UNUSED if name in module._modules]
     used = {id(parameter) for module in modules for parameter in module.parameters()}
     require(all(id(parameter) in used for parameter in network.parameters()))
     for module in network.modules():

@@ -24,7 +24,7 @@ from .frames import FramesForward
 from .layers import Convolution, Layer, Local, VideoConvolution, channels, is_causal
 from .maps import CanvasMap
 from .passes import Progress
-from .plan import comfortable_budget, make_store, stages
+from .plan import comfortable_budget, make_store, needed_frames, stages
 from .refusals import refusal
 
 WRAPPED = 16  # latent pixels that continue a canvas
@@ -154,7 +154,8 @@ def _run(
     _require_fit(layers, canvas)
     frames = canvas.unsqueeze(2) if canvas.ndim == PICTURE else canvas
     _, _, count, height, width = frames.shape
-    plan = stages(layers, height, width, count)
+    frames = frames[:, :, : needed_frames(stages(layers, height, width, count))]
+    plan = stages(layers, height, width, frames.shape[2])
     result = canvas.new_empty(frames.shape[0], result_channels, plan[-1].frames_out, *plan[-1].output)
     advance = _counter(frames.shape[0] * sum(stage.rows_of_work for stage in plan), progress)
     for picture, target in zip(frames.split(1), result.split(1), strict=True):

@@ -9,24 +9,24 @@ from typing import Any, NoReturn
 from torch import nn
 
 from ...errors import UserError
-from .kinds import hunyuan_image, hunyuan_video, kl, ltx, tiny, wan
+from .kinds import hunyuan_image, hunyuan_video, hunyuan_video_15, kl, ltx, tiny, wan
 from .kinds.modules import UnknownError, require
 from .layers import Layer, Rearrangement
 from .refusals import refusal
 
 SUPPORTED = "Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1, Wan 2.2, Hunyuan Image 2.1 and TAESD"
-KINDS = (tiny, wan, hunyuan_video, hunyuan_image, ltx, kl)  # the first that fits counts
+KINDS = (tiny, wan, ltx, hunyuan_video, hunyuan_video_15, hunyuan_image, kl)  # the first that fits counts
 # With any other value of these attributes, a module does not compute what the layers describe.
 EXPECTED = {
-    "tanh_out": False,
-    "output_scale_factor": 1,
-    "rescale_output_factor": 1,
-    "residual_connection": True,
-    "scale_qk": True,
-    "scale_factor": 2,
-    "spatial_norm": None,
-    "norm_q": None,
-    "norm_k": None,
+    "tanh_out": (False,),
+    "output_scale_factor": (1,),
+    "rescale_output_factor": (1,),
+    "residual_connection": (True,),
+    "scale_qk": (True,),
+    "scale_factor": (2, (2, 2), (1, 2, 2)),
+    "spatial_norm": (None,),
+    "norm_q": (None,),
+    "norm_k": (None,),
 }
 # They only run if there is a mask (AsymmetricAutoencoderKL) or a timestep (HunyuanVideo 1.5 in ComfyUI).
 UNUSED = ("condition_encoder", "temb_proj")
@@ -80,8 +80,7 @@ def _require_complete(network: Any, layers: list[Layer]) -> None:
     for module in network.modules():
         held = vars(module) | module._modules
         for name in EXPECTED.keys() & held.keys():
-            # nn.Upsample holds a factor per side.
-            require(held[name] in (EXPECTED[name], (EXPECTED[name], EXPECTED[name])))
+            require(held[name] in EXPECTED[name])
         require(all(isinstance(held[name], nn.SiLU) for name in ACTIVATIONS if name in held))
 
 

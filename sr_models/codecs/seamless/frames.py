@@ -12,9 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from .convolve import without_halo
-from .layers import Attention, Fork, FramesDown, FramesUp, Join, Rearrange, Rearrangement, VideoConvolution, channels
+from .layers import (
+    Attention,
+    Fork,
+    FramesDown,
+    FramesUp,
+    Join,
+    Rearrange,
+    Rearrangement,
+    VideoConvolution,
+    VideoNorm,
+    channels,
+    unwrapped,
+)
 from .maps import FeatureMap
-from .norm import WholeNorm
+from .norm import WholeNorm, norm_of_map
 from .passes import BandedForward
 
 SEEN_FRAMES = 3  # by a convolution
@@ -35,6 +47,8 @@ class FramesForward(BandedForward):
                 targets = self._frames_down(conv, source)
             case VideoConvolution() as convolution:
                 targets = self._video_convolution(convolution, source)
+            case VideoNorm() as layer:
+                targets = self._video_norm(layer, source)
             case Rearrange(how):
                 targets = self._rearrange(how, source)
             case Fork(how):
@@ -96,7 +110,7 @@ class FramesForward(BandedForward):
             window.append(arrival)
             if len(window) == SEEN_FRAMES:
                 targets.append(self._convolved_frames(layer, window))
-                self._drop(window, layer.stride[0])
+                self._drop(window, layer.stride[0] - (layer.early and seen == 0))
         return targets
 
     def _convolved_frames(self, layer: VideoConvolution, window: list[FeatureMap]) -> FeatureMap:
@@ -107,6 +121,29 @@ class FramesForward(BandedForward):
             band = layer.conv(torch.stack([frame.read(*rows) for frame in window], 2))[:, :, 0]
             self._write(target, top, without_halo(band, above, below), self.next_norm)
         return target
+
+    def _video_norm(self, layer: VideoNorm, source: FeatureMap) -> list[FeatureMap]:
+        waiting, seen = self.kept.setdefault(id(layer), []), self.done[id(layer)]
+        waiting.append(source)
+        together = layer.later if seen else layer.first
+        if seen + len(waiting) < self.stage.frames and len(waiting) != together:
+            return []
+        norm, targets = self._measured(layer.norm, waiting), []
+        for frame in waiting:
+            targets.append(self._target(unwrapped(layer.norm).num_channels))
+            for top, bottom in self._bands(frame.height):
+                self._write(targets[-1], top, norm.activated(frame.read(top, bottom)), self.next_norm)
+        self.done[id(layer)] += len(waiting)
+        self._drop(waiting, len(waiting))
+        return targets
+
+    def _measured(self, module: nn.Module, frames: list[FeatureMap]) -> WholeNorm:
+        """The norm with the statistics of all these frames."""
+        norm = norm_of_map(module)
+        for frame in frames:
+            for top, bottom in self._bands(frame.height):
+                norm.measure(frame.read(top, bottom))
+        return norm
 
     def _rearrange(self, how: Rearrangement, source: FeatureMap) -> list[FeatureMap]:
         frames, first = self.kept.setdefault(id(how), []), not self.done[id(how)]
@@ -137,15 +174,19 @@ class FramesForward(BandedForward):
         return target
 
     def _attention_over_frames(self, layer: Attention, source: FeatureMap) -> list[FeatureMap]:
-        """Keys and values are kept. If the last frame's are needed too, all frames wait for it."""
-        keys, values, waiting = (self.kept.setdefault(id(each), []) for each in (layer.key, layer.value, layer))
-        key, value = self._keys_and_values(layer, source)
-        keys.append(key)
-        values.append(value)
+        """All frames wait for the last one, which the norm of the first one may see too."""
+        waiting = self.kept.setdefault(id(layer), [])
         waiting.append(source)
-        if layer.reach == "video" and len(waiting) < self.stage.frames:
+        if len(waiting) < self.stage.frames:
             return []
-        targets = [self._attend(layer, frame, keys, values) for frame in waiting]
+        self.norm, targets = self._measured(layer.norm, waiting), []
+        pairs = [self._keys_and_values(layer, frame) for frame in waiting]
+        for index, frame in enumerate(waiting):
+            seen = pairs[: index + 1] if layer.reach == "past" else pairs
+            targets.append(self._attend(layer, frame, *(list(maps) for maps in zip(*seen, strict=True))))
+        for key, value in pairs:
+            self.store.release(key)
+            self.store.release(value)
         waiting.clear()
         return targets
 

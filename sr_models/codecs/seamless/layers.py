@@ -109,12 +109,23 @@ class FramesDown:
 class VideoConvolution:
     """Over a frame and the two before it, or its neighbours if it looks ahead; the first and the last are repeated.
 
-    conv: takes (1, C, 3, h, w) and pads the sides itself. stride: in time and in space.
+    conv: takes (1, C, 3, h, w) and pads the sides itself. stride: in time and in space. early: in time, the second
+    frame of the result is from the first one twice and the second, all after it too are from one frame earlier.
     """
 
     conv: nn.Module
     ahead: bool
     stride: tuple[int, int] = (1, 1)
+    early: bool = False
+
+
+@dataclass(frozen=True)
+class VideoNorm:
+    """GroupNorm of several frames together, and SiLU: of the first ones, then of each `later` ones; None: of all."""
+
+    norm: nn.Module
+    first: int | None
+    later: int
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,7 @@ Layer = (
     | FramesUp
     | FramesDown
     | VideoConvolution
+    | VideoNorm
     | Rearrange
     | Fork
     | Join

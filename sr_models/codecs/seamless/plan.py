@@ -25,8 +25,10 @@ from .layers import (
     ResidualBlock,
     Upsample,
     VideoConvolution,
+    VideoNorm,
     channels,
     is_causal,
+    unwrapped,
 )
 from .maps import Store, megabytes
 
@@ -97,6 +99,7 @@ class Stage:
         Three times the input (as read, normalised, in the convolution kernel's layout), three times the output. Causal
         convolutions read three frames.
         """
+        elements = 0
         match self.layer:
             case Convolution(conv, shortcut=True):
                 elements = _copies(conv) + sum(channels(conv))
@@ -113,10 +116,10 @@ class Stage:
                 elements = COPIES_OF_LOCAL * max(width_in * down // up, width_out * up // down)
             case VideoConvolution(conv, stride=(_, stride)):
                 elements = COPIES_OF_FRAMES * channels(conv)[0] * stride + 3 * channels(conv)[1]
+            case VideoNorm(norm):
+                elements = 3 * unwrapped(norm).num_channels
             case Rearrange(how):
                 elements = _rearranged(how) * how.factor if how.up else -(-_rearranged(how) // how.factor)
-            case Fork():
-                elements = 0
             case Join(how):
                 elements = _rearranged(how)
             case Attention(query=query):
@@ -165,6 +168,17 @@ def stages(layers: list[Layer], height: int, width: int, frames: int = 1) -> lis
         result.append(Stage(layer, height, width, frames))
         (height, width), frames = result[-1].output, result[-1].frames_out
     return result
+
+
+def needed_frames(plan: list[Stage]) -> int:
+    """Frames of the input that make those of the output; further ones are too few for another."""
+    frames = plan[-1].frames_out
+    for stage in reversed(plan):
+        if stage.frames_out > stage.frames:
+            frames = (frames + 1) // 2
+        elif stage.frames_out < stage.frames:
+            frames = 2 * frames - 1
+    return frames
 
 
 def comfortable_budget(plan: list[Stage], dtype: torch.dtype) -> int:

@@ -1,7 +1,8 @@
-"""HunyuanVideo 1.5, in ComfyUI and diffusers: channels become pixels and frames, beside shortcuts that do the same.
+"""HunyuanVideo 1.0, in ComfyUI and diffusers: norms over several frames and attention over the whole video.
 
-Videos have 4 n + 1 frames, of which a picture is one. Attention sees the whole video in ComfyUI, no later frames in
-diffusers.
+Videos have 4 n + 1 frames, of which a picture is one. diffusers norms all frames of a map together, and its attention
+sees no later ones; ComfyUI norms them in the groups in which they pass, except in the middle, and its encoder halves
+their number one frame early.
 """
 
 from __future__ import annotations
@@ -10,48 +11,76 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..convolve import rewidened
-from ..layers import Fork, Join, Layer, Rearrange, Rearrangement, VideoConvolution, channels, unwrapped
-from .modules import attention, pointwise, require
-from .video import Shortcut, activated, residual_block
+from ..layers import Convolution, Fork, Join, Layer, Rearrange, Rearrangement, VideoNorm, channels
+from .modules import attention, norm, pointwise, require
+from .video import Shortcut, replicated
+
+LATENTS_TOGETHER = 2  # in ComfyUI
+
+
+@dataclass(frozen=True)
+class Together:
+    """How many frames are normed together: the first ones, and later ones each time; None: all."""
+
+    first: int | None = None
+    later: int = 0
+
+    def halved(self) -> Together:
+        return replace(self, later=self.later // 2)
+
+    def doubled(self) -> Together:
+        return replace(self, first=self.first and 2 * self.first - 1, later=2 * self.later)
+
+    def norm(self, module: Any, activation: Any) -> VideoNorm:
+        require(isinstance(activation, nn.SiLU) and isinstance(norm(module), nn.GroupNorm))
+        return VideoNorm(module, self.first, self.later)
 
 
 def fits(autoencoder: Any) -> bool:
-    """Whether its decoder wraps its convolutions, and norms each pixel."""
+    """Whether its decoder wraps its convolutions, and norms groups of channels."""
     network = getattr(autoencoder, "decoder", None)
-    return hasattr(getattr(network, "conv_in", None), "conv") and hasattr(getattr(network, "norm_out", None), "gamma")
+    last = getattr(network, "conv_norm_out", getattr(network, "norm_out", None))
+    return hasattr(getattr(network, "conv_in", None), "conv") and isinstance(last, nn.GroupNorm)
 
 
 def encoder(autoencoder: Any) -> Iterator[Layer]:
     network = autoencoder.encoder
-    yield _convolution(network.conv_in)
+    together = Together(1, 2 * network.time_compress) if getattr(network, "carried", False) else Together()
+    yield replicated(network.conv_in)
     for level in network.down_blocks if hasattr(network, "down_blocks") else network.down:
-        yield from _level(level)
+        yield from _blocks(level, together)
+        for change in _changes(level, "downsample"):
+            down = replicated(change.conv)
+            if down.stride[0] > 1:
+                down, together = replace(down, early=together.first is not None), together.halved()
+            yield down
     yield from _middle(network)
-    yield from _beside(network.conv_out, activated(network.norm_out, nn.SiLU(), _widths(network.conv_out)[0]))
+    yield from _out(network, Together())
+    yield Convolution(pointwise(autoencoder.quant_conv))
 
 
 def decoder(autoencoder: Any) -> Iterator[Layer]:
     network = autoencoder.decoder
-    yield from _beside(network.conv_in)
+    together = Together(LATENTS_TOGETHER, LATENTS_TOGETHER) if getattr(network, "carried", False) else Together()
+    yield Convolution(pointwise(autoencoder.post_quant_conv))
+    yield replicated(network.conv_in)
     yield from _middle(network)
-    for level in network.up_blocks if hasattr(network, "up_blocks") else network.up:
-        yield from _level(level)
-    yield activated(network.norm_out, nn.SiLU(), _widths(network.conv_out)[0])
-    yield _convolution(network.conv_out)
+    for level in network.up_blocks if hasattr(network, "up_blocks") else reversed(network.up):
+        yield from _blocks(level, together)
+        for change in _changes(level, "upsample"):
+            nearest = _nearest(change)
+            together = together.doubled() if nearest.how.frames > 1 else together
+            yield nearest
+            yield replicated(change.conv)
+    yield from _out(network, together)
 
 
-def _beside(conv: Any, *before: Layer) -> Iterator[Layer]:
-    """The first or last convolution, and a shortcut with channels repeated or averaged."""
-    widths = _widths(conv)
-    around = Rearrangement(lambda frames, _: rewidened(frames, widths[1]), widths)
-    yield Fork(around)
-    yield from before
-    yield _convolution(conv)
-    yield Join(around)
+def _out(network: Any, together: Together) -> Iterator[Layer]:
+    before = network.conv_norm_out if hasattr(network, "conv_norm_out") else network.norm_out
+    yield together.norm(before, getattr(network, "conv_act", nn.SiLU()))
+    yield replicated(network.conv_out)
 
 
 def _middle(network: Any) -> Iterator[Layer]:
@@ -62,124 +91,48 @@ def _middle(network: Any) -> Iterator[Layer]:
     for block, attended in zip(blocks, (None, *attends), strict=True):
         if attended is not None:
             yield replace(attention(attended), reach=reach)
-        yield from _residual_block(block)
+        yield from _residual_block(block, Together())
 
 
-def _level(level: Any) -> Iterator[Layer]:
+def _blocks(level: Any, together: Together) -> Iterator[Layer]:
+    require(not list(getattr(level, "attn", ())))
     for block in level.resnets if hasattr(level, "resnets") else level.block:
-        yield from _residual_block(block)
-    for name, resampling in (("downsample", _down), ("upsample", _up)):
-        one = getattr(level, name, None)
-        for change in getattr(level, f"{name}rs", None) or ([] if one is None else [one]):
-            yield from resampling(change)
+        yield from _residual_block(block, together)
 
 
-def _residual_block(block: Any) -> Iterator[Layer]:
+def _residual_block(block: Any, together: Together) -> Iterator[Layer]:
     shortcut = getattr(block, "nin_shortcut", getattr(block, "conv_shortcut", None))
     if shortcut is not None:
-        pointwise(getattr(shortcut, "conv", shortcut))
+        pointwise(shortcut.conv)
+    first, second = replicated(block.conv1), replicated(block.conv2)
     activation = block.swish if hasattr(block, "swish") else block.nonlinearity
-    yield from residual_block(block, activation, Shortcut(None, shortcut), _convolution)
-
-
-def _down(block: Any) -> Iterator[Layer]:
-    """ComfyUI's names are short: whether it changes the frames, and the size of a group of channels."""
-    width_in, hidden = _widths(block.conv)
-    time = 2 if _either(block, "tds", "add_temporal_downsample") else 1
-    width, group = 4 * time * hidden, _either(block, "gs", "group_size")
-    around = Rearrangement(ToChannels(time, group), (width_in, width), factor=2, frames=time)
+    around = Rearrangement(Shortcut(None, shortcut), channels(first.conv))
     yield Fork(around)
-    yield _convolution(block.conv)
-    yield Rearrange(Rearrangement(ToChannels(time, 1), (hidden, width), factor=2, frames=time))
+    yield together.norm(block.norm1, activation)
+    yield first
+    yield together.norm(block.norm2, activation)
+    yield second
     yield Join(around)
 
 
-def _up(block: Any) -> Iterator[Layer]:
-    """diffusers repeats channels after they became pixels, if also frames are made."""
-    width_in, hidden = _widths(block.conv)
-    time = 2 if _either(block, "tus", "add_temporal_upsample") else 1
-    width, repeats = hidden // (4 * time), _either(block, "rp", "repeats")
-    function = Repeated(time, repeats, hasattr(block, "repeats") and time > 1)
-    around = Rearrangement(function, (width_in, width), True, factor=2, frames=time)
-    yield Fork(around)
-    yield _convolution(block.conv)
-    yield Rearrange(Rearrangement(ToPixels(time), (hidden, width), True, factor=2, frames=time))
-    yield Join(around)
+def _changes(level: Any, name: str) -> list[Any]:
+    one = getattr(level, name, None)
+    return getattr(level, f"{name}rs", None) or ([] if one is None else [one])
 
 
-def _either(block: Any, short: str, long: str) -> Any:
-    return getattr(block, short) if hasattr(block, short) else getattr(block, long)
+def _nearest(block: Any) -> Rearrange:
+    """x2 in space, and in time for all frames but the first."""
+    factors = block.upsample_factor if hasattr(block, "upsample_factor") else block.scale_factor
+    time, height, width = factors if isinstance(factors, tuple) else (factors,) * 3
+    require((height, width) == (2, 2) and time in (1, 2))
+    wide = channels(block.conv.conv)[0]
+    return Rearrange(Rearrangement(Nearest(int(time)), (wide, wide), True, factor=2, frames=int(time)))
 
 
 @dataclass(frozen=True)
-class ToChannels:
-    """Of 2x2 pixels of one or two frames, the channels of one pixel, averaged in groups. The first frame is alone: its
-    channels come twice, or their groups are half as large."""
-
-    time: int
-    group: int
-
-    def __call__(self, frames: Tensor, first: bool) -> Tensor:
-        alone = first and self.time > 1
-        blocks = frames.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 1 if alone else self.time))
-        packed = blocks.permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)
-        if alone and self.group == 1:
-            return packed.repeat(1, 2, 1, 1, 1)
-        return packed.unflatten(1, (-1, self.group // 2 if alone else self.group)).mean(2)
-
-
-@dataclass(frozen=True)
-class ToPixels:
-    """The inverse: of the channels of a pixel, 2x2 pixels of one or two frames; of the first, only half of them."""
-
+class Nearest:
     time: int
 
     def __call__(self, frames: Tensor, first: bool) -> Tensor:
-        alone = first and self.time > 1
-        pixels = spread(frames, 1 if alone else self.time)
-        return pixels[:, : pixels.shape[1] // 2] if alone else pixels
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """The same without a convolution before it: channels are repeated to as many as are needed."""
-
-    time: int
-    repeats: int
-    afterwards: bool
-
-    def __call__(self, frames: Tensor, first: bool) -> Tensor:
-        alone = first and self.time > 1
-        time, repeats = (1, self.repeats // 2) if alone else (self.time, self.repeats)
-        if self.afterwards:
-            return spread(frames, time).repeat_interleave(repeats, 1)
-        return spread(frames.repeat_interleave(repeats, 1), time)
-
-
-def spread(frames: Tensor, time: int) -> Tensor:
-    """(1, 4 t C, n, h, w) -> (1, C, t n, 2h, 2w)."""
-    pixels = frames.unflatten(1, (time, 2, 2, -1)).permute(0, 4, 5, 1, 6, 2, 7, 3)
-    return pixels.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-class Replicated(nn.Module):
-    """A convolution of three frames whose borders are repeated."""
-
-    def __init__(self, conv: nn.Module):
-        super().__init__()
-        self.conv = conv
-        self.in_channels, self.out_channels = channels(conv)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.conv(F.pad(frames, (1, 1, 1, 1, 0, 0), mode="replicate"))
-
-
-def _convolution(module: Any) -> VideoConvolution:
-    conv = unwrapped(module.conv)
-    require(isinstance(conv, nn.Conv3d) and getattr(module, "pad_mode", "replicate") == "replicate")
-    require((conv.kernel_size, conv.padding, conv.stride, conv.dilation) == ((3,) * 3, (0,) * 3, (1,) * 3, (1,) * 3))
-    return VideoConvolution(Replicated(module.conv), False)
-
-
-def _widths(module: Any) -> tuple[int, int]:
-    return channels(module.conv)
+        frames = frames if first else frames.repeat_interleave(self.time, 2)
+        return frames.repeat_interleave(2, 3).repeat_interleave(2, 4)

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from ..layers import Fork, Join, Layer, Local, Rearrange, Rearrangement, VideoConvolution, channels, unwrapped
 from .modules import patched, require, unpatched
-from .video import Shortcut, activated, residual_block
-
-KERNEL, PADDING, STRIDES = (3, 3, 3), (0, 1, 1), {(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 2)}
+from .video import STRIDES, Shortcut, activated, residual_block
 
 
 def fits(autoencoder: Any) -> bool:
@@ -169,7 +167,7 @@ class ToChannels:
 def _convolution(module: Any, ahead: bool) -> VideoConvolution:
     conv = unwrapped(module.conv)
     require(isinstance(conv, nn.Conv3d) and conv.stride in STRIDES and (conv.stride[0] == 1 or not ahead))
-    require((conv.kernel_size, conv.padding, conv.dilation) == (KERNEL, PADDING, (1, 1, 1)))
+    require((conv.kernel_size, conv.padding, conv.dilation) == ((3, 3, 3), (0, 1, 1), (1, 1, 1)))
     return VideoConvolution(module.conv, ahead, (conv.stride[0], conv.stride[1]))
 
 

@@ -11,8 +11,9 @@ A VAE with Stable Diffusion 3's architecture (83.8 million parameters, 16 channe
 measurement runs in its own process: the median over the repeats after a small warm-up, and the peak of resident memory
 above the memory before the run (Linux). Differences are from the untiled result in the same precision. `--paired SIDES`
 takes turns with untiled in one process and counts its CPU seconds, which other work on the machine changes less.
-`--video FRAMES` runs Wan 2.1's VAE, an eighth as wide, on 480 x 832 px. `--memory SIDES` and `--precision SIDE` run all
-kinds: the peak of untiled and of seamless at each budget, and bfloat16 beside float32, without a time.
+`--video FRAMES` runs a VAE for videos, Wan 2.1's or `--kind`, an eighth as wide, on 480 x 832 px. `--memory SIDES` and
+`--precision SIDE` run all `--kinds`: the peak of untiled and of seamless at each budget, and bfloat16 beside float32,
+without a time.
 """
 
 from __future__ import annotations
@@ -27,15 +28,27 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-FACTOR = 8
-LATENT_CHANNELS = {"sd3": 16, "flux2": 32, "wan": 16}  # per kind of autoencoder
-FULL_WIDTH = 128  # Wan 2.1: three quarters of it
+FULL_WIDTH = 128  # Wan 2.1: three quarters of it, Wan 2.2: five
+
+
+class Kind(NamedTuple):
+    """Channels of the latent, pixels per pixel of it, and frames per frame of it, 0 for pictures."""
+
+    channels: int
+    factor: int = 8
+    frames: int = 0
+
+
+KINDS = {"sd3": Kind(16), "flux2": Kind(32), "wan": Kind(16, 8, 4), "wan22": Kind(48, 16, 4)}
+KINDS |= {"hunyuan-image": Kind(64, 32), "hunyuan-video": Kind(16, 8, 4), "hunyuan-video-15": Kind(32, 16, 4)}
+KINDS |= {"ltx2": Kind(128, 32, 8)}
+CLAMPED = ("wan", "wan22")  # by diffusers
 METHODS = ("untiled", "seamless")
 VIDEO_SIZE, VIDEO_WIDTH = (480, 832), 16
 
@@ -50,28 +63,61 @@ def small_changes(autoencoder: Any) -> None:
 
 def diffusers_vae(dtype: torch.dtype, kind: str = "sd3", width: int = FULL_WIDTH) -> Any:
     """A new autoencoder with this many channels at the picture's resolution."""
-    from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLWan
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
     torch.manual_seed(0)
+    autoencoder = video_vae(kind, width) if KINDS[kind].frames else picture_vae(kind, width)
+    small_changes(autoencoder)
+    return autoencoder.eval().requires_grad_(False).to(dtype)
+
+
+def picture_vae(kind: str, width: int) -> Any:
+    from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLHunyuanImage
+
+    if kind == "hunyuan-image":
+        widths = (width, 2 * width, 4 * width, 4 * width, 8 * width, 8 * width)
+        return AutoencoderKLHunyuanImage(3, 3, 64, widths, 2, 32, 384)
     settings: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "block_out_channels": (width, 2 * width, 4 * width, 4 * width),
         "norm_num_groups": min(32, width // 2),
-        "latent_channels": LATENT_CHANNELS[kind],
+        "latent_channels": KINDS[kind].channels,
         "layers_per_block": 2,
     }
-    autoencoder: Any
-    if kind == "wan":
-        autoencoder = AutoencoderKLWan(base_dim=width * 3 // 4)
-    elif kind == "flux2":
-        autoencoder = AutoencoderKLFlux2(**settings)
-    else:
-        autoencoder = AutoencoderKL(use_quant_conv=False, use_post_quant_conv=False, **settings)
-    small_changes(autoencoder)
-    return autoencoder.eval().requires_grad_(False).to(dtype)
+    if kind == "flux2":
+        return AutoencoderKLFlux2(**settings)
+    return AutoencoderKL(use_quant_conv=False, use_post_quant_conv=False, **settings)
+
+
+def video_vae(kind: str, width: int) -> Any:
+    from diffusers import (
+        AutoencoderKLHunyuanVideo,
+        AutoencoderKLHunyuanVideo15,
+        AutoencoderKLLTX2Video,
+        AutoencoderKLWan,
+    )
+
+    widths: Any = (width, 2 * width, 4 * width, 8 * width)
+    if kind == "wan22":
+        patches: dict[str, Any] = {"patch_size": 2, "in_channels": 12, "out_channels": 12, "is_residual": True}
+        return AutoencoderKLWan(width * 5 // 4, 2 * width, z_dim=48, scale_factor_spatial=16, **patches)
+    if kind == "hunyuan-video":
+        groups = min(32, width // 2)
+        widths = (*widths[:3], 4 * width)
+        autoencoder = AutoencoderKLHunyuanVideo(block_out_channels=widths, norm_num_groups=groups)
+        autoencoder.use_framewise_encoding = autoencoder.use_framewise_decoding = False
+        return autoencoder
+    if kind == "hunyuan-video-15":
+        widths = (*widths, 8 * width)
+        return AutoencoderKLHunyuanVideo15(block_out_channels=widths)
+    if kind == "ltx2":
+        twice: Any = tuple(2 * each for each in widths)
+        return AutoencoderKLLTX2Video(
+            block_out_channels=twice, decoder_block_out_channels=twice[:3], decoder_causal=False
+        )
+    return AutoencoderKLWan(base_dim=width * 3 // 4)
 
 
 def comfyui_vae(dtype: torch.dtype, kind: str) -> Any:
@@ -92,7 +138,7 @@ def comfyui_wan_weights() -> dict[str, Tensor]:
 
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
-        shapes = WanVAE(dim=FULL_WIDTH * 3 // 4, z_dim=LATENT_CHANNELS["wan"]).state_dict()
+        shapes = WanVAE(dim=FULL_WIDTH * 3 // 4, z_dim=KINDS["wan"].channels).state_dict()
     weights = {name: torch.randn(weight.shape, generator=generator) for name, weight in shapes.items()}
     for name, weight in weights.items():
         is_kernel = weight[0].numel() > 1
@@ -131,7 +177,7 @@ def comfyui_decoding(method: str, vae: Any, budget: int) -> Callable[[Tensor], T
 
 def comfyui_encoding(method: str, vae: Any, budget: int) -> Callable[[Tensor], Tensor]:
     """Stock methods take pictures (1, H, W, C) in [0, 1]."""
-    tile = int(os.environ["VAE_TILE"]) * FACTOR
+    tile = int(os.environ["VAE_TILE"]) * KINDS["sd3"].factor
     sizes = {"tile_x": tile, "tile_y": tile, "overlap": tile // 4}
     if method == "ComfyUI untiled":
         return lambda image: vae.encode(stock_layout(image))
@@ -147,12 +193,13 @@ def stock_layout(image: Tensor) -> Tensor:
     return (image.reshape(1, 3, *image.shape[-2:]) / 2 + 0.5).movedim(1, -1)
 
 
-def video_of(direction: str, frames: int) -> Tensor:
+def video_of(direction: str, frames: int, kind: str) -> Tensor:
     """Values in the middle, because diffusers clamps what it decodes."""
     generator, (height, width) = torch.Generator().manual_seed(2), VIDEO_SIZE
     if direction == "encode":
         return torch.rand(1, 3, frames, height, width, generator=generator) * 2 - 1
-    shape = (1, LATENT_CHANNELS["wan"], 1 + (frames - 1) // 4, height // FACTOR, width // FACTOR)
+    channels, factor, time = KINDS[kind]
+    shape = (1, channels, 1 + (frames - 1) // time, height // factor, width // factor)
     return torch.randn(shape, generator=generator) / 4
 
 
@@ -161,8 +208,9 @@ def canvas_of(direction: str, side: int, kind: str = "sd3") -> Tensor:
     if direction == "encode":
         canvas = torch.rand(1, 3, side, side, generator=generator) * 2 - 1
     else:
-        canvas = torch.randn(1, LATENT_CHANNELS[kind], side // FACTOR, side // FACTOR, generator=generator)
-    return canvas.unsqueeze(2) / 4 if kind == "wan" else canvas  # a video of one frame, in the middle as above
+        small = side // KINDS[kind].factor
+        canvas = torch.randn(1, KINDS[kind].channels, small, small, generator=generator)
+    return canvas.unsqueeze(2) / 4 if KINDS[kind].frames else canvas  # a video of one frame, in the middle as above
 
 
 def resident(line: str) -> float:
@@ -176,8 +224,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     method, direction, side, target = options.one
     torch.set_num_threads(options.threads)
     convert, seconds = work(method, direction, options), []
-    canvas = video_of(direction, options.frames) if options.frames else canvas_of(direction, int(side), options.kind)
-    convert(canvas_of(direction, 64, options.kind))
+    kind, frames = options.kind, options.frames
+    canvas = video_of(direction, frames, kind) if frames else canvas_of(direction, int(side), kind)
+    convert(canvas_of(direction, 64, kind))
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     for _ in range(options.repeats):
@@ -224,8 +273,8 @@ def seconds_of(run: Callable[[Tensor], Tensor], canvas: Tensor) -> float:
 
 
 def video(options: argparse.Namespace) -> None:
-    options.kind, options.width = "wan", VIDEO_WIDTH
-    print(f"Wan 2.1, {VIDEO_WIDTH * 3 // 4} channels, {VIDEO_SIZE[0]} x {VIDEO_SIZE[1]} px", end=", ")
+    options.kind, options.width = options.kind if KINDS[options.kind].frames else "wan", VIDEO_WIDTH
+    print(f"{options.kind}, width {VIDEO_WIDTH}, {VIDEO_SIZE[0]} x {VIDEO_SIZE[1]} px", end=", ")
     print(f"{options.dtype}, budget {options.budget} MB")
     with tempfile.TemporaryDirectory() as name:
         for direction in ("decode", "encode"):
@@ -233,7 +282,7 @@ def video(options: argparse.Namespace) -> None:
                 options.frames = frames
                 pairs = [in_own_process(options, method, direction, 0, Path(name)) for method in METHODS]
                 (one, untiled), (own, result) = pairs
-                result = result.clamp(-1, 1) if direction == "decode" else result
+                result = result.clamp(-1, 1) if direction == "decode" and options.kind in CLAMPED else result
                 print(f"  {direction} {frames} frames: {one['seconds']:.1f} s, {one['peak_mb']:.0f} MB;", end=" ")
                 print(f"seamless {own['seconds']:.1f} s, {own['peak_mb']:.0f} MB,", difference(result, untiled, 2))
 
@@ -276,7 +325,8 @@ def memory_curve(options: argparse.Namespace) -> None:
     options.repeats = 1
     print(f"peak MB of decoding, {options.dtype}, {options.width} channels")
     with tempfile.TemporaryDirectory() as name:
-        for options.kind in LATENT_CHANNELS:
+        for kind in options.kinds:
+            options.kind = kind
             for side in options.memory:
                 own, _ = in_own_process(options, "untiled", "decode", side, Path(name))
                 print(f"  {options.kind:5} {side:5} px: untiled {own['peak_mb']:5.0f}", end="", flush=True)
@@ -291,13 +341,14 @@ def memory_curve(options: argparse.Namespace) -> None:
 def precision(options: argparse.Namespace) -> None:
     """bfloat16, both ways, and float32 untiled: how far each is from each other, per kind."""
     torch.set_num_threads(options.threads)
-    for options.kind in LATENT_CHANNELS:
+    for kind in options.kinds:
+        options.kind = kind
         for direction in ("decode", "encode"):
             canvas = canvas_of(direction, options.precision, options.kind)
             results = []
             for options.dtype, method in (("float32", "untiled"), ("bfloat16", "untiled"), ("bfloat16", "seamless")):
                 result = work(method, direction, options)(canvas.bfloat16().float())
-                results.append(result.clamp(-1, 1) if options.kind == "wan" and direction == "decode" else result)
+                results.append(result.clamp(-1, 1) if options.kind in CLAMPED and direction == "decode" else result)
             exact, untiled, own = results
             peak = float(exact.max() - exact.min())
             print(f"{options.kind:5} {direction} {options.precision} px: seamless from untiled", end=" ")
@@ -312,7 +363,9 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=2048, help="MB")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--kind", choices=LATENT_CHANNELS, default="sd3")
+    parser.add_argument("--kind", choices=KINDS, default="sd3")
+    kinds: Any = {"choices": KINDS, "nargs": "+", "default": ["sd3", "flux2", "wan"]}
+    parser.add_argument("--kinds", **kinds, help="of --memory and --precision")
     parser.add_argument("--width", type=int, default=FULL_WIDTH, help="channels at the picture's resolution")
     parser.add_argument("--frames", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--memory", type=int, nargs="+", metavar="SIDE", help="only measure peak memory at these sides")

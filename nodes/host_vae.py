@@ -29,7 +29,7 @@ def encode(vae: VAE, image: Tensor, budget: int = 0, progress: Progress | None =
     """Images (B, H, W, C) in [0, 1] -> the VAE's latents (B, c, H/8, W/8), the same as from VAE Encode.
 
     A video VAE takes the images as the frames of one video: (1, c, T, H/8, W/8). `budget`: bytes on the VAE's device; 0
-    uses all free memory. `wrap`: as in `seamless.wrapped`. Sides are cropped to multiples of 8 (Flux.2: 16), as in VAE
+    uses all free memory. `wrap`: as in `seamless.wrapped`. Sides are cropped to multiples of 8 (or up to 32), as in VAE
     Encode. Raises UserError for a VAE that is not supported.
     """
     _require_support(vae, "VAE Encode (Tiled)")

@@ -11,6 +11,10 @@ from . import host, host_vae
 from .schema import advanced, schema
 
 CATEGORY = host.menu_of("VAEDecode", "latent")
+VAE_TOOLTIP = (
+    "A VAE of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1, Wan 2.2, Hunyuan Image 2.1, "
+    "HunyuanVideo, LTX-Video 0.9.0, LTX-2 or TAESD."
+)
 MEMORY_TOOLTIP = "Memory to use on the VAE's device, in MB. 0: all free memory. Less is slower, with the same result."
 
 
@@ -44,7 +48,7 @@ class EncodeSeamless(io.ComfyNode):
                 ),
                 io.Vae.Input(
                     "vae",
-                    tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1 or TAESD.",
+                    tooltip=VAE_TOOLTIP,
                 ),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
                 _wrap_input(),
@@ -72,7 +76,7 @@ class DecodeSeamless(io.ComfyNode):
                 io.Latent.Input("samples", tooltip="The latent, of any size."),
                 io.Vae.Input(
                     "vae",
-                    tooltip="A VAE of Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1 or TAESD.",
+                    tooltip=VAE_TOOLTIP,
                 ),
                 io.Int.Input("memory", default=0, min=0, max=1_000_000, step=64, tooltip=MEMORY_TOOLTIP),
                 _wrap_input(),

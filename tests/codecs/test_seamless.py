@@ -18,11 +18,9 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanImage,
-    AutoencoderKLHunyuanVideo,
+    AutoencoderKLHunyuanImageRefiner,
     AutoencoderKLLTXVideo,
-    AutoencoderKLQwenImage,
     AutoencoderKLTemporalDecoder,
-    AutoencoderKLWan,
     AutoencoderTiny,
 )
 from hypothesis import given, settings
@@ -31,7 +29,8 @@ from onestep_sr.sr_models.codecs import seamless
 from onestep_sr.sr_models.codecs.seamless import convolve, layers, maps, norm, passes
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.networks.vq_autoencoder import VQAutoencoder, VQConfig
-from places import ROOT
+from places import HOST_SCRIPTS, ROOT
+from small_autoencoders import stirred
 from torch import nn
 
 MEGABYTE = 2**20
@@ -39,15 +38,6 @@ ROOMY, TIGHT = 1000 * MEGABYTE, int(1.5 * MEGABYTE)
 WIDTHS = (32, 64, 64)
 SIZES = [(13, 29), (40, 24), (1, 2)]  # of latents
 LONG = settings(deadline=None, max_examples=200)
-
-
-def stirred(autoencoder):
-    """With norms and biases that are not the neutral ones of a fresh network."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in autoencoder.parameters():
-        if parameter.ndim == 1:
-            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return autoencoder.eval().requires_grad_(False)
 
 
 def kl(**changes):
@@ -116,65 +106,6 @@ def one_thread():
 
 KINDS = [stable_diffusion, stable_diffusion_3, attention_in_levels, without_attention, vq, vq_of_faces]
 KINDS += [asymmetric, hunyuan_image]
-
-
-def wan_2_2(**settings):
-    return AutoencoderKLWan(**settings, is_residual=True, patch_size=2, in_channels=12, out_channels=12)
-
-
-CAUSAL = [AutoencoderKLQwenImage, AutoencoderKLWan, wan_2_2]
-
-
-def causal(kind):
-    torch.manual_seed(0)
-    settings = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1}
-    return stirred(kind(**settings, temperal_downsample=[True, True]))
-
-
-def factor_of(kind):
-    return 8 if kind is wan_2_2 else 4
-
-
-@pytest.mark.parametrize("budget", [ROOMY, MEGABYTE // 4], ids=["roomy", "tight"])
-@pytest.mark.parametrize("frames", [1, 3])
-@pytest.mark.parametrize("kind", CAUSAL, ids=lambda kind: kind.__name__)
-def test_videos_equal_the_untiled_ones(kind, frames, budget):
-    autoencoder = causal(kind)
-    assert seamless.supports(autoencoder)
-    generator = torch.Generator().manual_seed(2)
-    factor = factor_of(kind)
-    latent = torch.randn(1, 4, frames, 7, 5, generator=generator)
-    # The last frames, and in Wan 2.1 rows and columns, fill none of the latent; Wan 2.2 only takes whole patches.
-    size = (7 * 8, 5 * 8) if kind is wan_2_2 else (30, 21)
-    video = torch.rand(1, 3, 4 * frames, *size, generator=generator) * 2 - 1
-    seen = []
-    decoded = seamless.decode(autoencoder, latent, budget=budget, progress=lambda *at: seen.append(at))
-    expected = autoencoder.decode(latent).sample
-    assert decoded.shape == expected.shape == (1, 3, 4 * frames - 3, 7 * factor, 5 * factor)
-    assert (decoded.clamp(-1, 1) - expected).abs().max() < 1e-4
-    assert seen[-1][0] == seen[-1][1]
-    encoded = seamless.encode(autoencoder, video, budget=budget)
-    expected = autoencoder.encode(video).latent_dist.mode()
-    assert encoded.shape == expected.shape == (1, 4, frames, 7, 5)
-    assert (encoded - expected).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("kind", CAUSAL, ids=lambda kind: kind.__name__)
-def test_a_picture_is_a_video_of_one_frame(kind):
-    autoencoder = causal(kind)
-    latent = torch.randn(1, 4, 7, 9)
-    picture, video = (seamless.decode(autoencoder, one, budget=ROOMY) for one in (latent, latent[:, :, None]))
-    assert torch.equal(picture, video[:, :, 0])
-    assert torch.equal(
-        seamless.encode(autoencoder, picture, budget=ROOMY), seamless.encode(autoencoder, video, budget=ROOMY)[:, :, 0]
-    )
-
-
-def test_rows_and_columns_that_fill_no_patch_are_left_out():
-    autoencoder, picture = causal(wan_2_2), torch.rand(1, 3, 45, 39)
-    encoded = seamless.encode(autoencoder, picture, budget=ROOMY)
-    assert encoded.shape == (1, 4, 5, 4)
-    assert torch.equal(encoded, seamless.encode(autoencoder, picture[:, :, :44, :38], budget=ROOMY))
 
 
 def flux_2(normalised):
@@ -675,21 +606,22 @@ def with_conv3d():
     return autoencoder
 
 
-def ltx_video():
+def ltx_video_with_a_timestep():
     settings = {"block_out_channels": (32, 32, 32, 32), "decoder_block_out_channels": (32, 32, 32)}
-    return AutoencoderKLLTXVideo(**settings, latent_channels=4)
+    return AutoencoderKLLTXVideo(**settings, latent_channels=4, timestep_conditioning=True)
 
 
-def hunyuan_video():
-    return AutoencoderKLHunyuanVideo(block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=4)
+def hunyuan_image_refiner():
+    settings = {"block_out_channels": (32, 32), "layers_per_block": 1, "latent_channels": 4}
+    return AutoencoderKLHunyuanImageRefiner(**settings, spatial_compression_ratio=2, temporal_compression_ratio=1)
 
 
 OTHERS = [other_activation, temporal, with_batch_norm, with_tanh, with_conv3d, *TINY_OTHERS]
-OTHERS += [ltx_video, hunyuan_video]
+OTHERS += [ltx_video_with_a_timestep, hunyuan_image_refiner]
 REFUSED = {
     temporal: "{} cannot run without seams, because its decoder mixes neighbouring frames",
-    ltx_video: "{} cannot run without seams, because its decoder also sees later frames",
-    hunyuan_video: "{} cannot run without seams, because its norms take the statistics of several frames at once",
+    ltx_video_with_a_timestep: "{} cannot run without seams, because its decoder also takes a timestep and noise",
+    hunyuan_image_refiner: "{} cannot run without seams, because it takes every frame for the first one",
 }
 
 
@@ -702,7 +634,8 @@ def test_other_autoencoders_are_refused_in_a_sentence(make):
     why = REFUSED.get(make, "{} has layers that cannot run without seams").format(type(autoencoder).__name__)
     assert str(caught.value) == (
         f"{why}: use stock tiling for it (supported are VQ-f4 and the VAEs of Stable Diffusion 1.5, SDXL, SD3, Flux, "
-        "Flux.2, Qwen-Image, Wan 2.1, Wan 2.2, Hunyuan Image 2.1 and TAESD)."
+        "Flux.2, Qwen-Image, Wan 2.1, Wan 2.2, Hunyuan Image 2.1, HunyuanVideo 1.0 and 1.5, LTX-Video 0.9.0, LTX-2 and "
+        "TAESD)."
     )
 
 
@@ -750,119 +683,6 @@ def test_an_autoencoder_is_free_after_its_runs():
     assert [each() for each in left] == [None, None]
 
 
-IN_COMFYUI = """
-import json, sys
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path.insert(0, ".")
-import comfy.options
-comfy.options.enable_args_parsing()
-import comfy.sd, torch
-from comfy.ldm.models.autoencoder import AutoencoderKL, AutoencodingEngine
-from comfy.ldm.wan import vae2_2
-from comfy.ldm.wan.vae import WanVAE
-from onestep_sr.sr_models.codecs import seamless
-from onestep_sr.sr_models.errors import UserError
-
-torch.manual_seed(0)
-torch.set_grad_enabled(False)
-
-def random(channels, quantized):
-    config = {"double_z": True, "z_channels": channels, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128}
-    config |= {"ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
-    weights = AutoencoderKL(ddconfig=config, embed_dim=channels).state_dict()
-    for name, t in weights.items():
-        scale, offset = (t[0].numel() ** -0.5, 0) if t.ndim > 1 else (0.2, "norm" in name and "weight" in name)
-        weights[name] = torch.randn(t.shape) * scale + offset
-    return {name: t for name, t in weights.items() if quantized or "quant_conv" not in name}
-
-def stir(network):
-    for name, t in network.state_dict().items():
-        if t.is_floating_point():
-            scale = t[0].numel() ** -0.5 if t.ndim > 1 and t[0].numel() > 1 else 0.2
-            t.copy_(torch.randn(t.shape) * scale + (t.ndim == 1 and "weight" in name or "gamma" in name))
-            if "running_var" in name:
-                t.abs_().add_(0.5)
-    return network
-
-def differences(network, latent, image, **options):
-    size = (image.shape[3] * 1536 * 3) * 4 * 4
-    return [
-        (seamless.decode(network, latent, budget=size, **options) - network.decode(latent)).abs().max().item(),
-        (seamless.encode(network, image, budget=2**30, **options) - network.encode(image)).abs().max().item(),
-    ]
-
-results = {}
-for channels, quantized in ((4, True), (16, False)):
-    vae = comfy.sd.VAE(sd=random(channels, quantized), dtype=torch.float32)
-    latent, image = torch.randn(1, channels, 9, 12), torch.rand(1, 3, 64, 72) * 2 - 1
-    results[f"{channels} channels"] = differences(vae.first_stage_model, latent, image)
-
-config = {"double_z": True, "z_channels": 8, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32}
-config |= {"ch_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
-flux_2 = stir(AutoencoderKL(ddconfig=config | {"batch_norm_latent": True}, embed_dim=8).eval())
-results["Flux.2"] = differences(flux_2, torch.randn(1, 32, 5, 7), torch.rand(1, 3, 80, 112) * 2 - 1)
-config = {"dim": 16, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_scales": []}
-wan = stir(WanVAE(**config, temperal_downsample=[False, True, True]).eval())
-for frames in (1, 4):
-    video = torch.rand(1, 3, 4 * frames, 61, 83) * 2 - 1
-    results[f"Wan, {frames} frames"] = differences(wan, torch.randn(1, 16, frames, 7, 9), video)
-config = {"dim": 16, "dec_dim": 24, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_scales": []}
-wan_2_2 = stir(vae2_2.WanVAE(**config, temperal_downsample=[False, True, True]).eval())
-for frames in (1, 5):
-    video = torch.rand(1, 3, 4 * frames - 3, 80, 112) * 2 - 1
-    results[f"Wan 2.2, {frames} frames"] = differences(wan_2_2, torch.randn(1, 16, frames, 5, 7), video)
-
-config = {"in_channels": 3, "out_channels": 3, "z_channels": 8, "block_out_channels": (32, 32, 64, 64)}
-config |= {"num_res_blocks": 1, "ffactor_spatial": 8}
-hunyuan = AutoencodingEngine(
-    regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
-    encoder_config={"target": "comfy.ldm.hunyuan_video.vae.Encoder", "params": config},
-    decoder_config={"target": "comfy.ldm.hunyuan_video.vae.Decoder", "params": config},
-)
-hunyuan_differences = differences(stir(hunyuan.eval()), torch.randn(1, 8, 5, 7), torch.rand(1, 3, 40, 72) * 2 - 1)
-results["Hunyuan Image"] = hunyuan_differences
-
-before = vae.first_stage_model.decode(latent)
-patcher = vae.patcher.clone()
-names = ("decoder.mid.block_1.conv1.weight", "decoder.mid.block_1.norm1.weight", "encoder.down.0.block.0.norm2.bias")
-state = vae.first_stage_model.state_dict()
-patcher.add_patches({name: (torch.randn(state[name].shape) * state[name].std() * 0.5,) for name in names})
-comfy.model_management.load_models_gpu([patcher])
-network = patcher.model
-results["patched changes"] = (network.decode(latent) - before).abs().max().item()
-results["patched"] = differences(network, latent, image)
-
-network.bfloat16()
-for module in network.modules():
-    if hasattr(module, "comfy_cast_weights"):
-        module.comfy_cast_weights = True
-network.decoder.norm_out.weight_function = [lambda weight: weight * 1.5]
-network.decoder.mid.block_2.conv1.weight_function = [lambda weight: weight + 0.01]
-results["cast"] = differences(network, latent, image, dtype=torch.float32)
-
-others = {}
-for channels in (4, 16):
-    weights = stir(comfy.taesd.taesd.TAESD(latent_channels=channels)).state_dict()
-    weights["vae_scale"], weights["vae_shift"] = torch.tensor(0.7), torch.tensor(0.1)
-    tiny = comfy.sd.VAE(sd=weights, dtype=torch.float32).first_stage_model
-    results[f"TAESD, {channels} channels"] = differences(tiny, torch.randn(1, channels, 9, 12), image)
-if hasattr(comfy.taesd.taesd, "DecoderFlux2"):
-    others["TAESD of Flux.2"] = comfy.taesd.taesd.TAESD(latent_channels=128)
-others["TAEHV"] = comfy.taesd.taehv.TAEHV(latent_channels=16)
-config = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32}
-config |= {"ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0, "conv3d": True}
-others["Conv3d"] = AutoencoderKL(ddconfig=config, embed_dim=4)
-config |= {"conv3d": False, "video_kernel_size": [3, 1, 1], "alpha": 0.0}
-others["SVD"] = AutoencodingEngine(
-    regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
-    encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
-    decoder_config={"target": "comfy.ldm.modules.temporal_ae.VideoDecoder", "params": config},
-)
-results["supported"] = [name for name, network in others.items() if seamless.supports(network)]
-print(json.dumps(results))
-"""
-
-
 @pytest.mark.host
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", installed_hosts(), ids=lambda folder: folder.name)
@@ -870,7 +690,7 @@ def test_equals_the_untiled_run_of_comfyui_with_patches_and_casts(folder, tmp_pa
     (tmp_path / "onestep_sr").symlink_to(Path(ROOT), target_is_directory=True)
     environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [interpreter(folder), "-c", IN_COMFYUI],
+        [interpreter(folder), HOST_SCRIPTS / "seamless_in_comfyui.py"],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -881,6 +701,8 @@ def test_equals_the_untiled_run_of_comfyui_with_patches_and_casts(folder, tmp_pa
     results = json.loads(done.stdout.splitlines()[-1])
     names = ["4 channels", "16 channels", "Flux.2", "Wan, 1 frames", "Wan, 4 frames", "patched", "cast"]
     names += ["Wan 2.2, 1 frames", "Wan 2.2, 5 frames", "Hunyuan Image"]
+    kinds = ("HunyuanVideo", "HunyuanVideo 1.5", "LTX-Video", "LTX-2")
+    names += [f"{kind}, {frames} frames" for kind in kinds for frames in (1, 3, 5)]
     for name in [*names, "TAESD, 4 channels", "TAESD, 16 channels"]:
         assert max(results[name]) < 1e-4, results
     assert results["patched changes"] > 0.01

@@ -1,5 +1,5 @@
-"""Encode and decode pictures of any size, seamlessly and within a memory budget: with an AutoencoderKL, VQ-f4, TAESD or
-the causal networks of Qwen-Image and Wan, which take videos too.
+"""Encode and decode pictures of any size, seamlessly and within a memory budget: with an AutoencoderKL, VQ-f4, TAESD,
+Hunyuan Image, or a network for videos: Qwen-Image, Wan, HunyuanVideo, LTX.
 
 The result equals the untiled one up to rounding, by construction: every layer runs over the whole picture, in bands
 of rows, before the next layer starts. Modules whose weights a host changes (patches, casts, offloading) are called
@@ -63,8 +63,9 @@ def encode(
 ) -> Tensor:
     """Picture (B, 3, H, W) in [-1, 1] -> the posterior's mode (B, c, H/f, W/f), unscaled; VQ: before quantising.
 
-    A causal network also takes a video, (B, 3, T, H, W) -> (B, c, 1 + (T - 1) // 4, H/f, W/f). Flux.2 in ComfyUI: the
-    mode in normalised 2x2 patches. Rows and columns that fill no patch are left out, also in the picture (Wan 2.2).
+    A network for videos also takes one, (B, 3, T, H, W) -> (B, c, 1 + (T - 1) // 4, H/f, W/f); for LTX, 8 in place of
+    4. Frames that are too few for another one of the latent are left out. Flux.2 in ComfyUI: the mode in normalised 2x2
+    patches. Rows and columns that fill no patch are left out, also in the picture (Wan 2.2, LTX).
 
     budget: bytes on `device` for feature maps and work on them; weights, input and result are not included. What
         does not fit is kept in host memory, or in a temporary file if `device` is the CPU.
@@ -94,7 +95,7 @@ def decode(
 ) -> Tensor:
     """Latent (B, c, h, w), unscaled -> picture (B, 3, h f, w f), about [-1, 1], not clamped; VQ quantises first.
 
-    A causal network also takes a video's latent, (B, c, T, h, w) -> (B, 3, 4 T - 3, h f, w f).
+    A network for videos also takes a video's latent, (B, c, T, h, w) -> (B, 3, 4 T - 3, h f, w f); LTX: 8 T - 7.
 
     All other arguments are the same as for `encode`.
     """

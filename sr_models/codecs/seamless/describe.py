@@ -14,7 +14,10 @@ from .kinds.modules import UnknownError, require
 from .layers import Layer, Rearrangement
 from .refusals import refusal
 
-SUPPORTED = "Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1, Wan 2.2, Hunyuan Image 2.1 and TAESD"
+SUPPORTED = (
+    "Stable Diffusion 1.5, SDXL, SD3, Flux, Flux.2, Qwen-Image, Wan 2.1, Wan 2.2, Hunyuan Image 2.1, HunyuanVideo 1.0 "
+    "and 1.5, LTX-Video 0.9.0, LTX-2 and TAESD"
+)
 KINDS = (tiny, wan, ltx, hunyuan_video, hunyuan_video_15, hunyuan_image, kl)  # the first that fits counts
 # With any other value of these attributes, a module does not compute what the layers describe.
 EXPECTED = {

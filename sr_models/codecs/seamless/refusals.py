@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-OWN_SHORTCUTS = "its changes of resolution have shortcuts of their own"
-SEVERAL_FRAMES = "its norms take the statistics of several frames at once"
-LATER_FRAMES = "its decoder also sees later frames"
+NOISE = "its decoder also takes a timestep and noise"
 NEIGHBOURS = "its decoder mixes neighbouring frames"
 # Part of the full class name of the autoencoder, its decoder or the decoder's first layer -> why. The first that fits
 # counts.
@@ -18,14 +16,10 @@ REASONS = {
     "comfy.taesd.taehv.": "its blocks remember the frame before",
     "temporal_decoder.": NEIGHBOURS,
     "temporal_ae.": NEIGHBOURS,
-    "hunyuanimage_refiner": OWN_SHORTCUTS,
-    "hunyuanvideo15": OWN_SHORTCUTS,
-    "ldm.hunyuan_video.": OWN_SHORTCUTS,
-    "autoencoder_kl_ltx": LATER_FRAMES,
-    "lightricks.": LATER_FRAMES,
-    "autoencoder_kl_hunyuan_video.": SEVERAL_FRAMES,
-    "VideoConv3d": SEVERAL_FRAMES,  # HunyuanVideo in ComfyUI
-    "CarriedConv3d": SEVERAL_FRAMES,
+    "hunyuanimage_refiner": "it takes every frame for the first one",
+    "vae_refiner.": "it adds empty frames before the first and after the last one",  # 1.5 is supported
+    "autoencoder_kl_ltx": NOISE,  # without a timestep they are supported
+    "lightricks.": NOISE,
 }
 
 

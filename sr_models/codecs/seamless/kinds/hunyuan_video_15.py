@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..convolve import rewidened
 from ..layers import Fork, Join, Layer, Rearrange, Rearrangement, channels
-from .modules import attention, pointwise
+from .modules import attention, pointwise, require
 from .video import Shortcut, activated, replicated, residual_block
 
 
@@ -60,6 +60,8 @@ def _middle(network: Any) -> Iterator[Layer]:
         blocks, attends, reach = network.mid_block.resnets, network.mid_block.attentions, "past"
     for block, attended in zip(blocks, (None, *attends), strict=True):
         if attended is not None:
+            # Hunyuan Image's refiner in diffusers has the same names, and takes every frame for the first one.
+            require(reach == "video" or hasattr(attended, "prepare_causal_attention_mask"))
             yield replace(attention(attended), reach=reach)
         yield from _residual_block(block)
 

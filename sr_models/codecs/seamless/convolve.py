@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .layers import changes_weights, is_causal, unwrapped
 
 Weights = tuple[Tensor, Tensor | None]
+WEIGHTS_AT_ONCE = 2**22
 
 
 def convolved(conv: nn.Module, band: Tensor, above: int, below: int, before: Sequence[Tensor] = ()) -> Tensor:
@@ -35,6 +36,27 @@ def convolved(conv: nn.Module, band: Tensor, above: int, below: int, before: Seq
     if above and below:  # nothing is padded or computed for the rows around the band
         return F.conv2d(band, weight, bias, padding=(0, width))
     return without_halo(F.conv2d(band, weight, bias, padding=(height, width)), above, below)
+
+
+def convolved_frames(conv: nn.Module, frames: list[Tensor], padding: str) -> Tensor:
+    """The convolution of three frames' bands with all borders padded: (1, C, h, W) each -> (1, D, h, W).
+
+    A few filters at a time, because their weights are copied into another order.
+    """
+    own = own_weights(conv, frames[0])
+    if own is None:
+        stack = torch.stack(frames, 2)
+        return conv(F.pad(stack, (1, 1, 1, 1, 0, 0), mode=padding) if padding == "replicate" else stack)[:, :, 0]
+    weight, bias = own
+    mode = "constant" if padding == "zeros" else padding
+    band, plain = F.pad(torch.cat(frames, 1), (1, 1, 1, 1), mode=mode), unwrapped(conv)
+    at_once = max(1, WEIGHTS_AT_ONCE // weight[0].numel())
+    biases = [None] * len(weight) if bias is None else bias.split(at_once)
+    parts = [
+        F.conv2d(band, part.transpose(1, 2).flatten(1, 2), shift, plain.stride[1:])
+        for part, shift in zip(weight.split(at_once), biases, strict=False)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _called(conv: nn.Module, band: Tensor, before: Sequence[Tensor]) -> Tensor:
@@ -121,6 +143,11 @@ def rewidened(band: Tensor, width: int) -> Tensor:
 def positions(band: Tensor, heads: int) -> Tensor:
     """(1, heads d, h, w) -> (1, heads, h w, d)."""
     return band.permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """The positions of several maps; those of one are not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 def pointwise(module: nn.Module, band: Tensor) -> Tensor:

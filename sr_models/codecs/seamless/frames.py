@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .convolve import without_halo
+from .convolve import convolved_frames, without_halo
 from .layers import (
     Attention,
     Fork,
@@ -118,7 +118,7 @@ class FramesForward(BandedForward):
         for top, bottom in self._bands(target.height):
             above, below = min(1, top), min(1, target.height - bottom) if stride == 1 else 0
             rows = (stride * (top - above), min(stride * (bottom + below), window[0].height))
-            band = layer.conv(torch.stack([frame.read(*rows) for frame in window], 2))[:, :, 0]
+            band = convolved_frames(layer.conv, [frame.read(*rows) for frame in window], layer.padding)
             self._write(target, top, without_halo(band, above, below), self.next_norm)
         return target
 

@@ -109,12 +109,13 @@ class FramesDown:
 class VideoConvolution:
     """Over a frame and the two before it, or its neighbours if it looks ahead; the first and the last are repeated.
 
-    conv: takes (1, C, 3, h, w) and pads the sides itself. stride: in time and in space. early: in time, the second
+    padding: "replicate" or the convolution's own. stride: in time and in space. early: in time, the second
     frame of the result is from the first one twice and the second, all after it too are from one frame earlier.
     """
 
     conv: nn.Module
     ahead: bool
+    padding: str
     stride: tuple[int, int] = (1, 1)
     early: bool = False
 

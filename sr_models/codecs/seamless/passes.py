@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...networks.vq_autoencoder import Quantizer
-from .convolve import convolved, enlarged, padded, pointwise, positions, rewidened, without_halo
+from .convolve import convolved, enlarged, joined, padded, pointwise, positions, rewidened, without_halo
 from .layers import (
     Attention,
     Convolution,
@@ -231,7 +231,9 @@ class BandedForward:
     def _attend(self, layer: Attention, source: FeatureMap, keys: Maps, values: Maps) -> FeatureMap:
         """The attention of one frame to the keys and values of one or more; the result is added in place."""
         target = self._target(channels(layer.out)[1], source)
-        attend = self._attend_whole if all(each.resident for each in (*keys, *values)) else self._attend_in_blocks
+        copied = sum(each.resident for each in (*keys, *values)) if len(keys) > 1 else 0
+        here = all(each.resident for each in (*keys, *values)) and copied <= self.store.workspace // 2
+        attend = self._attend_whole if here else self._attend_in_blocks
         for top, bottom in self._bands(source.height):
             band = source.read(top, bottom)
             query = positions(pointwise(layer.query, self.norm.apply(band)), layer.heads)
@@ -242,7 +244,7 @@ class BandedForward:
 
     def _attend_whole(self, query: Tensor, keys: Maps, values: Maps, heads: int) -> Tensor:
         """As many queries at once as fit in memory if the device stores all their scores."""
-        key, value = (torch.cat([positions(m.read(0, m.height), heads) for m in maps], 2) for maps in (keys, values))
+        key, value = (joined([positions(m.read(0, m.height), heads) for m in maps]) for maps in (keys, values))
         at_once = max(1, self.store.workspace // 4 // (SCORE_BYTES * heads * key.shape[2]))
         parts = (F.scaled_dot_product_attention(part, key, value) for part in query.split(at_once, dim=2))
         return torch.cat(list(parts), dim=2)

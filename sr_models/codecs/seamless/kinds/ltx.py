@@ -168,7 +168,7 @@ def _convolution(module: Any, ahead: bool) -> VideoConvolution:
     conv = unwrapped(module.conv)
     require(isinstance(conv, nn.Conv3d) and conv.stride in STRIDES and (conv.stride[0] == 1 or not ahead))
     require((conv.kernel_size, conv.padding, conv.dilation) == ((3, 3, 3), (0, 1, 1), (1, 1, 1)))
-    return VideoConvolution(module.conv, ahead, (conv.stride[0], conv.stride[1]))
+    return VideoConvolution(module.conv, ahead, conv.padding_mode, (conv.stride[0], conv.stride[1]))
 
 
 def _widths(module: Any) -> tuple[int, int]:

@@ -75,22 +75,10 @@ def _normalised(norm: nn.Module, frames: Tensor) -> Tensor:
     return norm(frames.movedim(1, -1)).movedim(-1, 1) if _is_channels_last(norm) else norm(frames)
 
 
-class Replicated(nn.Module):
-    """A convolution of three frames whose borders are repeated."""
-
-    def __init__(self, conv: nn.Module):
-        super().__init__()
-        self.conv = conv
-        self.in_channels, self.out_channels = channels(conv)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.conv(F.pad(frames, (1, 1, 1, 1, 0, 0), mode="replicate"))
-
-
 def replicated(module: Any) -> VideoConvolution:
     """A wrapped convolution, in front of which the first frame and the borders are repeated."""
     conv = unwrapped(module.conv)
     mode = getattr(module, "pad_mode", getattr(module, "padding_mode", "replicate"))
     require(isinstance(conv, nn.Conv3d) and conv.stride in STRIDES and mode == "replicate")
     require((conv.kernel_size, conv.padding, conv.dilation) == ((3, 3, 3), (0, 0, 0), (1, 1, 1)))
-    return VideoConvolution(Replicated(module.conv), False, (conv.stride[0], conv.stride[1]))
+    return VideoConvolution(module.conv, False, "replicate", (conv.stride[0], conv.stride[1]))

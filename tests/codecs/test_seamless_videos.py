@@ -131,6 +131,11 @@ def test_rows_and_columns_that_fill_no_patch_are_left_out():
     assert torch.equal(encoded, seamless.encode(autoencoder, picture[:, :, :44, :38], budget=ROOMY))
 
 
+def test_a_latent_without_a_row_to_reflect_is_refused():
+    with pytest.raises(UserError, match=r"^A picture of 4x1 pixels is too small for the VAE: enlarge it first\.$"):
+        seamless.decode(network("ltx_2"), torch.zeros(1, 4, 1, 4), budget=ROOMY)
+
+
 @pytest.mark.parametrize("full", [AutoencoderKLLTXVideo, AutoencoderKLLTX2Video, AutoencoderKLHunyuanVideo15])
 def test_networks_of_full_width_are_recognised(full):
     with torch.device("meta"):

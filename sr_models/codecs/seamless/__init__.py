@@ -174,7 +174,7 @@ def _require_fit(layers: list[Layer], canvas: Tensor) -> None:
             f"The VAE expects {expected} channels, but the input has the shape {tuple(canvas.shape)}: connect the VAE "
             "that belongs to it."
         )
-    if min(stages(layers, *canvas.shape[-2:])[-1].output) < 1:
+    if any(stage.is_too_small for stage in stages(layers, *canvas.shape[-2:])):
         size = f"{canvas.shape[-1]}x{canvas.shape[-2]}"
         raise UserError(f"A picture of {size} pixels is too small for the VAE: enlarge it first.")
 

@@ -32,6 +32,7 @@ from .layers import (
 )
 from .maps import Store, megabytes
 
+SIDE_TO_REFLECT = 2
 COMFORTABLE_ROWS = 16  # the two halo rows then cost an extra eighth
 COPIES_OF_FRAMES = 9  # three frames, padded and in the convolution kernel's layout
 COPIES_OF_REARRANGEMENT = 4  # the frames, in patches or repeated, their rearrangement, and a sum
@@ -71,6 +72,12 @@ class Stage:
             case Rearrange(how):
                 return (how.factor, 1) if how.up else (1, how.factor)
         return 1, 1
+
+    @property
+    def is_too_small(self) -> bool:
+        """Whether the layer has nothing to compute, or nothing to reflect at the border."""
+        reflects = isinstance(self.layer, VideoConvolution) and self.layer.padding == "reflect"
+        return min(self.output) < 1 or (reflects and min(self.height, self.width) < SIDE_TO_REFLECT)
 
     @property
     def rows_of_work(self) -> int:

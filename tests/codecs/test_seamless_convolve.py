@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from onestep_sr.sr_models.codecs.seamless.convolve import convolved, enlarged, own_weights
+from onestep_sr.sr_models.codecs.seamless import convolve
+from onestep_sr.sr_models.codecs.seamless.convolve import convolved, convolved_frames, enlarged, own_weights
 from torch import nn
 
 BANDS = [(0, 9), (0, 4), (3, 6), (5, 9), (8, 9)]
@@ -45,3 +46,21 @@ def test_only_modules_that_do_nothing_else_are_replaced_by_their_weights(how):
     band = torch.randn(1, 5, 4, 6, dtype=torch.float16 if how == "half" else torch.float32)
     assert own_weights(conv2d(), band.float()) is not None
     assert own_weights(changed(conv2d(), how), band) is None
+
+
+@pytest.mark.parametrize("how", [None, "hook"])
+@pytest.mark.parametrize("at_once", [2**22, 300], ids=["whole", "a few filters"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate"])
+def test_three_frames_equal_the_module(monkeypatch, padding, stride, at_once, how):
+    monkeypatch.setattr(convolve, "WEIGHTS_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    own = {"padding": 0} if padding == "replicate" else {"padding": (0, 1, 1), "padding_mode": padding}
+    conv = nn.Conv3d(5, 7, 3, (1, stride, stride), **own)
+    frames = torch.randn(1, 5, 3, 6, 8)
+    with torch.no_grad():
+        outside = F.pad(frames, (1, 1, 1, 1, 0, 0), mode=padding) if padding == "replicate" else frames
+        expected = conv(outside)[:, :, 0]
+        conv = conv if how is None else changed(conv, how)
+        assert (own_weights(conv, frames[:, :, 0]) is None) == (how is not None)
+        assert (convolved_frames(conv, list(frames.unbind(2)), padding) - expected).abs().max() < 1e-5

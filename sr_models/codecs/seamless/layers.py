@@ -109,8 +109,8 @@ class FramesDown:
 class VideoConvolution:
     """Over a frame and the two before it, or its neighbours if it looks ahead; the first and the last are repeated.
 
-    padding: "replicate" or the convolution's own. stride: in time and in space. early: in time, the second
-    frame of the result is from the first one twice and the second, all after it too are from one frame earlier.
+    padding: "replicate" or the convolution's own. stride: in time and in space. early: with a stride of 2 in time, all
+    frames of the result but the first one see one frame earlier.
     """
 
     conv: nn.Module

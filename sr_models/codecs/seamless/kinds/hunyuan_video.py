@@ -1,8 +1,8 @@
 """HunyuanVideo 1.0, in ComfyUI and diffusers: norms over several frames and attention over the whole video.
 
 Videos have 4 n + 1 frames, of which a picture is one. diffusers norms all frames of a map together, and its attention
-sees no later ones; ComfyUI norms them in the groups in which they pass, except in the middle, and its encoder halves
-their number one frame early.
+sees no later ones. ComfyUI norms the groups in which frames pass, except in the middle, and where its encoder halves
+their number, each but the first sees one frame earlier.
 """
 
 from __future__ import annotations

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from comfyui_host import Host
@@ -94,8 +96,13 @@ def shown_picture(page: Page, kind: str) -> tuple[int, int]:
 
 def settled_box(page: Page, element: Locator) -> dict[str, float]:
     """Where the element is, once it stays there: the page moves it one frame later than its node."""
+    return settled(page, element.bounding_box)
+
+
+def settled(page: Page, measure: Callable[[], Any]) -> Any:
+    """What is measured, once it stays the same for two frames."""
     before = None
-    while (box := element.bounding_box()) != before or box is None:
-        before = box
+    while (found := measure()) != before or found is None:
+        before = found
         page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return box
+    return found

@@ -31,6 +31,7 @@ from comfyui_page import (
     playwright,
     press_run,
     set_widget,
+    settled,
     settled_box,
     shown_picture,
 )
@@ -45,6 +46,8 @@ expect = playwright.expect
 expect.set_options(timeout=WAIT)
 OURS = "/extensions/onestep_sr/"
 COMPARE = "OneStepSRCompareImages"
+# Nodes whose files are missing grow once the server has answered.
+OFFERED = """() => app.graph._nodes.every((node) => node.onestepDownloads?.shown !== "")"""
 
 pytestmark = pytest.mark.host
 
@@ -159,7 +162,8 @@ def test_the_nodes_of_a_template_do_not_lie_on_each_other(page: Page, look: str)
         if look == NODES_2:
             count = len(json.loads(path.read_text())["nodes"])
             expect(page.locator("[data-node-id]")).to_have_count(count)
-        boxes = page.evaluate(RECTANGLES[look])
+        page.wait_for_function(OFFERED)
+        boxes = settled(page, lambda: page.evaluate(RECTANGLES[look]))
         for i, one in enumerate(boxes):
             for other in boxes[:i]:
                 assert not overlap(one, other), (path.stem, one, other)

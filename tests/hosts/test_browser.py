@@ -174,6 +174,42 @@ def overlap(one: dict, other: dict) -> bool:
     return all(one[at] < other[at] + other[size] and other[at] < one[at] + one[size] for at, size in sides)
 
 
+# Puts a node between Load Image and Upscale Image, after those that are there.
+INSERT = """([kind, widgets]) => {
+    const upscale = app.graph._nodes.find((node) => node.type === "OneStepSRUpscaleImage")
+    const slot = upscale.inputs.findIndex((input) => input.name === "image")
+    const [before, node] = [upscale.getInputNode(slot), LiteGraph.createNode(kind)]
+    app.graph.add(node)
+    for (const widget of node.widgets) widget.value = widgets[widget.name] ?? widget.value
+    before.connect(0, node, 0)
+    node.connect(0, upscale, slot)
+}"""
+LINK = """([kind, name]) => {
+    const [node, value] = [app.graph._nodes.find((n) => n.type === kind), LiteGraph.createNode("PrimitiveFloat")]
+    app.graph.add(value)
+    value.connect(0, node, node.inputs.findIndex((input) => input.name === name))
+}"""
+
+
+def test_the_plan_is_right_or_silent(page: Page) -> None:
+    load_workflow(page, template("quick-start"))
+    plan, (width, height) = page.locator(".onestep-sr-plan"), Image.open(PHOTOS / "grass.png").size
+    expect(plan).to_contain_text(f"{4 * width} x {4 * height} px: ")
+    page.evaluate(INSERT, ["ImageScaleBy", {"scale_by": 0.5}])
+    half = f"{4 * round(width / 2)} x {4 * round(height / 2)} px: "
+    expect(plan).to_contain_text(half)
+    page.evaluate(INSERT, ["RepeatImageBatch", {"amount": 3}])
+    expect(plan).to_contain_text(f"3 images, each {half}")
+    page.evaluate(LINK, ["ImageScaleBy", "scale_by"])  # its value is not known before the run
+    expect(plan).to_have_text("")
+    set_widget(page, "OneStepSRLoadModel", "model", "gone.pth")
+    expect(plan).to_have_text("gone.pth is not in models/onestep_sr: choose another model.")
+    load_workflow(page, template("quick-start"))
+    expect(plan).to_contain_text(f"{4 * width} x {4 * height} px: ")
+    page.evaluate(LINK, ["OneStepSRUpscaleImage", "upscale_by"])
+    expect(plan).to_have_text("")
+
+
 SHOWN = {
     CLASSIC: """([kind, asked, wanted]) => {
         const { widgets } = app.graph._nodes.find((node) => node.type === kind)

@@ -126,7 +126,7 @@ def by_hand(widgets: dict[str, str]) -> Iterator[str]:
     """A sentence for each of the named weights that are missing and that only a browser can download."""
     for weights, folder in _chosen(widgets):
         if weights.by_hand and not all((folder / name).exists() for name in weights.by_hand.names):
-            yield by_hand_sentence(weights)
+            yield by_hand_sentence(weights, in_comfyui=True)
 
 
 def _chosen(widgets: dict[str, str]) -> Iterator[tuple[Weights, Path]]:

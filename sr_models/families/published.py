@@ -230,15 +230,17 @@ def licence_notice(licence: str) -> str:
     return f"NOT FOR COMMERCIAL USE: {licence}" if "non-commercial" in licence else f"licence: {licence}"
 
 
-def by_hand_sentence(weights: Weights) -> str:
-    """What a person has to get: the files, their address, licence and folder; empty if nothing."""
+def by_hand_sentence(weights: Weights, in_comfyui: bool = False) -> str:
+    """What a person has to get: the files, their address, licence and place; empty if nothing.
+
+    The command line's option is not named to a person in ComfyUI.
+    """
     what = weights.by_hand
     if what is None:
         return ""
-    return (
-        f"Get {' and '.join(what.names)} with a browser from {what.page} ({licence_notice(what.licence)}): use with "
-        f"{weights.use}, or put into {weights.folder} of ComfyUI."
-    )
+    folder = f"put into {weights.folder}"
+    place = folder if in_comfyui else f"use with {weights.use}, or {folder} of ComfyUI"
+    return f"Get {' and '.join(what.names)} with a browser from {what.page} ({licence_notice(what.licence)}): {place}."
 
 
 def overview() -> list[str]:

@@ -116,6 +116,12 @@ def page(host: Host, browser: Browser, look: str) -> Iterator[Page]:
     assert not complaints
 
 
+NO_PICTURE = """kind => {
+    const node = app.graph._nodes.find((each) => each.type === kind)
+    return !node.imgs?.length && !document.querySelector(`[data-node-id="${node.id}"] img`)
+}"""
+
+
 @pytest.mark.parametrize("look", LOOKS, indirect=True)
 def test_the_template_is_found_run_and_gives_a_picture(page: Page, look: str) -> None:
     open_template(page, template("quick-start").stem, "OneStepSRUpscaleImage")
@@ -136,6 +142,7 @@ def test_the_template_is_found_run_and_gives_a_picture(page: Page, look: str) ->
     steps = page.evaluate("() => window.steps")
     assert len(steps) > 4 and steps == sorted(steps) and steps[-1] == 1
     expect(page.locator(".onestep-sr-plan")).to_contain_text("about ")
+    page.wait_for_function(NO_PICTURE, arg="OneStepSRUpscaleImage")  # not the last tile's preview
 
 
 def test_every_workflow_opens_whole(page: Page) -> None:
@@ -232,6 +239,9 @@ def test_inputs_without_influence_are_hidden(page: Page, look: str) -> None:
     for size, wanted in {"factor": "upscale_by", "width": "pixels", "megapixels": "megapixels", "fit 4k": None}.items():
         set_widget(page, upscale, "size", size)
         page.wait_for_function(SHOWN[look], arg=[upscale, sizes, [wanted] if wanted else []])
+    folded = "kind => app.graph._nodes.find((n) => n.type === kind).widgets.map((w) => [w.name, !!w.options.advanced])"
+    is_advanced = dict(page.evaluate(folded, upscale))
+    assert is_advanced["seed"] == is_advanced["control_after_generate"]
     # The bundled model does not start from noise, and is one file with one recipe.
     page.wait_for_function(SHOWN[look], arg=[upscale, ["seed", "control after generate"], []])
     asked = ["model", "autoencoder", "recipe"]

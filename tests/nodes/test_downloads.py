@@ -124,7 +124,7 @@ def test_what_only_a_browser_can_get_is_said(module, tmp_path: Path) -> None:
     answer = module.Downloads().answer
     widgets = {"lora": "tsdsr\\transformer.safetensors"}
     [sentence] = answer({"widgets": widgets})["by_hand"]
-    assert "drive.google.com" in sentence and "models/loras" in sentence
+    assert "drive.google.com" in sentence and "models/loras" in sentence and "--lora" not in sentence
     (tmp_path / "loras" / "tsdsr").mkdir(parents=True)
     for name in ("transformer", "vae"):
         (tmp_path / "loras" / "tsdsr" / f"{name}.safetensors").touch()

@@ -37,7 +37,7 @@ function show(node, files, byHand) {
   const shown = JSON.stringify([files, byHand])
   if (shown === state.shown) return
   state.shown = shown
-  const lines = [...files.map((file) => lineOf(node, file)), ...byHand.map((text) => element("div", text))]
+  const lines = [...files.map((file) => lineOf(node, file)), ...byHand.map(sentence)]
   if (lines.length !== state.lines) resize(node, lines.length)
   state.widget?.element.replaceChildren(...lines)
 }
@@ -69,13 +69,26 @@ function addView(node) {
 }
 
 function lineOf(node, { name, text, runs, error }) {
-  const line = element("div", error && !runs ? `${error} ${text} ` : `${text} `)
-  line.style.overflowWrap = "anywhere"
+  const line = sentence(error && !runs ? `${error} ${text} ` : `${text} `)
   const button = element("button", runs ? "Cancel" : "Download")
   button.type = "button"
   button.addEventListener("click", () => update(node, runs ? { cancel: name } : { start: name }))
   line.append(button)
   return line
+}
+
+// A line of text whose addresses can be clicked.
+function sentence(text) {
+  const line = element("div", "")
+  line.style.overflowWrap = "anywhere"
+  line.append(...text.split(/(https?:\/\/\S+)/).map((part, index) => (index % 2 ? link(part) : part)))
+  return line
+}
+
+function link(address) {
+  const anchor = Object.assign(element("a", address), { href: address, target: "_blank", rel: "noreferrer" })
+  anchor.style.color = "inherit"
+  return anchor
 }
 
 function element(kind, text) {

@@ -42,6 +42,8 @@ function question(node) {
 
 async function update(node) {
   showInfluential(node)
+  // A preview that was still loading when the run ended.
+  if (node.imgs?.length && !app.nodePreviewImages?.[placeOf(node)]) clearPreview(node)
   const plan = node.onestepPlan
   const asked = JSON.stringify(question(node))
   if (asked === plan.asked) return
@@ -104,10 +106,15 @@ function addView(node) {
   node.onestepPlan = { element, asked: "null", size: null, noise: null }
 }
 
-// The last tile's rough preview is not the result.
+// The page keeps previews by the node's place in its graphs.
+const placeOf = (node) => (node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : String(node.id))
+
+// The last tile's rough preview is not the result. The page has a store of previews that extensions only reach through
+// its other stores.
 function clearPreview(node) {
-  app.revokePreviews?.(node.id)
-  delete app.nodePreviewImages?.[node.id]
+  const place = placeOf(node)
+  app.extensionManager?._p?._s?.get("nodeOutput")?.revokePreviewsByLocatorId?.(place)
+  delete app.nodePreviewImages?.[place]
   node.imgs = undefined
   // The page's own preview cannot draw a node without images; it adds it again for the next one.
   const preview = node.widgets?.findIndex((widget) => widget.name === PREVIEW) ?? -1

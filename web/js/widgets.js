@@ -34,8 +34,9 @@ export function addSeedControl(node) {
   const seed = node.widgets?.find((widget) => widget.name === "seed")
   if (!seed) return
   const keep = (value) => (node.properties[CONTROL] = value)
-  const options = { values: Object.keys(NEXT), serialize: false }
+  const options = { values: Object.keys(NEXT), serialize: false, advanced: seed.options?.advanced }
   const control = node.addWidget("combo", CONTROL, "fixed", keep, options)
+  control.advanced = seed.advanced
   control.label = "control after generate"
   control.serialize = false
   control.afterQueued = () => {

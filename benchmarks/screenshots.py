@@ -39,6 +39,7 @@ VIEW = {"width": 1800, "height": 1240}
 GRAPH = (110, 110, 1520, 1020)  # where the page has no menus: left, top, width, height
 UPSCALE, COMPARE, SAVE = "OneStepSRUpscaleImage", "OneStepSRCompareImages", "SaveImage"
 TEMPLATE_EDGE, HELP_EDGE, DOCS_EDGE = 640, 560, 1000  # longest sides
+IN_HELP = ("tsd-sr", "tsd-sr-stock-parts", "tad-seesr")  # templates that show where the nodes for LoRAs go
 WRITE_CLIP = HOST_SCRIPTS / "write_clip.py"
 HELP = Path("web", "docs", "images")
 REGION = (50, 20, 130, 130)  # of the face in demo/photo.png: left, top, right, bottom
@@ -116,6 +117,9 @@ def open_look(host: Host, look: str) -> Iterator[Page]:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport=VIEW, device_scale_factor=2)
         page.set_default_timeout(WAIT)
+        # What a node offers to download would be shown with a folder of this machine.
+        nothing = {"files": [], "by_hand": []}
+        page.context.route("**/onestep_sr/downloads", lambda route: route.fulfill(json=nothing))
         open_page(page, host)
         yield page
         browser.close()
@@ -194,6 +198,8 @@ def templates(host: Host, page: Page, look: str, folder: Path) -> None:
         save(graph, folder / "templates" / f"{path.stem}, {look}.webp", 1600)
         if look == NODES_2 and name in NEEDS:
             save(captioned(graph, name), folder / "workflows" / f"{path.stem}.jpg", TEMPLATE_EDGE + 34)
+        if look == NODES_2 and name in IN_HELP:
+            save(graph, folder / HELP / f"{name}.jpg")
         if look == NODES_2 and name == "region-only":
             save(graph, folder / "docs" / "comfyui-region-only.webp")
             save(node_picture(page, COMPARE), folder / "docs" / "comfyui-compare.webp", HELP_EDGE)

@@ -113,8 +113,9 @@ const placeOf = (node) => (node.graph?.isRootGraph === false ? `${node.graph.id}
 // its other stores.
 function clearPreview(node) {
   const place = placeOf(node)
-  app.extensionManager?._p?._s?.get("nodeOutput")?.revokePreviewsByLocatorId?.(place)
-  delete app.nodePreviewImages?.[place]
+  const store = app.extensionManager?._p?._s?.get("nodeOutput")
+  store?.revokePreviewsByLocatorId?.(place) // not in the front end of ComfyUI 0.8.0
+  for (const previews of [store?.nodePreviewImages, app.nodePreviewImages]) delete previews?.[place]
   node.imgs = undefined
   // The page's own preview cannot draw a node without images; it adds it again for the next one.
   const preview = node.widgets?.findIndex((widget) => widget.name === PREVIEW) ?? -1

@@ -60,6 +60,7 @@ def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple
     if base is None:
         title = type(model.model.model_config).__name__
         raise UserError(f"{lora.sentence}, but {TARGET} is {title}: use {lora.base}.")
+    _require_no_other(model, lora, "MODEL")
     warnings, patched = lora.require_base(base.base_of(model), TARGET), model.clone()
     _replace(patched, lora, lora.replaced, base.parameter_names(model), TARGET, whole=not lora.network)
     _add_adapters(patched, lora, _scales(lora, strength))
@@ -71,6 +72,16 @@ def apply_lora(model: ModelPatcher, lora: OneStepLora, strength: float) -> tuple
     control = host_image_attention.open_control(patched, lora)
     patched.set_attachments(CARRIED, Carried(lora, strength, control))
     return patched, warnings
+
+
+def _require_no_other(patcher: ModelPatcher, lora: OneStepLora, kind: str) -> None:
+    """Raises UserError if another method's LoRA was applied before. The same method's adds up."""
+    carried = carried_by(patcher)
+    if carried is not None and carried.family.name != lora.family.name:
+        raise UserError(
+            f"The connected {kind} already has the LoRA of {carried.family.title}, which cannot be combined with "
+            f"{lora.family.title}: connect the checkpoint's own {kind}."
+        )
 
 
 def _predictors(model: ModelPatcher, lora: OneStepLora) -> list[ModelPatcher]:
@@ -148,6 +159,7 @@ def recipe_of(model: ModelPatcher, name: str = "") -> Recipe:
 def apply_vae_lora(vae: VAE, lora: OneStepLora, strength: float) -> VAE:
     """A copy of the VAE with the LoRA on its encoder, or that carries it, as in `apply_lora`. Raises UserError if the
     LoRA does not fit."""
+    _require_no_other(vae.patcher, lora, "VAE")
     patched, state = copy.copy(vae), vae.first_stage_model.state_dict()
     patched.patcher = vae.patcher.clone()
     names = {diffusers_vae_parameter(key): key for key in state}
@@ -214,6 +226,7 @@ def open_model(
     carried, latent_format = require_carried(model), model.get_model_object(LATENT_FORMAT)
     lora, process = carried.lora, process_of(model)
     require_vae(vae, latent_format.latent_channels, str(lora.base))
+    _require_same(vae, lora)
     chosen = recipe_of(model, recipe)
     conditioner = _conditioner(model, chosen, conditioning, negative)
     pictures = pictures_of(conditioning, *([negative] if negative and chosen.guidance != 1 else []))
@@ -254,6 +267,16 @@ def _conditioner(
     return lambda picture, index: Guided(
         positive(picture, index), [row_of(*entry, index) for entry in negative], recipe.guidance
     )
+
+
+def _require_same(vae: VAE, lora: OneStepLora) -> None:
+    """Raises UserError if the VAE carries the LoRA of another method than the MODEL."""
+    carried = carried_by(vae.patcher)
+    if carried is not None and carried.family.name != lora.family.name:
+        raise UserError(
+            f"The connected VAE has the LoRA of {carried.family.title}, but the MODEL that of {lora.family.title}: "
+            "connect both outputs of the same Apply One-Step SR LoRA."
+        )
 
 
 def _vae_strength(vae: VAE, lora: OneStepLora) -> float:

@@ -142,6 +142,7 @@ class ApplyLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         paths = (_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
         read, ignored = _at(_read(*paths, cls.fingerprint_inputs(lora, vae_lora)), strength_pixel, strength_semantic)
+        ignored = (*ignored, *_unused(read, strength_model, strength_vae))
         read = _for_image(read, image)
         patched, warnings = host_lora.apply_lora(model, read, strength_model)
         host_sd.require_vae(vae, patched.get_model_object(host_sd.LATENT_FORMAT).latent_channels, str(read.base))
@@ -162,6 +163,13 @@ def _at(lora: OneStepLora, pixel: float, semantic: float) -> tuple[OneStepLora, 
     if known or set(chosen.values()) == {1.0}:
         return lora.at(known), ()
     return lora, (f"{lora.family.title} does not use {PIXEL_STRENGTH} and {SEMANTIC_STRENGTH}.",)
+
+
+def _unused(lora: OneStepLora, model: float, vae: float) -> tuple[str, ...]:
+    """A sentence about a strength that is not 1 and has nothing to change."""
+    given = (("strength_model", model, lora.network), ("strength_vae", vae, lora.vae))
+    names = [name for name, strength, adapters in given if strength != 1 and not adapters]
+    return (f"{lora.family.title} does not use {' and '.join(names)}.",) if names else ()
 
 
 def _for_image(lora: OneStepLora, image: torch.Tensor | None) -> OneStepLora:

@@ -5,7 +5,7 @@ python families_in_comfyui.py FOLDER_OF_ONESTEP_SR CASES.pt RESULTS.pt
 
 A case by name: as in unet_in_comfyui.py, and `strengths` (of the LoRA's adapters) for each result.
 `texts`, if it has them, are prompts of a batch by their texts, `part` is a converted file that lacks keys, `scale` is
-that of the result, and `recipe` a recipe to choose.
+that of the result, `recipe` a recipe to choose, and `other` another method's LoRA.
 """
 
 from __future__ import annotations
@@ -150,6 +150,15 @@ def needed(model, vae, base_vae, conditioning, negative):
     return [sentence(host_lora.open_model, *given) for given in opened_without]
 
 
+def mixed(other, model, vae, base_vae, conditioning):
+    """The sentences for a graph with LoRAs of two methods on one MODEL or VAE."""
+    return [
+        sentence(host_lora.apply_lora, model, other, 1.0),
+        sentence(host_lora.apply_vae_lora, vae, other, 1.0),
+        sentence(host_lora.open_model, model, host_lora.apply_vae_lora(base_vae, other, 1.0), conditioning, "auto"),
+    ]
+
+
 def results_of(case):
     image, conditioning = case["image"], [[case["prompt"], {"pooled_output": torch.zeros(1, 0)}]]
     scale = case.get("scale", 1)
@@ -193,6 +202,8 @@ def results_of(case):
         results[name] |= {"prompt": host_lora.prompt_of(model), "recipe": sr_model.recipe.name}
     if "two runs" in case["strengths"]:
         results["nodes"] = through_nodes(case, base_model, base_vae, conditioning)
+    if "other" in case:
+        results["mixed"] = mixed(read_lora(Path(case["other"])), model, vae, base_vae, conditioning)
     if "part" in case:
         results["part"] = sentence(host_lora.apply_lora, base_model, read_lora(Path(case["part"])), 1.0)
     if "texts" in case:

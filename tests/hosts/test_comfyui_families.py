@@ -98,7 +98,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     found["invsr"] |= {"image": small, "scale": 4, "recipe": "invsr-s2"}
     convert(files["pisa-sr"], root / "whole.safetensors")
     small_peft.without(root / "whole.safetensors", "network/semantic/conv_out.", root / "part.safetensors")
-    found["pisa-sr"]["part"] = str(root / "part.safetensors")
+    found["pisa-sr"] |= {"part": str(root / "part.safetensors"), "other": str(files["osediff"])}
     texts = {text: small_peft.encoded(base, text) for text in TEXTS[:2]}
     found["osediff"]["texts"] = texts | {TEXTS[2]: torch.cat(list(texts.values()), dim=1)}  # 154 tokens
     return found
@@ -180,6 +180,14 @@ def test_the_nodes_give_the_same_and_read_the_file_once(results, expected) -> No
 
 def test_a_converted_file_that_lacks_keys_is_refused(results) -> None:
     assert "of the connected MODEL that it should change are missing (conv_out)" in results["pisa-sr"]["part"]
+
+
+def test_loras_of_two_methods_are_refused(results) -> None:
+    model, vae, both = results["pisa-sr"]["mixed"]
+    for kind, found in (("MODEL", model), ("VAE", vae)):
+        words = f"The connected {kind} already has the LoRA of PiSA-SR, which cannot be combined with OSEDiff: "
+        assert f"{words}connect the checkpoint's own {kind}." in found
+    assert "The connected VAE has the LoRA of OSEDiff, but the MODEL that of PiSA-SR: connect both" in both
 
 
 @pytest.mark.parametrize("way", ["batch", "lines", "regions"])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checkpoints.header import read_header
 from ...checkpoints.prompt_embeddings import PromptEmbeddings, read_embeddings
 from ...diffusers_host import sd3_prompts, unet_prompts
 from ...diffusers_host.unet_files import needs_float32
@@ -145,7 +146,8 @@ def _is_seesr(start: Path) -> bool:
     """Whether a start is SeeSR's folder, or the single file that `convert` writes of it."""
     if start.is_file():
         return identify(start) is tad_seesr.FAMILY
-    return (start / tad_seesr.FILES[0]).is_file()
+    unet = start / tad_seesr.FILES[0]
+    return unet.is_file() and not tad_seesr.FAMILY.condition.missing(read_header(unet))
 
 
 def _train_seesr(config: TrainConfig, run: SDRun, start: Path, method: TADConfig) -> Path:

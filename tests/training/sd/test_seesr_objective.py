@@ -253,6 +253,11 @@ def test_training_starts_from_the_converted_file(root, tmp_path, monkeypatch) ->
         assert torch.equal(ours, theirs)
 
 
+def test_a_pipeline_is_not_taken_for_it(root, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"--tagger is for TAD-SeeSR, but --start is .*base"):
+        sd_runs.train_tad(run_config(tmp_path), replace(run(root), start=root / "base"), METHOD)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no tagger": ({"tagger": None}, "seesr needs RAM"),
     "another teacher": ({"teacher": Path("teacher.safetensors")}, "does not use --teacher: remove it"),

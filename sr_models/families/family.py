@@ -283,7 +283,8 @@ class OneStepLora:
         known, (least, most) = self.strengths, self.family.strengths
         for name, strength in strengths.items():
             if name not in known:
-                raise UserError(f"{self.family.title} has no strength {name!r}: choose one of {', '.join(known)}.")
+                advice = f"choose one of {', '.join(known)}" if known else "remove it, as this file has no strengths"
+                raise UserError(f"{self.family.title} has no strength {name!r}: {advice}.")
             if not least <= strength <= most:
                 raise UserError(f"Strength {name} is {strength:g}: choose a value from {least:g} to {most:g}.")
         network, vae = (

@@ -123,7 +123,8 @@ OTHER_KINDS = (
             All(HasPrefix("joint_blocks."), Has("x_embedder.proj.weight")),
             All(Has("time_embed.0.weight", "input_blocks.0.0.weight"), Not(resshift.NETWORK, "is ResShift's")),
         ),
-        "choose it in Load Diffusion Model, or its whole diffusers folder as --base",
+        "choose it in Load Diffusion Model, or its whole diffusers folder as --base (GDPO-SR needs its folder vae "
+        "next to its folder unet)",
     ),
     OtherKind(
         "a VAE",

@@ -175,5 +175,6 @@ def _in_folder(folder: Path) -> Path:
     if len(found) > 1:
         raise UserError(f"{folder} contains LoRAs for two kinds of base: move each to its own folder.")
     if not found:
-        raise UserError(f"{folder} does not contain {' or '.join(names)}: choose the LoRA's folder or file.")
+        advice = "choose the LoRA's folder or file" + (", and this one as --base" if is_pipeline(folder) else "")
+        raise UserError(f"{folder} does not contain {' or '.join(names)}: {advice}.")
     return found[0]

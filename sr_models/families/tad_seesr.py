@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ..checkpoints.conditions import All, AnyOf, Has, InFolder
+from ..checkpoints.conditions import AnyOf, Has
 from ..checkpoints.header import read_header
 from ..checkpoints.low_rank import under
 from ..checkpoints.weights_file import WeightsFile, read_weights, shortened
@@ -57,7 +57,7 @@ FOUR_STEPS, FOUR_FROM_NOISE = (
     for recipe in (RECIPE, FROM_NOISE)
 )
 _FIRST = "down_blocks.0.image_attentions.0.proj_in.weight"
-_UNET = All(InFolder(UNET, beside=CONTROL), Has(_FIRST, "conv_out.weight"))
+_UNET = Has(_FIRST, "conv_out.weight")
 _CONTROL = Has(_FIRST, "controlnet_cond_embedding.conv_in.weight")
 _IN_UNET = adapter_file.WHOLE_NETWORKS[0]
 _PARTS = (f"{_IN_UNET}{_FIRST}", f"{_IN_UNET}conv_out.weight", f"{adapter_file.CONTROL}{_FIRST}")

@@ -109,8 +109,8 @@ def _opened(choice: ModelChoice) -> OpenedModel:
         return load(path, autoencoder=choice.autoencoder, recipe=recipe, dtype=dtype, spill=choice.spill).to(place)
     if choice.base is None or choice.lora is None:
         raise UserError(
-            "A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR's, 2.1-base for PiSA-SR's) and --lora: "
-            "give both."
+            "A LoRA needs both --base (Stable Diffusion 3 medium for TSD-SR, SD-Turbo for S3Diff and InvSR, 2.1-base "
+            "for PiSA-SR and others) and --lora: give both."
         )
     if not choice.base.exists():
         raise UserError(f"{choice.base} does not exist: check the name of the base.")

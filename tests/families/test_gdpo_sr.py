@@ -165,7 +165,7 @@ def test_the_published_files_are_recognised(case) -> None:
 def test_a_whole_pipeline_is_not_taken_for_it(case) -> None:
     assert "is a diffusion model without the rest" in describe(case["base"] / FILES[0])
     assert "is a VAE" in describe(case["base"] / FILES[1])
-    words = r"does not contain s3diff\.pkl or transformer\.safetensors or unet\.safetensors: choose"
+    words = r"does not contain s3diff\.pkl or transformer\.safetensors or unet\.safetensors: choose .* one as --base"
     with pytest.raises(UserError, match=words):
         read_lora(case["base"])
 
@@ -174,6 +174,8 @@ def test_one_network_alone_is_not_taken_for_it(case, tmp_path) -> None:
     (tmp_path / "unet").mkdir()
     shutil.copy(case["lora"] / FILES[0], tmp_path / "unet")
     assert "is a diffusion model without the rest" in describe(tmp_path / FILES[0])
+    with pytest.raises(UserError, match="GDPO-SR needs its folder vae next to its folder unet"):
+        read_lora(tmp_path)
     (tmp_path / "vae").mkdir()
     with pytest.raises(UserError, match=r"vae/diffusion_pytorch_model\.safetensors does not exist"):
         read_lora(tmp_path)

@@ -258,6 +258,11 @@ def test_a_single_file_without_its_predictor_is_refused(case, tmp_path) -> None:
         read_lora(tmp_path / "part.safetensors")
 
 
+def test_a_strength_is_refused_as_it_has_none(case) -> None:
+    with pytest.raises(UserError, match="InvSR has no strength 'unet': remove it, as this file has no strengths"):
+        read_lora(case["lora"]).at({"unet": 0.5})
+
+
 def test_another_base_is_refused_with_both_names(case) -> None:
     lora = read_lora(case["lora"])
     for kind, title in ((unet_kind(768, "epsilon"), "1.5 with epsilon"), (unet_kind(1024, "v"), "2.1 with v")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], lora: str, like: nn.
     try:
         module.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = shorten(str(error), 200, placeholder=" ...")
         raise UserError(f"{lora}, but its weights do not fit the base ({reason}): use another base.") from error
     module.requires_grad_(False).eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,7 +77,7 @@ def _open_file(path: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, A
         assign(network, convert_sd3_transformer_checkpoint_to_diffusers(dict(transformer)), dtype)
         assign(autoencoder, convert_ldm_vae_checkpoint(dict(vae), autoencoder.config), dtype)
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = shorten(str(error), 200, placeholder=" ...")
         raise UserError(
             f"{path.name} is not a complete Stable Diffusion 3 checkpoint ({reason}): download it again."
         ) from error

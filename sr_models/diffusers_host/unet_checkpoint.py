@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,7 +72,7 @@ def _read(path: Path) -> WeightsFile:
 
 
 def _incomplete(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
+    reason = shorten(str(error), 200, placeholder=" ...")
     return UserError(f"{path.name} is not a complete {TITLE} checkpoint ({reason}): download it again.")
 
 

@@ -127,7 +127,8 @@ class ModelOptions:
     """A diffusers folder, or a checkpoint file of Stable Diffusion 3 or 2.1. For TSD-SR: Stable Diffusion 3 medium. For
     PiSA-SR and others: 2.1-base. For S3Diff and InvSR: SD-Turbo. For your own LoRA: the one that it was trained on."""
     lora: Path | None = None
-    "pisa_sr.pkl, the folder of TSD-SR's or your own LoRA (two files), or a file from `convert`."
+    """The LoRA's file, such as pisa_sr.pkl, its folder if it has two files (TSD-SR, GDPO-SR, S3Diff, your own and
+    others), or a file from `convert`."""
     embeddings: Path | None = None
     "TSD-SR's prompt embeddings: the folder with prompt_embeds.pt and pool_embeds.pt."
     prompt: str | None = None

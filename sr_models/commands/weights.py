@@ -77,7 +77,7 @@ class Convert:
     """Put the files of a one-step LoRA (and the prompt embeddings if any), or AdcSR's two files, into one file."""
 
     lora: Path = field(kw_only=False)
-    "The folder of TSD-SR's LoRA or your own, or one of its two files; or AdcSR's net_params_200.pkl."
+    "A LoRA's file, such as pisa_sr.pkl, or its folder if it has two files; or AdcSR's net_params_200.pkl."
     output: Output
     "The .safetensors file to write."
     embeddings: Path | None = None

@@ -244,7 +244,7 @@ def open_model(
         return replace(model, look_again=conditioner.look_again)
 
     if lora.modulator is None:
-        return OpenedModel(carried.family, assembled(model, vae))
+        return OpenedModel(carried.family, assembled(model, vae), warnings=_warnings(vae, lora))
     strength = _vae_strength(vae, lora)
     by_picture = replace(
         assembled(model, vae), by_picture=lambda picture: assembled(*_for_picture(model, vae, strength, picture))
@@ -277,6 +277,16 @@ def _require_same(vae: VAE, lora: OneStepLora) -> None:
             f"The connected VAE has the LoRA of {carried.family.title}, but the MODEL that of {lora.family.title}: "
             "connect both outputs of the same Apply One-Step SR LoRA."
         )
+
+
+def _warnings(vae: VAE, lora: OneStepLora) -> tuple[str, ...]:
+    """If the VAE lacks the LoRA's part for it, which saved graphs may do on purpose."""
+    if carried_by(vae.patcher) is not None or not (lora.vae or lora.replaced_vae):
+        return ()
+    return (
+        f"{lora.family.title} also changes the VAE, but the connected one does not have its LoRA: connect vae of "
+        "Apply One-Step SR LoRA.",
+    )
 
 
 def _vae_strength(vae: VAE, lora: OneStepLora) -> float:

@@ -380,8 +380,12 @@ class Model(io.ComfyNode):
                 ),
             ],
             outputs=[SRModelSocket.Output(display_name="SR_MODEL", tooltip="For Upscale Image (One-Step SR).")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, vae, conditioning, recipe: str, negative=None) -> io.NodeOutput:
-        return io.NodeOutput(host.adopt(host_lora.open_model(model, vae, conditioning, recipe, negative)))
+        opened = host_lora.open_model(model, vae, conditioning, recipe, negative)
+        for warning in opened.warnings:
+            host.show_on_node(cls.hidden.unique_id, warning)
+        return io.NodeOutput(host.adopt(opened))

@@ -202,6 +202,8 @@ def results_of(case):
         results[name] |= {"prompt": host_lora.prompt_of(model), "recipe": sr_model.recipe.name}
     if "two runs" in case["strengths"]:
         results["nodes"] = through_nodes(case, base_model, base_vae, conditioning)
+    if lora.modulator is None:
+        results["plain VAE"] = host_lora.open_model(model, base_vae, conditioning, "auto").warnings
     if "other" in case:
         results["mixed"] = mixed(read_lora(Path(case["other"])), model, vae, base_vae, conditioning)
     if "part" in case:

@@ -229,6 +229,18 @@ def test_a_missing_connection_is_named(results) -> None:
     assert "use CFGGuider with cfg 1.07" in no_guidance
 
 
+def test_a_vae_without_its_lora_is_named(results) -> None:
+    told = {family: found["plain VAE"] for family, found in results.items() if "plain VAE" in found}
+    assert {family for family, warnings in told.items() if warnings} == {
+        "osediff",
+        "osediff, whole",
+        "omgsr-s",
+        "gdpo-sr",
+    }
+    [words] = told["osediff"]
+    assert words.startswith("OSEDiff also changes the VAE") and "connect vae of Apply One-Step SR LoRA" in words
+
+
 @pytest.mark.parametrize("family", STRENGTHS)
 def test_the_given_model_and_vae_are_not_changed(family, results) -> None:
     assert results[family]["as it was"] and results[family]["VAE as it was"]

@@ -77,6 +77,7 @@ def main() -> None:
     """
     use_any_terminal()
     end_like_ctrl_c()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers shows one for each text encoder it opens
     try:
         sys.exit(app(sys.argv[1:]))
     except UserError as error:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_peft
 import small_students
+import small_unet
+import torch
 from limits import HANGING_SECONDS
 from onestep_sr.sr_models.families import bundled, conv_sr
 from onestep_sr.sr_models.networks.conv_sr import ConvSR, ConvSRConfig
@@ -55,6 +58,14 @@ def test_upscales_a_photo_and_writes_a_comparison(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(strip)[:, 4 * width :], np.asarray(large))
     shrunk = np.asarray(large.resize((width, height), Image.Resampling.BOX), dtype=float)
     assert np.abs(shrunk - np.asarray(Image.open(PHOTO).convert("RGB"), dtype=float)).mean() < 6
+
+
+@pytest.mark.slow
+def test_no_bar_of_a_library_is_shown(tmp_path: Path) -> None:
+    torch.save(small_peft.hypir(small_unet.write(tmp_path / "base", "2.1-base")), tmp_path / "hypir.pth")
+    files = ("--base", tmp_path / "base", "--lora", tmp_path / "hypir.pth")
+    result = run("upscale", small(tmp_path / "in.png"), "-o", tmp_path / "out.png", *files)
+    assert result.returncode == 0 and result.stderr == ""
 
 
 def test_one_input_to_a_named_file_at_another_scale(tmp_path: Path) -> None:

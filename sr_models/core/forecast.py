@@ -97,9 +97,10 @@ def needs(
     if not run.network:
         return [Need(MAIN, pictures, free(cpu))]
     weights, maps = (count * torch.float16.itemsize for count in (run.weights, run.mapped))
+    left = free(device)
     work = max(run.network, min(maps, SMALLEST_BUDGET))
-    outside = max(0, maps - max(0, int(SHARE * (free(device) - weights))))
-    return [Need(MAIN, pictures + outside, free(cpu)), Need(GPU, weights + work, free(device), movable=weights)]
+    outside = max(0, maps - max(0, int(SHARE * (left - weights))))
+    return [Need(MAIN, pictures + outside, free(cpu)), Need(GPU, weights + work, left, movable=weights)]
 
 
 def _size(amount: int) -> str:

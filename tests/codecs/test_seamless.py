@@ -33,6 +33,8 @@ from places import HOST_SCRIPTS, ROOT
 from small_autoencoders import stirred
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MEGABYTE = 2**20
 ROOMY, TIGHT = 1000 * MEGABYTE, int(1.5 * MEGABYTE)
 WIDTHS = (32, 64, 64)
@@ -93,15 +95,6 @@ def hunyuan_image():
     torch.manual_seed(0)
     settings = {"block_out_channels": WIDTHS, "layers_per_block": 1, "latent_channels": 8, "sample_size": 32}
     return stirred(AutoencoderKLHunyuanImage(**settings, in_channels=3, out_channels=3, spatial_compression_ratio=4))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two that wait for each other after every small band starve on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 KINDS = [stable_diffusion, stable_diffusion_3, attention_in_levels, without_attention, vq, vq_of_faces]

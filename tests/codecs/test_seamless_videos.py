@@ -16,6 +16,8 @@ from onestep_sr.sr_models.codecs import seamless
 from onestep_sr.sr_models.errors import UserError
 from small_autoencoders import stirred
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOMY = 2**30
 WAN = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [True, True]}
 PATCHES = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12}
@@ -50,15 +52,6 @@ CLAMPED = ("AutoencoderKLQwenImage", "AutoencoderKLWan", "wan_2_2")
 def network(kind):
     torch.manual_seed(0)
     return stirred(KINDS[kind][0]())
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two that wait for each other after every small band starve on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def bands(function, autoencoder, canvas):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..layers import Layer, Local, channels
-from .modules import conv3x3, convolution_in, convolution_out, middle, require, residual_block
+from .modules import conv3x3, convolution_in, convolution_out, levels, middle, require, residual_block
 
 
 def fits(autoencoder: Any) -> bool:
@@ -20,7 +20,7 @@ def fits(autoencoder: Any) -> bool:
 def encoder(autoencoder: Any) -> Iterator[Layer]:
     network = autoencoder.encoder
     yield convolution_in(network)
-    for level in network.down_blocks if hasattr(network, "down_blocks") else network.down:
+    for level in levels(network, "down"):
         yield from _level(level)
     yield from middle(network)
     yield replace(convolution_out(network), shortcut=True)
@@ -30,7 +30,7 @@ def decoder(autoencoder: Any) -> Iterator[Layer]:
     network = autoencoder.decoder
     yield replace(convolution_in(network), shortcut=True)
     yield from middle(network)
-    for level in network.up_blocks if hasattr(network, "up_blocks") else network.up:
+    for level in levels(network, "up"):
         yield from _level(level)
     yield convolution_out(network)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers import Convolution, Fork, Join, Layer, Rearrange, Rearrangement, VideoNorm, channels
-from .modules import attention, norm, pointwise, require
-from .video import Shortcut, replicated
+from ..layers import Convolution, Layer, Rearrange, Rearrangement, VideoNorm, channels
+from .modules import blocks_of, changes, levels, norm, pointwise, require
+from .video import Shortcut, middle, replicated, residual_block
 
 LATENTS_TOGETHER = 2  # in ComfyUI
 
@@ -49,14 +50,14 @@ def encoder(autoencoder: Any) -> Iterator[Layer]:
     network = autoencoder.encoder
     together = Together(1, 2 * network.time_compress) if getattr(network, "carried", False) else Together()
     yield replicated(network.conv_in)
-    for level in network.down_blocks if hasattr(network, "down_blocks") else network.down:
+    for level in levels(network, "down"):
         yield from _blocks(level, together)
-        for change in _changes(level, "downsample"):
+        for change in changes(level, "downsample"):
             down = replicated(change.conv)
             if down.stride[0] > 1:
                 down, together = replace(down, early=together.first is not None), together.halved()
             yield down
-    yield from _middle(network)
+    yield from middle(network, partial(_residual_block, together=Together()))
     yield from _out(network, Together())
     yield Convolution(pointwise(autoencoder.quant_conv))
 
@@ -66,10 +67,10 @@ def decoder(autoencoder: Any) -> Iterator[Layer]:
     together = Together(LATENTS_TOGETHER, LATENTS_TOGETHER) if getattr(network, "carried", False) else Together()
     yield Convolution(pointwise(autoencoder.post_quant_conv))
     yield replicated(network.conv_in)
-    yield from _middle(network)
+    yield from middle(network, partial(_residual_block, together=Together()))
     for level in network.up_blocks if hasattr(network, "up_blocks") else reversed(network.up):
         yield from _blocks(level, together)
-        for change in _changes(level, "upsample"):
+        for change in changes(level, "upsample"):
             nearest = _nearest(change)
             together = together.doubled() if nearest.how.frames > 1 else together
             yield nearest
@@ -83,20 +84,9 @@ def _out(network: Any, together: Together) -> Iterator[Layer]:
     yield replicated(network.conv_out)
 
 
-def _middle(network: Any) -> Iterator[Layer]:
-    if hasattr(network, "mid"):
-        blocks, attends, reach = (network.mid.block_1, network.mid.block_2), [network.mid.attn_1], "video"
-    else:
-        blocks, attends, reach = network.mid_block.resnets, network.mid_block.attentions, "past"
-    for block, attended in zip(blocks, (None, *attends), strict=True):
-        if attended is not None:
-            yield replace(attention(attended), reach=reach)
-        yield from _residual_block(block, Together())
-
-
 def _blocks(level: Any, together: Together) -> Iterator[Layer]:
     require(not list(getattr(level, "attn", ())))
-    for block in level.resnets if hasattr(level, "resnets") else level.block:
+    for block in blocks_of(level):
         yield from _residual_block(block, together)
 
 
@@ -104,20 +94,9 @@ def _residual_block(block: Any, together: Together) -> Iterator[Layer]:
     shortcut = getattr(block, "nin_shortcut", getattr(block, "conv_shortcut", None))
     if shortcut is not None:
         pointwise(shortcut.conv)
-    first, second = replicated(block.conv1), replicated(block.conv2)
     activation = block.swish if hasattr(block, "swish") else block.nonlinearity
-    around = Rearrangement(Shortcut(None, shortcut), channels(first.conv))
-    yield Fork(around)
-    yield together.norm(block.norm1, activation)
-    yield first
-    yield together.norm(block.norm2, activation)
-    yield second
-    yield Join(around)
-
-
-def _changes(level: Any, name: str) -> list[Any]:
-    one = getattr(level, name, None)
-    return getattr(level, f"{name}rs", None) or ([] if one is None else [one])
+    activate = lambda module, activation, _: together.norm(module, activation)  # noqa: E731
+    yield from residual_block(block, activation, Shortcut(None, shortcut), replicated, activate)
 
 
 def _nearest(block: Any) -> Rearrange:

@@ -7,15 +7,15 @@ diffusers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..convolve import rewidened
 from ..layers import Fork, Join, Layer, Rearrange, Rearrangement, channels
-from .modules import attention, pointwise, require
-from .video import Shortcut, activated, replicated, residual_block
+from .modules import blocks_of, changes, levels, pointwise, require
+from .video import Shortcut, activated, middle, replicated, residual_block
 
 
 def fits(autoencoder: Any) -> bool:
@@ -27,7 +27,7 @@ def fits(autoencoder: Any) -> bool:
 def encoder(autoencoder: Any) -> Iterator[Layer]:
     network = autoencoder.encoder
     yield replicated(network.conv_in)
-    for level in network.down_blocks if hasattr(network, "down_blocks") else network.down:
+    for level in levels(network, "down"):
         yield from _level(level)
     yield from _middle(network)
     yield from _beside(network.conv_out, activated(network.norm_out, nn.SiLU(), _widths(network.conv_out)[0]))
@@ -37,7 +37,7 @@ def decoder(autoencoder: Any) -> Iterator[Layer]:
     network = autoencoder.decoder
     yield from _beside(network.conv_in)
     yield from _middle(network)
-    for level in network.up_blocks if hasattr(network, "up_blocks") else network.up:
+    for level in levels(network, "up"):
         yield from _level(level)
     yield activated(network.norm_out, nn.SiLU(), _widths(network.conv_out)[0])
     yield replicated(network.conv_out)
@@ -54,24 +54,17 @@ def _beside(conv: Any, *before: Layer) -> Iterator[Layer]:
 
 
 def _middle(network: Any) -> Iterator[Layer]:
-    if hasattr(network, "mid"):
-        blocks, attends, reach = (network.mid.block_1, network.mid.block_2), [network.mid.attn_1], "video"
-    else:
-        blocks, attends, reach = network.mid_block.resnets, network.mid_block.attentions, "past"
-    for block, attended in zip(blocks, (None, *attends), strict=True):
-        if attended is not None:
-            # Hunyuan Image's refiner in diffusers has the same names, and takes every frame for the first one.
-            require(reach == "video" or hasattr(attended, "prepare_causal_attention_mask"))
-            yield replace(attention(attended), reach=reach)
-        yield from _residual_block(block)
+    # Hunyuan Image's refiner in diffusers has the same names, and takes every frame for the first one.
+    for attended in () if hasattr(network, "mid") else network.mid_block.attentions:
+        require(attended is None or hasattr(attended, "prepare_causal_attention_mask"))
+    yield from middle(network, _residual_block)
 
 
 def _level(level: Any) -> Iterator[Layer]:
-    for block in level.resnets if hasattr(level, "resnets") else level.block:
+    for block in blocks_of(level):
         yield from _residual_block(block)
     for name, resampling in (("downsample", _down), ("upsample", _up)):
-        one = getattr(level, name, None)
-        for change in getattr(level, f"{name}rs", None) or ([] if one is None else [one]):
+        for change in changes(level, name):
             yield from resampling(change)
 
 

@@ -12,7 +12,19 @@ from torch import Tensor, nn
 
 from ....networks.vq_autoencoder import Quantizer
 from ..layers import Convolution, Downsample, Layer, Local, Quantization, Upsample
-from .modules import attention, conv3x3, convolution_in, convolution_out, middle, pointwise, require, residual_block
+from .modules import (
+    attention,
+    blocks_of,
+    changes,
+    conv3x3,
+    convolution_in,
+    convolution_out,
+    levels,
+    middle,
+    pointwise,
+    require,
+    residual_block,
+)
 
 
 def fits(_: Any) -> bool:
@@ -23,7 +35,7 @@ def fits(_: Any) -> bool:
 def encoder(autoencoder: Any) -> Iterator[Layer]:
     network = autoencoder.encoder
     yield convolution_in(network)
-    for level in network.down_blocks if hasattr(network, "down_blocks") else network.down:
+    for level in levels(network, "down"):
         yield from _level(level)
     yield from middle(network)
     yield convolution_out(network)
@@ -94,18 +106,13 @@ def _statistics(norm: nn.BatchNorm2d, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def _level(level: Any) -> Iterator[Layer]:
     """The blocks of one resolution, each followed by its attention if any, then the resampling if any."""
-    blocks = level.resnets if hasattr(level, "resnets") else level.block
+    blocks = blocks_of(level)
     attentions = list(getattr(level, "attentions", getattr(level, "attn", ()))) or [None] * len(blocks)
     for block, attends in zip(blocks, attentions, strict=True):
         yield residual_block(block)
         if attends is not None:
             yield attention(attends)
-    for change in _changes(level, "downsample"):
+    for change in changes(level, "downsample"):
         yield Downsample(conv3x3(change.conv, stride=2, padding=0))
-    for change in _changes(level, "upsample"):
+    for change in changes(level, "upsample"):
         yield Upsample(conv3x3(change.conv))
-
-
-def _changes(level: Any, name: str) -> list[Any]:
-    one = getattr(level, name, None)
-    return getattr(level, f"{name}rs", None) or ([] if one is None else [one])

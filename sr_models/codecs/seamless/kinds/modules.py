@@ -29,6 +29,21 @@ def convolution_out(network: Any) -> Convolution:
     return Convolution(conv3x3(network.conv_out), norm(norm_out))
 
 
+def levels(network: Any, side: str) -> Any:
+    """Those of an encoder ("down") or a decoder ("up"), in the order in which the network has them."""
+    return getattr(network, f"{side}_blocks") if hasattr(network, f"{side}_blocks") else getattr(network, side)
+
+
+def blocks_of(level: Any) -> Any:
+    return level.resnets if hasattr(level, "resnets") else level.block
+
+
+def changes(level: Any, name: str) -> list[Any]:
+    """A level's changes of resolution: "downsample" or "upsample"."""
+    one = getattr(level, name, None)
+    return getattr(level, f"{name}rs", None) or ([] if one is None else [one])
+
+
 def middle(network: Any) -> Iterator[Layer]:
     """Residual blocks with an attention between each two, which diffusers may leave out."""
     if hasattr(network, "mid"):

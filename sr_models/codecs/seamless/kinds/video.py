@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,23 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import Fork, Join, Layer, Local, Rearrangement, VideoConvolution, channels, unwrapped
-from .modules import norm, require
+from .modules import attention, norm, require
 
 STRIDES = {(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 2)}
-
-
-def residual_block(
-    block: Any, activation: Any, shortcut: Shortcut, convolution: Callable[[Any], VideoConvolution]
-) -> Iterator[Layer]:
-    first, second = convolution(block.conv1), convolution(block.conv2)
-    width_in, width = channels(first.conv)
-    around = Rearrangement(shortcut, (width_in, width))
-    yield Fork(around)
-    yield activated(block.norm1, activation, width_in)
-    yield first
-    yield activated(block.norm2, activation, width)
-    yield second
-    yield Join(around)
 
 
 class Shortcut(nn.Module):
@@ -56,6 +43,38 @@ def activated(module: Any, activation: Any, width: int) -> Local:
     require(isinstance(activation, nn.SiLU))
     _require_per_pixel(module)
     return Local(Activation(module), 0, (width, width))
+
+
+def residual_block(
+    block: Any,
+    activation: Any,
+    shortcut: Shortcut,
+    convolution: Callable[[Any], VideoConvolution],
+    activate: Callable[[Any, Any, int], Layer] = activated,
+) -> Iterator[Layer]:
+    """activate: of a norm, the activation and their width, the layer for both."""
+    first, second = convolution(block.conv1), convolution(block.conv2)
+    width_in, width = channels(first.conv)
+    around = Rearrangement(shortcut, (width_in, width))
+    yield Fork(around)
+    yield activate(block.norm1, activation, width_in)
+    yield first
+    yield activate(block.norm2, activation, width)
+    yield second
+    yield Join(around)
+
+
+def middle(network: Any, residual_block: Callable[[Any], Iterator[Layer]]) -> Iterator[Layer]:
+    """Residual blocks with an attention between each two: to the whole video in ComfyUI, to no later frames in
+    diffusers."""
+    if hasattr(network, "mid"):
+        blocks, attends, reach = (network.mid.block_1, network.mid.block_2), [network.mid.attn_1], "video"
+    else:
+        blocks, attends, reach = network.mid_block.resnets, network.mid_block.attentions, "past"
+    for block, attended in zip(blocks, (None, *attends), strict=True):
+        if attended is not None:
+            yield replace(attention(attended), reach=reach)
+        yield from residual_block(block)
 
 
 def _require_per_pixel(module: Any) -> None:

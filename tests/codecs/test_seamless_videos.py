@@ -1,57 +1,16 @@
 """Videos, and pictures as videos of one frame, equal the untiled ones for every network that runs over frames."""
 
-from functools import partial
-
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKLHunyuanVideo,
-    AutoencoderKLHunyuanVideo15,
-    AutoencoderKLLTX2Video,
-    AutoencoderKLLTXVideo,
-    AutoencoderKLQwenImage,
-    AutoencoderKLWan,
-)
+from diffusers import AutoencoderKLHunyuanVideo15, AutoencoderKLLTX2Video, AutoencoderKLLTXVideo
 from onestep_sr.sr_models.codecs import seamless
 from onestep_sr.sr_models.errors import UserError
-from small_autoencoders import stirred
+from small_autoencoders import VIDEO_KINDS, video_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOMY = 2**30
-WAN = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [True, True]}
-PATCHES = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12}
-LTX = {"latent_channels": 4, "block_out_channels": (8, 16), "layers_per_block": (1, 1, 1)}
-LTX |= {"down_block_types": ("LTXVideoDownBlock3D",) * 2, "spatio_temporal_scaling": (True, False)}
-LTX |= {"decoder_block_out_channels": (8, 16), "decoder_layers_per_block": (1, 1, 1)}
-LTX |= {"decoder_spatio_temporal_scaling": (True, False), "decoder_inject_noise": (False,) * 3}
-LTX |= {"upsample_residual": (False,) * 2, "upsample_factor": (1, 1)}
-LTX_2 = {"latent_channels": 4, "block_out_channels": (8, 16, 32), "layers_per_block": (1, 1, 1, 1)}
-LTX_2 |= {"down_block_types": ("LTX2VideoDownBlock3D",) * 3, "spatio_temporal_scaling": (True,) * 3}
-LTX_2 |= {"downsample_type": ("spatial", "temporal", "spatiotemporal"), "decoder_causal": False}
-LTX_2 |= {"decoder_block_out_channels": (8, 16), "decoder_layers_per_block": (1, 1, 1)}
-LTX_2 |= {"decoder_spatio_temporal_scaling": (True, True)}
-LTX_2 |= {"decoder_inject_noise": (False,) * 3, "upsample_residual": (True, True), "upsample_factor": (2, 2)}
-HUNYUAN = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "latent_channels": 4}
-HUNYUAN_15 = {"block_out_channels": (8, 8, 16), "layers_per_block": 1, "latent_channels": 4}
-HUNYUAN_15 |= {"spatial_compression_ratio": 4, "temporal_compression_ratio": 4}
-# The network, sides of a latent and of a picture, and frames per frame of the latent.
-KINDS = {
-    "AutoencoderKLQwenImage": (partial(AutoencoderKLQwenImage, **WAN), (7, 5), (30, 21), 4),
-    "AutoencoderKLWan": (partial(AutoencoderKLWan, **WAN), (7, 5), (30, 21), 4),
-    "wan_2_2": (partial(AutoencoderKLWan, **WAN | PATCHES), (7, 5), (56, 40), 4),
-    "ltx_video": (partial(AutoencoderKLLTXVideo, **LTX), (7, 4), (56, 40), 2),
-    "ltx_video_causal": (partial(AutoencoderKLLTXVideo, decoder_causal=True, **LTX), (7, 4), (56, 40), 2),
-    "ltx_2": (partial(AutoencoderKLLTX2Video, **LTX_2), (4, 3), (64, 48), 4),
-    "hunyuan_video": (partial(AutoencoderKLHunyuanVideo, norm_num_groups=4, **HUNYUAN), (5, 3), (37, 22), 4),
-    "hunyuan_video_15": (partial(AutoencoderKLHunyuanVideo15, **HUNYUAN_15), (7, 5), (28, 20), 4),
-}
 CLAMPED = ("AutoencoderKLQwenImage", "AutoencoderKLWan", "wan_2_2")
-
-
-def network(kind):
-    torch.manual_seed(0)
-    return stirred(KINDS[kind][0]())
 
 
 def bands(function, autoencoder, canvas):
@@ -76,9 +35,9 @@ def run(function, autoencoder, canvas, budget):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VIDEO_KINDS)
 def test_videos_equal_the_untiled_ones(kind, frames):
-    autoencoder, (_, size, _, _) = network(kind), KINDS[kind]
+    autoencoder, (_, size, _, _) = video_network(kind), VIDEO_KINDS[kind]
     assert seamless.supports(autoencoder)
     latent = torch.randn(1, 4, frames, *size, generator=torch.Generator().manual_seed(2))
     decoded, expected = bands(seamless.decode, autoencoder, latent), autoencoder.decode(latent).sample
@@ -89,10 +48,10 @@ def test_videos_equal_the_untiled_ones(kind, frames):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VIDEO_KINDS)
 def test_encoded_videos_equal_the_untiled_ones(kind, frames):
     """Also if the last frames fill none of the latent's, except where norms see them."""
-    autoencoder, (_, _, size, time) = network(kind), KINDS[kind]
+    autoencoder, (_, _, size, time) = video_network(kind), VIDEO_KINDS[kind]
     count = time * (frames - 1) + 1 + (time - 1) * (kind in CLAMPED)
     video = torch.rand(1, 3, count, *size, generator=torch.Generator().manual_seed(3)) * 2 - 1
     encoded, expected = bands(seamless.encode, autoencoder, video), autoencoder.encode(video).latent_dist.mode()
@@ -101,9 +60,9 @@ def test_encoded_videos_equal_the_untiled_ones(kind, frames):
     assert (encoded - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VIDEO_KINDS)
 def test_a_picture_is_a_video_of_one_frame(kind):
-    autoencoder, (_, latent_size, size, _) = network(kind), KINDS[kind]
+    autoencoder, (_, latent_size, size, _) = video_network(kind), VIDEO_KINDS[kind]
     latent, picture = torch.randn(1, 4, *latent_size), torch.rand(1, 3, *size)
     for function, canvas in ((seamless.decode, latent), (seamless.encode, picture)):
         alone, video = (function(autoencoder, one, budget=ROOMY) for one in (canvas, canvas[:, :, None]))
@@ -112,13 +71,13 @@ def test_a_picture_is_a_video_of_one_frame(kind):
 
 def test_frames_that_fill_no_frame_of_the_latent_are_left_out():
     """Which would otherwise take part in the norms."""
-    autoencoder, video = network("hunyuan_video"), torch.rand(1, 3, 8, 37, 22)
+    autoencoder, video = video_network("hunyuan_video"), torch.rand(1, 3, 8, 37, 22)
     encoded = seamless.encode(autoencoder, video, budget=ROOMY)
     assert torch.equal(encoded, seamless.encode(autoencoder, video[:, :, :5], budget=ROOMY))
 
 
 def test_rows_and_columns_that_fill_no_patch_are_left_out():
-    autoencoder, picture = network("wan_2_2"), torch.rand(1, 3, 45, 39)
+    autoencoder, picture = video_network("wan_2_2"), torch.rand(1, 3, 45, 39)
     encoded = seamless.encode(autoencoder, picture, budget=ROOMY)
     assert encoded.shape == (1, 4, 5, 4)
     assert torch.equal(encoded, seamless.encode(autoencoder, picture[:, :, :44, :38], budget=ROOMY))
@@ -126,7 +85,7 @@ def test_rows_and_columns_that_fill_no_patch_are_left_out():
 
 def test_a_latent_without_a_row_to_reflect_is_refused():
     with pytest.raises(UserError, match=r"^A picture of 4x1 pixels is too small for the VAE: enlarge it first\.$"):
-        seamless.decode(network("ltx_2"), torch.zeros(1, 4, 1, 4), budget=ROOMY)
+        seamless.decode(video_network("ltx_2"), torch.zeros(1, 4, 1, 4), budget=ROOMY)
 
 
 @pytest.mark.parametrize("full", [AutoencoderKLLTXVideo, AutoencoderKLLTX2Video, AutoencoderKLHunyuanVideo15])

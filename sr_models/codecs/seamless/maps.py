@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...files.temporary import spill_folder
+from .pinned import PinnedMap, Transfers
 
 
 class FeatureMap(Protocol):
@@ -58,24 +60,20 @@ class CanvasMap:
 
 
 class MemoryMap:
-    """On the compute device, or in host memory (pinned for CUDA). Pixels are stored channels last, so that a band of
-    rows is contiguous in memory and needs no conversion for convolutions."""
+    """On the compute device, or in host memory (for CUDA, see `PinnedMap`). Pixels are stored channels last, so that a
+    band of rows is contiguous in memory and needs no conversion for convolutions."""
 
     def __init__(self, height: int, width: int, channels: int, dtype: torch.dtype, device: torch.device, here: bool):
         self.height, self.width, self.device = height, width, device
         at = device if here else torch.device("cpu")
-        pin = not here and device.type == "cuda"
-        self.pixels = torch.empty(1, height, width, channels, dtype=dtype, device=at, pin_memory=pin)
+        self.pixels = torch.empty(1, height, width, channels, dtype=dtype, device=at)
         self.resident = self.pixels.nbytes if here else 0
-        self.asynchronous = pin  # elsewhere, a read might not wait for the write before it
 
     def read(self, top: int, bottom: int) -> Tensor:
-        return for_device(
-            self.pixels[:, top:bottom].to(self.device, non_blocking=self.asynchronous).permute(0, 3, 1, 2)
-        )
+        return for_device(self.pixels[:, top:bottom].to(self.device).permute(0, 3, 1, 2))
 
     def write(self, top: int, band: Tensor) -> None:
-        self.pixels[:, top : top + band.shape[2]].copy_(band.permute(0, 2, 3, 1), non_blocking=self.asynchronous)
+        self.pixels[:, top : top + band.shape[2]].copy_(band.permute(0, 2, 3, 1))
 
 
 class FileMap:
@@ -146,20 +144,35 @@ class Store:
         """budget: bytes on `device` for maps and work; reserve: the part of it kept free for work; spill: the folder
         for maps in files, see `spill_folder`."""
         self.device, self.dtype, self.budget, self.reserve, self.spill = device, dtype, budget, reserve, spill
-        self.maps: list[MemoryMap | FileMap] = []
+        self.maps: list[MemoryMap | PinnedMap | FileMap] = []
         self.heap = Heap(budget)
+        self.transfers: Transfers | None = None  # from the first map in pinned memory on
 
     @property
     def workspace(self) -> int:
         """Bytes left for the work on a band."""
         return self.budget - sum(feature_map.resident for feature_map in self.maps)
 
-    def new(self, height: int, width: int, channels: int) -> MemoryMap | FileMap:
+    def prepare(self, size: int) -> None:
+        """Call before the work on a band, which needs `size` bytes."""
+        if self.device.type == "cpu":
+            self.heap.make_room(size)
+        elif self.transfers is not None:
+            self.transfers.next_band()
+
+    def within_a_band(self) -> AbstractContextManager[object]:
+        """For bands whose work is a part of the work on another one."""
+        return nullcontext() if self.transfers is None else self.transfers.within_a_band()
+
+    def new(self, height: int, width: int, channels: int) -> MemoryMap | PinnedMap | FileMap:
         here = height * width * channels * self.dtype.itemsize + self.reserve <= self.workspace
-        if here or self.device.type != "cpu":
-            made = MemoryMap(height, width, channels, self.dtype, self.device, here)
-        else:
+        if not here and self.device.type == "cpu":
             made = FileMap(height, width, channels, self.dtype, spill_folder(self.spill))
+        elif not here and self.device.type == "cuda":
+            self.transfers = self.transfers or Transfers(self.device)
+            made = PinnedMap(height, width, channels, self.dtype, self.transfers)
+        else:
+            made = MemoryMap(height, width, channels, self.dtype, self.device, here)
         self.maps.append(made)
         return made
 
@@ -171,6 +184,8 @@ class Store:
                 return
 
     def close(self) -> None:
+        if self.transfers is not None:
+            self.transfers.finish()
         while self.maps:
             _close(self.maps.pop())
 
@@ -194,7 +209,7 @@ def megabytes(size: int) -> int:
     return -(-size // 2**20)
 
 
-def _close(feature_map: MemoryMap | FileMap) -> None:
+def _close(feature_map: MemoryMap | PinnedMap | FileMap) -> None:
     if isinstance(feature_map, FileMap):
         feature_map.file.close()
     else:

@@ -40,6 +40,9 @@ Maps = list[FeatureMap]
 # CPU allocators reuse blocks of memory up to 32 MB. Larger blocks get new pages every time, which makes elementwise
 # operations several times slower. A band is at most six such blocks.
 FAST_BAND_ON_CPU = 6 * 20 * 2**20
+# With maps in pinned memory, a band's input is loaded and its result stored beside the work on the next band, which
+# takes a third more memory. The first load and the last store of a pass wait for nothing, so bands are not too few.
+FEWEST_BANDS = 12
 SCORE_BYTES = 12  # per query and key if attention is not fused: the score, its exponential, and a copy
 
 
@@ -113,12 +116,12 @@ class BandedForward:
         row = self.stage.elements_per_row * self.store.dtype.itemsize
         around = 2 * self.stage.halo
         rows = max(1, self.store.workspace // row - around)
-        on_cpu = self.store.device.type == "cpu"
-        if on_cpu:
+        if self.store.device.type == "cpu":
             rows = min(rows, max(COMFORTABLE_ROWS, FAST_BAND_ON_CPU // row))
+        elif self.store.transfers is not None:
+            rows = max(1, min(rows * 3 // 4, max(COMFORTABLE_ROWS, height // FEWEST_BANDS)))
         for top, bottom in even_bands(height, rows, step):
-            if on_cpu:
-                self.store.heap.make_room((bottom - top + around) * row)
+            self.store.prepare((bottom - top + around) * row)
             yield top, bottom
 
     def _write(self, target: FeatureMap, top: int, band: Tensor, norm: WholeNorm) -> None:
@@ -266,9 +269,12 @@ class BandedForward:
 
     def _blocks(self, keys: Maps, values: Maps, row: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Of as many rows as fit in memory; row: bytes for one."""
-        for key, value in zip(keys, values, strict=True):
-            for top, bottom in even_bands(key.height, max(1, self.store.workspace // 4 // row)):
-                yield key.read(top, bottom), value.read(top, bottom)
+        rows = max(1, self.store.workspace // 4 // row)
+        with self.store.within_a_band():
+            for key, value in zip(keys, values, strict=True):
+                for top, bottom in even_bands(key.height, rows):
+                    self.store.prepare((bottom - top) * row)
+                    yield key.read(top, bottom), value.read(top, bottom)
 
 
 def _norm_of(layer: Layer) -> nn.Module | None:

@@ -92,3 +92,17 @@ def test_a_latent_without_a_row_to_reflect_is_refused():
 def test_networks_of_full_width_are_recognised(full):
     with torch.device("meta"):
         assert seamless.supports(full())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("kind", VIDEO_KINDS)
+def test_everything_runs_on_the_device_of_the_network(kind, dtype):
+    """A device without memory stands for any but the CPU: an operation on tensors of both would raise an error."""
+    make, latent_size, size, time = VIDEO_KINDS[kind]
+    with torch.device("meta"):
+        autoencoder = make().requires_grad_(False).to(dtype)
+        latent, video = torch.empty(1, 4, 3, *latent_size), torch.empty(1, 3, 2 * time + 1, *size)
+    for function, canvas in ((seamless.decode, latent), (seamless.encode, video)):
+        result = function(autoencoder, canvas, budget=ROOMY)
+        assert result.is_meta
+        assert result.dtype == torch.float32

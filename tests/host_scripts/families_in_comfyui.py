@@ -17,13 +17,14 @@ from types import SimpleNamespace
 
 package, cases, result = sys.argv[1:]
 sys.argv = [sys.argv[0], "--cpu"]
-sys.path[:0] = [".", package]
+sys.path[:0] = [".", package, str(Path(__file__).parents[1])]
 
 import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
 import comfy.sd  # noqa: E402
+import null_host  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from onestep_sr.nodes import host_lora, host_sampler, host_sd  # noqa: E402
@@ -216,6 +217,17 @@ def results_of(case):
     results["as it was"] = all(torch.equal(t, before[name]) for name, t in base_model.model.state_dict().items())
     state = base_vae.first_stage_model.state_dict()
     results["VAE as it was"] = all(torch.equal(t, vae_before[name]) for name, t in state.items())
+
+    def run(base_model, base_vae):
+        model, _ = host_lora.apply_lora(base_model, lora.at(strengths), 1.0)
+        vae = host_lora.apply_vae_lora(base_vae, lora, 1.0)
+        sr_model = host_lora.open_model(model, vae, conditioning, "auto", negative).model
+        sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0))
+        upscale(sr_model, image, UpscaleOptions(scale, tile=64, overlap=16))
+        if not lora.needs_picture:
+            stock_parts(model, vae, conditioning, enlarged, negative, tile=8, overlap=2)
+
+    results["mixed devices"] = null_host.mixed(run, base_model, base_vae)
     return results
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 package, files, sd35_files, picture, result = sys.argv[1:]
 sys.argv = [sys.argv[0], "--cpu"]
-sys.path[:0] = [".", package]
+sys.path[:0] = [".", package, str(Path(__file__).parents[1])]
 
 import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
 import comfy.sd  # noqa: E402
+import null_host  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from comfy import model_management  # noqa: E402
@@ -179,4 +180,15 @@ results["refusals"] = {
     "sigmas": sentence(host_sampler.checked_start, torch.zeros(1, 16, 8, 8), torch.tensor([0.5, 0.0]), 16),
     "latent": sentence(host_sampler.checked_start, torch.zeros(1, 4, 8, 8), torch.tensor([1.0, 0.0]), 16),
 }
+
+
+def run(base_model, base_vae):
+    model, _ = host_lora.apply_lora(base_model, weights, 1.0)
+    vae = host_lora.apply_vae_lora(base_vae, weights, 1.0)
+    all_in_one(model, vae, conditioning, image, tile=64, overlap=16)
+    stock_parts(model, vae, conditioning, image, tile=8, overlap=2)
+
+
+model_management.unload_all_models()
+results["mixed devices"] = null_host.mixed(run, base_model, base_vae)
 torch.save(results, result)

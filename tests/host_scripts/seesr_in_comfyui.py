@@ -15,13 +15,14 @@ from types import SimpleNamespace
 
 package, case, result = sys.argv[1:]
 sys.argv = [sys.argv[0], "--cpu"]
-sys.path[:0] = [".", package]
+sys.path[:0] = [".", package, str(Path(__file__).parents[1])]
 
 import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
 import comfy.sd  # noqa: E402
+import null_host  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 (before server.py puts comfy/utils.py in its way, as main.py does)
 from onestep_sr.nodes import host, host_sampler, host_sd, tagging  # noqa: E402
@@ -101,11 +102,20 @@ def results_of(case):
     results["sampler without tags"] = sentence(sampled, model, vae, without, case["images"], None, None, 1)
     three = case["images"][:1].expand(3, -1, -1, -1)
     results["sampler with another batch"] = sentence(sampled, model, vae, conditioning, three, None, None, 1)
-    results["asked"] = clip.asked
+    results["asked"] = list(clip.asked)
     results["larger"] = model.model_size() - base_model.model_size()
     comfy.model_management.unload_all_models()
     after = base_model.model.state_dict()
     results["as it was"] = before.keys() == after.keys() and all(torch.equal(after[n], before[n]) for n in before)
+
+    def run(base_model, base_vae):
+        model, vae = applied(case, base_model, base_vae)
+        conditioning, _ = tagging.Tags.execute(image, model, clip, f"{case['ram']}", case["text"]).args
+        sr_model = nodes.Model.execute(model, vae, conditioning, "auto").args[0].model
+        upscale(replace(sr_model, recipe=replace(sr_model.recipe, shortest=0)), case["images"], UpscaleOptions(1))
+        sampled(model, vae, conditioning, case["images"], 4, 2, 2)
+
+    results["mixed devices"] = null_host.mixed(run, base_model, base_vae)
     return results
 
 

@@ -247,6 +247,12 @@ def test_the_given_model_and_vae_are_not_changed(family, results) -> None:
 
 
 @pytest.mark.parametrize("family", STRENGTHS)
+def test_tensors_are_on_the_hosts_device(family, results) -> None:
+    """A device without memory stands for a GPU."""
+    assert results[family]["mixed devices"] == []
+
+
+@pytest.mark.parametrize("family", STRENGTHS)
 def test_a_base_with_v_prediction_is_refused(family, results) -> None:
     base = BASES.get(family, "Stable Diffusion 2.1")
     words = f"for {base} with epsilon prediction, but the connected MODEL is a Stable Diffusion"

@@ -127,6 +127,11 @@ def test_fp8_weights_take_the_lora(comfyui_results):
     assert (comfyui_results["fp8"] - comfyui_results["whole"]).abs().mean() < 0.02
 
 
+def test_tensors_are_on_the_hosts_device(comfyui_results):
+    """A device without memory stands for a GPU."""
+    assert comfyui_results["mixed devices"] == []
+
+
 def test_the_given_model_and_vae_are_not_changed(comfyui_results):
     assert comfyui_results["model as it was"] and comfyui_results["VAE as it was"]
     assert comfyui_results["latent format as it was"] == "SD3"
@@ -174,7 +179,7 @@ def test_mismatches_are_rejected_in_one_sentence(comfyui_results):
         "SD1.5": "but the connected MODEL is Stable Diffusion 1.5",
         "VAE of 4 channels": "(TAESD, 4 channels)",
         "TAESD": "(TAESD, 16 channels)",
-        "seamless VAE with another clamp": "use ComfyUI's VAE Decode (Tiled) for it",
+        "seamless VAE with another clamp": "Use ComfyUI's VAE Decode (Tiled) for it",
         "sigmas": "start at 0.5",
         "latent": "got (1, 4, 8, 8)",
         "unshifted": "has no one-step LoRA: connect it through Apply One-Step SR LoRA",

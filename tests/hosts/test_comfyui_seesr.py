@@ -111,6 +111,11 @@ def test_two_copies_of_a_model_do_not_disturb_each_other(results) -> None:
     assert torch.equal(results["first again"], results["whole"]) and results["as it was"]
 
 
+def test_tensors_are_on_the_hosts_device(results) -> None:
+    """A device without memory stands for a GPU."""
+    assert results["mixed devices"] == []
+
+
 def test_comfyui_makes_room_for_the_image_attentions(results) -> None:
     assert results["larger"] > 0
 

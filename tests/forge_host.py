@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +74,44 @@ class WebUI:
         assert done.returncode == 0, done.stdout[-5000:]
         return done.stdout
 
+    @contextmanager
+    def page(self, data: Path) -> Iterator[str]:
+        """A running server with its own data folder; gives the page's address."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # gradio serves files below real paths only, and Forge Neo's page needs those of its own folder.
+        folder = self.folder.resolve()
+        command = [self.interpreter, "launch.py", "--skip-prepare-environment", "--skip-install", *OPTIONS]
+        command += [*self.options, "--data-dir", data, self.checkpoints, data / "checkpoints", "--port", port]
+        command += ["--gradio-allowed-path", folder]
+        address, end = f"http://127.0.0.1:{port}/", time.monotonic() + HANGING_SECONDS
+        with (data / "log.txt").open("wb") as log:
+            process = subprocess.Popen(
+                list(map(str, command)), cwd=folder, stdout=log, stderr=log, env=os.environ | ENVIRONMENT
+            )
+        try:
+            while not _answers(address):
+                assert process.poll() is None and time.monotonic() < end, (data / "log.txt").read_text()[-5000:]
+                time.sleep(0.5)
+            yield address
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
 
 NO_MODEL = ("--skip-load-model-at-start", "--no-download-sd-model")
-STABILITY = ", and clone Stability-AI/stablediffusion, Stability-AI/generative-models, crowsonkb/k-diffusion and "
-STABILITY += "salesforce/BLIP into its repositories, under the names in modules/paths.py"
+STABILITY = ", and clone Stability-AI/stablediffusion, Stability-AI/generative-models, crowsonkb/k-diffusion, "
+STABILITY += "salesforce/BLIP and AUTOMATIC1111/stable-diffusion-webui-assets into its repositories, under the names "
+STABILITY += "in modules/paths.py and modules/launch_utils.py"
 AUTOMATIC1111 = WebUI(
     "Automatic1111 1.10",
     "A1111",

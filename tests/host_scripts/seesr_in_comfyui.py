@@ -71,7 +71,7 @@ def sampled(model, vae, conditioning, images, *tiles):
 
 
 def results_of(case):
-    nodes.ApplyLoRA.hidden, clip = SimpleNamespace(unique_id="1"), Encoded(case["encoded"])
+    nodes.ApplyLoRA.hidden, clip = SimpleNamespace(unique_id="1", prompt={}), Encoded(case["encoded"])
     base_model, base_vae = opened(case), comfy.sd.VAE(sd=read(Path(case["folder"]) / "vae"))
     before = {name: tensor.clone() for name, tensor in base_model.model.state_dict().items()}
     model, vae = applied(case, base_model, base_vae)

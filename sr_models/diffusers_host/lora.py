@@ -29,6 +29,7 @@ from .offload import Placed, Placement
 from .packages import require_diffusers
 from .passes import LoraPasses, PassStrength
 from .tagging import TaggedPrompt, require_tagger
+from .unet_checkpoint import is_checkpoint, require_vocabulary
 from .unet_files import is_unet
 
 TARGETS = {"transformer": "the base's transformer", "unet": "the base's U-Net"}
@@ -75,6 +76,8 @@ def open_lora(
         weights.require_base((unet if is_unet(base) else sd3).open_base(base, dtype).kind, "the base")
     known = _known_embeddings(base, weights, embeddings, prompt)
     require_tagger(weights)
+    if (weights.tagger or weights.captions) and is_checkpoint(base):  # before the first picture
+        require_vocabulary(base, "tags or captions")
     conditioner, prompted = _conditioners(base, weights, chosen, prompt, known, placement, dtype)
     opened = (unet if is_unet(base) else sd3).open_base(base, dtype)
     warnings = weights.require_base(opened.kind, "the base")

@@ -164,18 +164,24 @@ def _text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
 def _tokens(base: Path, text: str) -> list[int]:
     from transformers import CLIPTokenizer
 
-    folder = _vocabulary(base)
-    if folder is None:
-        raise UserError(
-            f"{base.name} has no vocabulary to read the prompt {text!r} with: copy the folder tokenizer of a diffusers "
-            "folder of Stable Diffusion 2.1 next to the file, or choose such a folder as --base."
-        )
+    folder = require_vocabulary(base, f"the prompt {text!r}")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder} cannot be read as a tokenizer ({reason}): download it again.") from error
     return tokenizer(text, truncation=True, max_length=LENGTH).input_ids
+
+
+def require_vocabulary(base: Path, texts: str) -> Path:
+    """The folder of the vocabulary of a checkpoint file. Raises UserError if there is none to read `texts` with."""
+    folder = _vocabulary(base)
+    if folder is None:
+        raise UserError(
+            f"{base.name} has no vocabulary to read {texts} with: copy the folder tokenizer of a diffusers folder of "
+            "Stable Diffusion 2.1 next to the file, or choose such a folder as --base."
+        )
+    return folder
 
 
 def _vocabulary(base: Path) -> Path | None:

@@ -93,6 +93,7 @@ def results_of(case):
         other = replace(other, recipe=replace(other.recipe, shortest=0))
         results[way] = upscale(other, case["images"], UpscaleOptions(1))
     results["first again"] = upscale(sr_model, case["images"], UpscaleOptions(1))
+    results["without CLIP"] = sentence(tagging.Tags.execute, image, model, None, "missing.pth", "")
     results["without tags"] = sentence(
         nodes.Model.execute, model, vae, [[next(iter(case["encoded"].values())), {}]], "auto"
     )

@@ -85,7 +85,8 @@ def open_lora(
     replace_weights(opened.vae, weights.replaced_vae, weights.sentence, whole=True)
     predictors = [] if weights.predictor is None else [copy.deepcopy(weights.predictor).to(dtype)]
     chosen = on_base(chosen, opened.process, *(Placed(module, placement) for module in predictors))
-    add_image_attentions(opened.network, weights.image_attentions, weights.sentence)
+    if weights.image_attentions:
+        add_image_attentions(opened.network, weights.image_attentions, weights.sentence)
     network, kind = opened.network, PromptedDenoiser
     if weights.control:
         network, kind = ControlledUNet(network, open_control(network, weights)), ControlledDenoiser

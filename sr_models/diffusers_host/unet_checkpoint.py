@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ from ..checkpoints.low_rank import under
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
 from ..checkpoints.weights_file import WeightsFile, read_weights
 from ..core.process import Process, variance_preserving
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from .packages import require_transformers
 from .sd3_files import VAE_PREFIX, assign, vae_config
 
@@ -72,8 +71,7 @@ def _read(path: Path) -> WeightsFile:
 
 
 def _incomplete(path: Path, error: Exception) -> UserError:
-    reason = shorten(str(error), 200, placeholder=" ...")
-    return UserError(f"{path.name} is not a complete {TITLE} checkpoint ({reason}): download it again.")
+    return UserError(f"{path.name} is not a complete {TITLE} checkpoint ({reason_of(error)}): download it again.")
 
 
 def _unet_config(tensors: dict[str, Tensor]) -> dict[str, Any]:

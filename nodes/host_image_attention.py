@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..sr_models.checkpoints.image_attention import IMAGE, joined, modules_of, split, with_picture
-from ..sr_models.checkpoints.weights_file import shortened
+from ..sr_models.checkpoints.image_attention import IMAGE, Placed, joined, modules_at, split, with_picture
 from ..sr_models.core.model import Conditioner
-from ..sr_models.errors import UserError
+from ..sr_models.errors import UserError, reason_of
 from ..sr_models.families.family import LoraFamily, OneStepLora
 from .host_prompts import PICTURE, row_of
 from .host_sd import Conditioning
@@ -27,7 +26,7 @@ from .host_sd import Conditioning
 Conds = dict[str, list[dict[str, Any]]]  # of a guider, by name
 PROMPT = "cross_attn"  # its key in them
 UNET = "diffusion_model."
-FIRST = "norm.weight"
+END = ".norm.weight"  # of an attention's first parameter
 NOT_IN_CONTROLNET = ("out_channels", "disable_unet_model_creation")
 
 
@@ -94,22 +93,12 @@ class _Kind:
         return {"dtype": self.weights, "device": model_management.unet_offload_device(), "operations": operations}
 
 
-def _places(
-    images: Mapping[str, Tensor], names: Mapping[str, str], lora: OneStepLora
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _places(images: Mapping[str, Tensor], names: Mapping[str, str], lora: OneStepLora) -> list[Placed]:
     """ComfyUI's name of the attention to the prompt before each attention to the picture, and the latter's weights."""
-    modules = modules_of(images)
-    texts = {name for name in names if name.endswith(f".{FIRST}") and ".attentions." in name}
-    wanted = {name.removesuffix(f".{FIRST}").replace("attentions", IMAGE) for name in texts}
-    different = wanted ^ set(modules)
-    if different:
-        raise UserError(
-            f"{lora.sentence}, but its image attentions are not those of the connected MODEL (they differ at "
-            f"{shortened(sorted(different))}): use another MODEL, or download the LoRA again."
-        )
-    for name, weights in modules.items():
-        key = names[f"{name.replace(IMAGE, 'attentions')}.{FIRST}"]
-        yield key.removesuffix(f".{FIRST}"), weights
+    own = {name.removesuffix(END): key.removesuffix(END) for name, key in names.items() if name.endswith(END)}
+    places = [name for name in own if ".attentions." in name]
+    found = modules_at(places, images, lora.sentence, "the connected MODEL")
+    return [(own[place], weights) for place, weights in found]
 
 
 def _with_image(text: Any, weights: Mapping[str, Tensor], kind: _Kind, lora: OneStepLora) -> TextThenImage:
@@ -145,8 +134,9 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], lora: OneStepLora) -
     try:
         module.load_state_dict(dict(weights))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{lora.sentence}, but its weights do not fit the connected MODEL ({reason}).") from error
+        raise UserError(
+            f"{lora.sentence}, but its weights do not fit the connected MODEL ({reason_of(error)}): use another one."
+        ) from error
     module.requires_grad_(False).eval()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..sr_models.families.family import OneStepLora
 from ..sr_models.families.registry import FAMILIES, files_with, read_lora
 from ..sr_models.families.tsd_sr import TSD_SR
 from . import host, host_lora, host_prompts, host_sampler, host_sd
+from .kept import Kept
 from .schema import advanced, schema
 from .upscaling import AUTO, COMBINER, SRModelSocket
 
@@ -25,17 +26,20 @@ LORA_FOLDER = "loras"
 EMBEDDING_FOLDERS = (host.MODEL_FOLDER, "embeddings", LORA_FOLDER)
 FROM_TEXT = "from text"
 FROM_LORA = "from LoRA"
-MODEL_ID = "OneStepSRModel"
+APPLY_ID, MODEL_ID = "OneStepSRApplyLoRA", "OneStepSRModel"
 UNET_FAMILIES = [family.name for family in FAMILIES.loras if family.network == "unet"]  # to search nodes by
 PIXEL_STRENGTH, SEMANTIC_STRENGTH = "strength_pixel", "strength_semantic"
 
 
 class ApplyLoRA(io.ComfyNode):
+    # A change of strengths reads no file, however many of these nodes the graph has.
+    loras: Kept[tuple[Stamp, ...], OneStepLora] = Kept()
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         files = host.weights_files(LORA_FOLDER)
         return schema(
-            node_id="OneStepSRApplyLoRA",
+            node_id=APPLY_ID,
             search_aliases=["tsd-sr", "tsdsr", *UNET_FAMILIES, "one step lora", "super resolution"],
             display_name="Apply One-Step SR LoRA",
             category=CATEGORY,
@@ -118,7 +122,7 @@ class ApplyLoRA(io.ComfyNode):
                 ),
                 io.Vae.Output(display_name="VAE", tooltip="The VAE with the LoRA on its encoder."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -141,7 +145,8 @@ class ApplyLoRA(io.ComfyNode):
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         paths = (_lora_path(lora), None if vae_lora == AUTO else _lora_path(vae_lora))
-        read, ignored = _at(_read(*paths, cls.fingerprint_inputs(lora, vae_lora)), strength_pixel, strength_semantic)
+        stamps, used = cls.fingerprint_inputs(lora, vae_lora), cls._stamps_in(cls.hidden.prompt or {})
+        read, ignored = _at(cls.loras.get(stamps, used, partial(read_lora, *paths)), strength_pixel, strength_semantic)
         ignored = (*ignored, *_unused(read, strength_model, strength_vae))
         read = _for_image(read, image)
         patched, warnings = host_lora.apply_lora(model, read, strength_model)
@@ -149,11 +154,12 @@ class ApplyLoRA(io.ComfyNode):
         host.show_on_node(cls.hidden.unique_id, " ".join([*host.licence_notices(read.family), *warnings, *ignored]))
         return io.NodeOutput(patched, host_lora.apply_vae_lora(vae, read, strength_vae))
 
-
-@lru_cache(maxsize=1)
-def _read(path: Path, partner: Path | None, modification_times: tuple[float, ...]) -> OneStepLora:
-    """The LoRA. The last one is kept, so that a change of its strengths reads no file."""
-    return read_lora(path, partner)
+    @classmethod
+    def _stamps_in(cls, prompt: Mapping[str, Any]) -> set[tuple[Stamp, ...]]:
+        """The files of all nodes of this kind in a graph, except those that another node names."""
+        chosen = (node["inputs"] for node in prompt.values() if node["class_type"] == APPLY_ID)
+        names = ((each.get("lora"), each.get("vae_lora")) for each in chosen)
+        return {cls.fingerprint_inputs(*each) for each in names if all(isinstance(name, str) for name in each)}
 
 
 def _at(lora: OneStepLora, pixel: float, semantic: float) -> tuple[OneStepLora, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..sr_models.checkpoints.weights_file import Stamp, beside, file_stamps
+from ..sr_models.errors import UserError
 from ..sr_models.families.tagger import LICENCE_NOTICE, LORA_FILE, RAM_FILE, TAGS_FILE, THRESHOLDS_FILE, read_tagger
 from . import host, host_tagging
 from .schema import schema
@@ -56,6 +57,11 @@ class Tags(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, model, clip, tagger: str, text: str) -> io.NodeOutput:
+        if clip is None:  # of a checkpoint without a text encoder
+            raise UserError(
+                "One-Step SR Tags needs CLIP to encode the tags, but the connected checkpoint has no text encoder: "
+                "connect a complete checkpoint of Stable Diffusion 2.1, or its CLIP."
+            )
         path = _files(tagger)[0]
         opened = _opened(path, file_stamps(_files(tagger)))
         host.print_once(LICENCE_NOTICE)

@@ -27,6 +27,7 @@ FACES_NAMES = "TAD-faceir.pth", tad_faceir.F8.file
 def use_small_networks(put: Callable[[Any, str, Any], None]) -> None:
     """`put` is setattr, or a monkeypatch's. Small pictures are then not enlarged to 512 px either."""
     put(adcsr, "SIZES", ADCSR)
+    put(adcsr.HALF, "sides", (ADCSR.decoder.channels,))
     put(tad_faceir, "FaceUNet", partial(FaceUNet, FACES))
     put(tad_faceir, "F8", replace(tad_faceir.F8, config=FACES_VQ))
     recipes = {name: replace(recipe, shortest=0) for name, recipe in tad_faceir.RECIPES.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +97,18 @@ def run_config(output: Path, **changes) -> loop.TrainConfig:
 
 def scalars(folder: Path, name: str) -> dict[int, float]:
     return {event.step: event.value for event in EventAccumulator(str(folder / "log")).Reload().Scalars(name)}
+
+
+def launched(*words: object, processes: int = 0, kind: str = "--multi_gpu") -> subprocess.CompletedProcess:
+    """A Python command, in several processes if `processes` is not 0."""
+    start = [sys.executable]
+    if processes:
+        start += ["-m", "accelerate.commands.launch", kind, "--num_processes", str(processes), "--num_machines", "1"]
+        start += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [str(word) for word in (*start, *words)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def cli(*words: object, launch: int = 0, **options: str) -> subprocess.CompletedProcess:
+    return launched("-m", "onestep_sr", *words, processes=launch, **options)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UserError
+from .weights_file import shortened
+
+Placed = tuple[str, dict[str, Tensor]]
 PICTURE_TOKENS = 145  # RAM's: the mean and 12 x 12 pixels
 IMAGE = "image_attentions"
 
@@ -37,3 +41,20 @@ def modules_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         number, _, parameter = rest.partition(".")
         found.setdefault(f"{block}.{IMAGE}.{number}", {})[parameter] = tensor
     return found
+
+
+def modules_at(places: Iterable[str], tensors: Mapping[str, Tensor], lora: str, target: str) -> list[Placed]:
+    """Each attention to the prompt of a network, as `mid_block.attentions.0`, with the weights of the attention to the
+    picture that comes after it.
+
+    `lora` starts the message of the UserError for other places than those of the weights, and `target` names the
+    network's model.
+    """
+    found, wanted = modules_of(tensors), {place.replace("attentions", IMAGE): place for place in places}
+    different = wanted.keys() ^ found.keys()
+    if different:
+        raise UserError(
+            f"{lora}, but its image attentions are not those of {target} (they differ at "
+            f"{shortened(sorted(different))}): use another one, or download the LoRA again."
+        )
+    return [(wanted[name], weights) for name, weights in found.items()]

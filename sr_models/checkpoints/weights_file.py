@@ -166,9 +166,10 @@ def beside(path: Path, name: str) -> Path:
     return alike[0] if alike else exact
 
 
-def read_torch(path: Path, device: str = "cpu") -> WeightsFile:
-    """A torch file; on the device `meta` its tensors have shapes and no values. Raises UserError as `read_weights`."""
-    content = read_torch_file(path, device)
+def read_torch(path: Path, device: str = "cpu", foreign: bool = False) -> WeightsFile:
+    """A torch file; on the device `meta` its tensors have shapes and no values. `foreign` is as in `read_torch_file`.
+    Raises UserError as `read_weights`."""
+    content = read_torch_file(path, device, foreign)
     if isinstance(content, Tensor):
         raise UserError(
             f"{path.name} does not hold a table of weights but one tensor of shape {tuple(content.shape)}: choose a "

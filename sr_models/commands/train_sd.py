@@ -121,7 +121,7 @@ class LoraTraining:
     start: Path | None = None
     "A LoRA to start from, for example a published one: a file or a folder."
     teacher: Path | None = None
-    "A LoRA file applied to the teacher."
+    "A LoRA file applied to the teacher; SeeSR's folder if --start is a TAD-SeeSR to train further."
     gradient_checkpointing: bool = True
     "Use less memory, but train a third slower."
     fp8: bool = False

@@ -169,12 +169,16 @@ class Evaluate:
 
     def __call__(self) -> None:
         from rich.console import Console
+        from rich.progress import Progress
 
         from ..measures import evaluate
 
         upscalers = {**evaluate.BASELINES, **{name: self._upscaler(name) for name in self.model}}
         distances = evaluate.find_distances(self.perceptual)
-        rows = evaluate.evaluate(upscalers, self.folder, evaluate.DEGRADATIONS, distances)
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("results", total=None)
+            report = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
+            rows = evaluate.evaluate(upscalers, self.folder, evaluate.DEGRADATIONS, distances, report)
         console = Console(width=140)
         console.print(evaluate.render(rows))
         console.print(evaluate.render_artifacts(evaluate.evaluate_artifacts(upscalers, self.folder)))

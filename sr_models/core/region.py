@@ -65,8 +65,7 @@ def upscale_regions(
         chosen = replace(options, target=exact)
         found = upscale(model.only(index), part, chosen, progress=heard, notice=notice, **reports)
         place = result[index, :, slice(*large_rows), slice(*large_columns)]
-        weight = resize(mask[None], size).clamp(0, 1)[0, :, slice(*large_rows), slice(*large_columns)]
-        place += weight * (found[0] - place)
+        place += _enlarged(mask, size, (rows, columns), (large_rows, large_columns)) * (found[0] - place)
     return result
 
 
@@ -83,6 +82,19 @@ def _inside(mask: Tensor) -> tuple[Span, Span]:
     """The rows and columns of a mask (1, H, W) that are not empty."""
     rows, columns = (mask[0].any(dim).nonzero() for dim in (1, 0))
     return (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
+
+
+def _enlarged(mask: Tensor, size: Span, box: tuple[Span, Span], large_box: tuple[Span, Span]) -> Tensor:
+    """The box of a mask (1, H, W) that is enlarged to `size`.
+
+    Only the box is enlarged where that gives the same numbers: with powers of two, coordinates are not rounded.
+    """
+    (rows, columns), (large_rows, large_columns) = box, large_box
+    factors = [divmod(large, side) for large, side in zip(size, mask.shape[-2:], strict=True)]
+    if all(rest == 0 and factor.bit_count() == 1 for factor, rest in factors):
+        part = mask[None, :, slice(*rows), slice(*columns)]
+        return resize(part, (large_rows[1] - large_rows[0], large_columns[1] - large_columns[0]))[0].clamp(0, 1)
+    return resize(mask[None], size)[0, :, slice(*large_rows), slice(*large_columns)].clamp(0, 1)
 
 
 def _spans(inside: Span, length: int, result: int) -> tuple[Span, Span]:

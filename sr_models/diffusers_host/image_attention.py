@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.image_attention import IMAGE, modules_of, split
+from ..checkpoints.image_attention import IMAGE, modules_at, split
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
-from ..checkpoints.weights_file import shortened
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..families.family import OneStepLora
 from .denoiser import PromptedDenoiser
 
@@ -31,21 +29,12 @@ class TextThenImage(nn.Module):
 
 
 def add_image_attentions(network: nn.Module, tensors: Mapping[str, Tensor], lora: str) -> None:
-    """Put the attentions of `tensors`, in diffusers' parameter names, after the network's own; nothing if there are
-    none.
+    """Put the attentions of `tensors`, in diffusers' parameter names, after the network's own.
 
     `lora` starts the message of the UserError for weights that do not fit the network.
     """
-    found = modules_of(tensors)
-    texts = {name for name, module in network.named_modules() if name.split(".")[-2:-1] == ["attentions"]}
-    different = {name.replace("attentions", IMAGE) for name in texts} ^ set(found)
-    if found and different:
-        raise UserError(
-            f"{lora}, but its image attentions are not those of the base (they differ at "
-            f"{shortened(sorted(different))}): use another base, or download the LoRA again."
-        )
-    for name, weights in found.items():
-        place = name.replace(IMAGE, "attentions")
+    places = [name for name, _ in network.named_modules() if name.split(".")[-2:-1] == ["attentions"]]
+    for place, weights in modules_at(places, tensors, lora, "the base"):
         text: Any = network.get_submodule(place)
         width = weights["transformer_blocks.0.attn2.to_k.weight"].shape[1]
         sizes = {key: value for key, value in text.config.items() if not key.startswith("_")}
@@ -74,8 +63,9 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], lora: str, like: nn.
     try:
         module.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     except RuntimeError as error:
-        reason = shorten(str(error), 200, placeholder=" ...")
-        raise UserError(f"{lora}, but its weights do not fit the base ({reason}): use another base.") from error
+        raise UserError(
+            f"{lora}, but its weights do not fit the base ({reason_of(error)}): use another base."
+        ) from error
     module.requires_grad_(False).eval()
 
 

@@ -29,6 +29,7 @@ from .offload import Placed, Placement
 from .packages import require_diffusers
 from .passes import LoraPasses, PassStrength
 from .tagging import TaggedPrompt, require_tagger
+from .unet_checkpoint import is_checkpoint, require_vocabulary
 from .unet_files import is_unet
 
 TARGETS = {"transformer": "the base's transformer", "unet": "the base's U-Net"}
@@ -75,6 +76,8 @@ def open_lora(
         weights.require_base((unet if is_unet(base) else sd3).open_base(base, dtype).kind, "the base")
     known = _known_embeddings(base, weights, embeddings, prompt)
     require_tagger(weights)
+    if (weights.tagger or weights.captions) and is_checkpoint(base):  # before the first picture
+        require_vocabulary(base, "tags or captions")
     conditioner, prompted = _conditioners(base, weights, chosen, prompt, known, placement, dtype)
     opened = (unet if is_unet(base) else sd3).open_base(base, dtype)
     warnings = weights.require_base(opened.kind, "the base")
@@ -82,7 +85,8 @@ def open_lora(
     replace_weights(opened.vae, weights.replaced_vae, weights.sentence, whole=True)
     predictors = [] if weights.predictor is None else [copy.deepcopy(weights.predictor).to(dtype)]
     chosen = on_base(chosen, opened.process, *(Placed(module, placement) for module in predictors))
-    add_image_attentions(opened.network, weights.image_attentions, weights.sentence)
+    if weights.image_attentions:
+        add_image_attentions(opened.network, weights.image_attentions, weights.sentence)
     network, kind = opened.network, PromptedDenoiser
     if weights.control:
         network, kind = ControlledUNet(network, open_control(network, weights)), ControlledDenoiser

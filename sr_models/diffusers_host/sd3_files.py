@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.low_rank import under
 from ..checkpoints.weights_file import read_weights
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..families.bases import SD3_MEDIUM
 from .folder import open_part
 
@@ -77,9 +76,8 @@ def _open_file(path: Path, dtype: torch.dtype) -> tuple[SD3Transformer2DModel, A
         assign(network, convert_sd3_transformer_checkpoint_to_diffusers(dict(transformer)), dtype)
         assign(autoencoder, convert_ldm_vae_checkpoint(dict(vae), autoencoder.config), dtype)
     except (KeyError, RuntimeError) as error:
-        reason = shorten(str(error), 200, placeholder=" ...")
         raise UserError(
-            f"{path.name} is not a complete Stable Diffusion 3 checkpoint ({reason}): download it again."
+            f"{path.name} is not a complete Stable Diffusion 3 checkpoint ({reason_of(error)}): download it again."
         ) from error
     return network, autoencoder
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ from ..checkpoints.low_rank import under
 from ..checkpoints.prompt_embeddings import PromptEmbeddings
 from ..checkpoints.weights_file import WeightsFile, read_weights
 from ..core.process import Process, variance_preserving
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from .packages import require_transformers
 from .sd3_files import VAE_PREFIX, assign, vae_config
 
@@ -72,8 +71,7 @@ def _read(path: Path) -> WeightsFile:
 
 
 def _incomplete(path: Path, error: Exception) -> UserError:
-    reason = shorten(str(error), 200, placeholder=" ...")
-    return UserError(f"{path.name} is not a complete {TITLE} checkpoint ({reason}): download it again.")
+    return UserError(f"{path.name} is not a complete {TITLE} checkpoint ({reason_of(error)}): download it again.")
 
 
 def _unet_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -164,18 +162,24 @@ def _text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
 def _tokens(base: Path, text: str) -> list[int]:
     from transformers import CLIPTokenizer
 
-    folder = _vocabulary(base)
-    if folder is None:
-        raise UserError(
-            f"{base.name} has no vocabulary to read the prompt {text!r} with: copy the folder tokenizer of a diffusers "
-            "folder of Stable Diffusion 2.1 next to the file, or choose such a folder as --base."
-        )
+    folder = require_vocabulary(base, f"the prompt {text!r}")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder} cannot be read as a tokenizer ({reason}): download it again.") from error
     return tokenizer(text, truncation=True, max_length=LENGTH).input_ids
+
+
+def require_vocabulary(base: Path, texts: str) -> Path:
+    """The folder of the vocabulary of a checkpoint file. Raises UserError if there is none to read `texts` with."""
+    folder = _vocabulary(base)
+    if folder is None:
+        raise UserError(
+            f"{base.name} has no vocabulary to read {texts} with: copy the folder tokenizer of a diffusers folder of "
+            "Stable Diffusion 2.1 next to the file, or choose such a folder as --base."
+        )
+    return folder
 
 
 def _vocabulary(base: Path) -> Path | None:

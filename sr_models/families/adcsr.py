@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checkpoints.conditions import All, AnyOf, Has, Shape
-from ..checkpoints.header import Header
+from ..checkpoints.header import Header, read_header
 from ..checkpoints.low_rank import under
 from ..checkpoints.torch_file import read_tensors_only
 from ..checkpoints.vae_names import diffusers_vae_parameter
@@ -37,6 +37,8 @@ UNET, MIDDLE = "body.1.", "body.2."  # in the published file
 TWICE = f"{UNET}body."  # the U-Net's blocks again, under numbers
 ATTENTION = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
 SIZES = AdcConfig()
+# Narrower than Stable Diffusion's, whose names it has.
+HALF = Shape("decoder.conv_norm_out.weight", SIZES.decoder.channels)
 VALUES_PER_PIXEL = 5600  # of one pass of the network
 
 # The published script runs a picture in one piece; it was trained with results of 512 px.
@@ -49,7 +51,7 @@ RECIPE = Recipe(
     overlap=16,
     multiple=SIZES.multiple,
     color="adain",
-    footprint=Footprint(weights=456_000_000, per_pixel=VALUES_PER_PIXEL, mapped=MAPPED // 2),
+    footprint=Footprint(weights=443_142_480 + 12_931_203, per_pixel=VALUES_PER_PIXEL, mapped=MAPPED // 2),
 )
 
 
@@ -94,7 +96,8 @@ def _half_decoder(header: Header, chosen: Path | None) -> dict[str, Tensor]:
     tensors = read_weights(path).tensors if is_safetensors(path) else read_tensors_only(path)
     found = under(tensors, "state_dict.decoder.") or under(tensors, "decoder.")
     if "conv_norm_out.weight" not in found:
-        raise UserError(f"{path.name} is not AdcSR's half decoder: choose {HALF_DECODER}.")
+        network = "" if FAMILY.condition.missing(read_header(path)) else "AdcSR's network, "
+        raise UserError(f"{path.name} is {network}not AdcSR's half decoder: choose {HALF_DECODER}.")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..checkpoints.conditions import All, AnyOf, Condition, Has, HasPrefix, HasSuffix, Kind, Not, Shape
-from . import resshift, tad_faceir
+from . import adcsr, resshift, tad_faceir
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ OTHER_KINDS = (
         f"the {tad_faceir.F8.title}",
         tad_faceir.F8.condition,
         "choose TAD-faceir.pth or ResShift's model for faces, and this file as its autoencoder",
+    ),
+    OtherKind(
+        "AdcSR's half decoder",
+        adcsr.HALF,
+        "choose net_params_200.pkl, and this file as its autoencoder",
     ),
     OtherKind(
         "a GGUF file, which contains a quantized model",

@@ -92,10 +92,12 @@ class Registry:
         """The family of a file. For any other file, raises a UserError that says what it is."""
         for family in self:
             if not family.condition.missing(header):
+                _require_readable(header)
                 return family
         for kind in OTHER_KINDS:
             if not kind.condition.missing(header):
                 raise UserError(f"{header.name} is {kind.title}: {kind.advice}.")
+        _require_readable(header)
         nearest = max(self, key=lambda family: family.condition.share(header))
         hint = ""
         if nearest.condition.share(header) > LIKELY:
@@ -104,6 +106,11 @@ class Registry:
             f"{header.name} is not a supported model{hint}: choose a TAD-SR, SinSR or ResShift x4 file, or "
             "a one-step LoRA."
         )
+
+
+def _require_readable(header: Header) -> None:
+    if header.refused:
+        raise UserError(header.refused)
 
 
 FAMILIES = Registry(

@@ -106,9 +106,19 @@ def grid(picture: Tensor) -> float:
     padded = F.pad(picture[None].float(), (8,) * 4, mode="replicate")
     smooth = F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)
     fine = _inside(picture[None] - smooth).abs().mean(dim=(0, 1))
-    height, width = (side // SCALE * SCALE for side in fine.shape)
-    phases = fine[:height, :width].reshape(height // SCALE, SCALE, width // SCALE, SCALE).mean(dim=(0, 2))
-    return float(phases.std(correction=0) / phases.mean().clamp_min(1e-6))
+    return float(unevenness(phase_means(fine)))
+
+
+def phase_means(maps: Tensor) -> Tensor:
+    """The means of maps (..., H, W) at each pair of row and column modulo 4, over all maps: (4, 4)."""
+    height, width = (side // SCALE * SCALE for side in maps.shape[-2:])
+    cut = maps[..., :height, :width]
+    return cut.reshape(-1, height // SCALE, SCALE, width // SCALE, SCALE).mean(dim=(0, 1, 3))
+
+
+def unevenness(values: Tensor) -> Tensor:
+    """The deviation over the mean, of values that are not negative."""
+    return values.std(correction=0) / values.mean().clamp_min(1e-6)
 
 
 def _inside(picture: Tensor) -> Tensor:

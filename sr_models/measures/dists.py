@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,6 +49,11 @@ class Dists(nn.Module):
 
     def forward(self, ours: Tensor, theirs: Tensor) -> Tensor:
         return self.distance(self.features(ours), self.features(theirs))
+
+    def against(self, theirs: Tensor) -> Callable[[Tensor], Tensor]:
+        """The distance as a function of `ours`, to compare several pictures with one."""
+        features = self.features(theirs)
+        return lambda ours: self.distance(self.features(ours), features)
 
     def distance(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
         """1 - sum over channels of alpha l + beta s (equation 6) of two lists of `features`, (B,): l compares means, s

@@ -30,7 +30,10 @@ from .pretrained import search
 SCALE = 4
 Upscaler = Callable[[Tensor], Tensor]
 Degrade = Callable[[Image.Image, int], Image.Image]
-Distance = Callable[[Tensor, Tensor], Tensor]  # result and HR, both (1, 3, H, W) in [0, 1]
+# Of a result from HR, both (1, 3, H, W) in [0, 1]. HR comes first: its features are the same for all results.
+FromHR = Callable[[Tensor], Tensor]
+Distance = Callable[[Tensor], FromHR]
+Report = Callable[[int, int], None]  # results that are done, and of how many
 DISTANCES = {"lpips": "LPIPS", "lpips_vgg": "LPIPS VGG", "dists": "DISTS"}
 MEDIANS = ("detail", "seconds")
 
@@ -97,59 +100,65 @@ def find_distances(folder: Path | None) -> dict[str, Distance]:
     """
     if folder is None:
         return {}
-    found: dict[str, Distance] = {"lpips": Lpips.load(folder).of_unit_range}
+    found: dict[str, Distance] = {"lpips": Lpips.load(folder).against}
     if search(folder, vgg.FILES):
         if search(folder, LINEAR_FILES["vgg"]):
-            found["lpips_vgg"] = Lpips.load(folder, "vgg").of_unit_range
+            found["lpips_vgg"] = Lpips.load(folder, "vgg").against
         if search(folder, dists.FILES):
-            found["dists"] = Dists.load(folder)
+            found["dists"] = Dists.load(folder).against
     return found
 
 
+@torch.inference_mode()
 def evaluate(
     upscalers: dict[str, Upscaler],
     folder: Path,
     degradations: dict[str, Degrade],
     distances: dict[str, Distance] | None = None,
+    report: Report = lambda done, total: None,
 ) -> list[Row]:
     """A row per degradation and upscaler, over all pictures of the folder.
 
     An upscaler maps (1, 3, h, w) to (1, 3, 4h, 4w), float32 in [0, 1]; the result may be on any device. A
     degradation maps an 8-bit HR picture and its index in the folder to an 8-bit LR picture. HR sides are cropped
-    to multiples of 4 px. `distances` are as from `find_distances`. Raises UserError for a folder without pictures, and
-    for a picture that is broken or has a side under 96 px.
+    to multiples of 4 px. `distances` are as from `find_distances`, and `report` is called after each result. Raises
+    UserError for a folder without pictures, and for a picture that is broken or has a side under 96 px.
     """
-    model = niqe.NiqeModel.load()
-    return [
-        _row(name, kind, list(_measure(upscaler, folder, degrade, model, distances or {})))
-        for kind, degrade in degradations.items()
-        for name, upscaler in upscalers.items()
-    ]
-
-
-@torch.inference_mode()
-def _measure(
-    upscaler: Upscaler, folder: Path, degrade: Degrade, model: niqe.NiqeModel, distances: dict[str, Distance]
-) -> list[dict[str, float]]:
-    rows = []
-    for index, file in enumerate(list_images(folder)):
+    model, files = niqe.NiqeModel.load(), list_images(folder)
+    scores: dict[tuple[str, str], list[dict[str, float]]] = {
+        (name, kind): [] for kind in degradations for name in upscalers
+    }
+    done = 0
+    for index, file in enumerate(files):
         hr = _open(file)
-        truth, lr = _to_tensor(hr), _to_tensor(degrade(hr, index))
-        begin = time.perf_counter()
-        result = upscaler(lr).float().cpu()
-        seconds = time.perf_counter() - begin
-        result = (result.clamp(0, 1) * 255).round() / 255  # as in an 8-bit file
-        picture, reference = result[0], truth[0]
-        scores = {
-            "psnr": psnr(picture, reference),
-            "ssim": ssim(picture, reference),
-            "niqe": niqe.score(picture, model),
-            "detail": high_frequency_power(picture) / max(high_frequency_power(reference), 1e-12),
-            "grid": grid(picture),
-            "seconds": seconds,
-        }
-        rows.append(scores | {name: float(distance(result, truth)) for name, distance in distances.items()})
-    return rows
+        truth = _to_tensor(hr)
+        known = {name: distance(truth) for name, distance in (distances or {}).items()}
+        for kind, degrade in degradations.items():
+            lr = _to_tensor(degrade(hr, index))
+            for name, upscaler in upscalers.items():
+                scores[name, kind].append(_scores(upscaler, lr, truth, model, known))
+                done += 1
+                report(done, len(files) * len(scores))
+    return [_row(*names, measured) for names, measured in scores.items()]
+
+
+def _scores(
+    upscaler: Upscaler, lr: Tensor, truth: Tensor, model: niqe.NiqeModel, distances: dict[str, FromHR]
+) -> dict[str, float]:
+    begin = time.perf_counter()
+    result = upscaler(lr).float().cpu()
+    seconds = time.perf_counter() - begin
+    result = (result.clamp(0, 1) * 255).round() / 255  # as in an 8-bit file
+    picture, reference = result[0], truth[0]
+    return {
+        "psnr": psnr(picture, reference),
+        "ssim": ssim(picture, reference),
+        "niqe": niqe.score(picture, model),
+        "detail": high_frequency_power(picture) / max(high_frequency_power(reference), 1e-12),
+        "grid": grid(picture),
+        "seconds": seconds,
+        **{name: float(distance(result)) for name, distance in distances.items()},
+    }
 
 
 def _row(upscaler: str, degradation: str, scores: list[dict[str, float]]) -> Row:
@@ -186,7 +195,7 @@ def render(rows: list[Row]) -> Table:
     """The rows as a table for a terminal; distances that no row has get no column."""
     measured = [name for name in DISTANCES if any(getattr(row, name) is not None for row in rows)]
     titles = ("PSNR dB", "SSIM", *(DISTANCES[name] for name in measured), "NIQE", "detail", "grid", "seconds")
-    table = Table("degradation", "upscaler", *titles)
+    table = Table("degradation", "upscaler", *titles, caption="Means over all pictures; detail and seconds: medians.")
     for row in rows:
         distances = [f"{getattr(row, name):.3f}" for name in measured]
         numbers = (f"{row.niqe:.2f}", f"{row.detail:.3f}", f"{row.grid:.3f}", f"{row.seconds:.3f}")
@@ -196,7 +205,8 @@ def render(rows: list[Row]) -> Table:
 
 def render_artifacts(marks: dict[str, Artifacts]) -> Table:
     """The marks as a table for a terminal."""
-    table = Table("upscaler", *(field.name for field in fields(Artifacts)))
+    caption = "What is added where nothing should be, in 8-bit levels; contrast is a share. 0 is best."
+    table = Table("upscaler", *(field.name for field in fields(Artifacts)), caption=caption)
     for name, mark in marks.items():
         table.add_row(name, *(f"{value:.2f}" for value in asdict(mark).values()))
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +68,11 @@ class Lpips(nn.Module):
     def of_unit_range(self, ours: Tensor, theirs: Tensor) -> Tensor:
         """The same for pictures in [0, 1]."""
         return self(ours * 2 - 1, theirs * 2 - 1)
+
+    def against(self, theirs: Tensor) -> Callable[[Tensor], Tensor]:
+        """`of_unit_range` as a function of `ours`, to compare several pictures with one."""
+        features = list(self.network(theirs))
+        return lambda ours: feature_distance(self.network(ours), features, self.weights)
 
 
 def find_lpips(folder: Path | None) -> Lpips | None:

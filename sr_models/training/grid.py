@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..networks.conv_sr import SCALE
+from ..measures.artifacts import phase_means, unevenness
 
 SMOOTH = 5  # px of the mean that fine structure is told from
 SQUARE = 16  # px; in each such square fine structure counts as much, in a sky as in a meadow
@@ -18,12 +18,11 @@ def grid_loss(result: Tensor, hr: Tensor) -> Tensor:
     With m_ij the mean of fine structure over all places (y, x) = (i, j) modulo 4: the deviation of
     m_ij(result) / m_ij(HR) over their mean. 0: a result has the same share everywhere as HR.
     """
-    ratios = _phases(result) / _phases(hr)
-    return ratios.std(correction=0) / ratios.mean()
+    return unevenness(phase_means(_shares(result)) / phase_means(_shares(hr)))
 
 
-def _phases(pictures: Tensor) -> Tensor:
-    """The mean of fine structure |x - mean5(x)|, relative to its square's, for each place modulo 4 px: (4, 4)."""
+def _shares(pictures: Tensor) -> Tensor:
+    """Fine structure |x - mean5(x)| relative to its square's, (B, 1, h, w), h and w multiples of 16."""
     border = SMOOTH // 2
     fine = (
         (pictures[..., border:-border, border:-border] - F.avg_pool2d(pictures, SMOOTH, 1)).abs().mean(1, keepdim=True)
@@ -31,5 +30,4 @@ def _phases(pictures: Tensor) -> Tensor:
     height, width = (side // SQUARE * SQUARE for side in fine.shape[-2:])
     fine = fine[..., :height, :width]
     local = F.interpolate(F.avg_pool2d(fine, SQUARE), scale_factor=SQUARE, mode="nearest")
-    share = (fine + FLOOR) / (local + FLOOR)
-    return share.reshape(-1, height // SCALE, SCALE, width // SCALE, SCALE).mean((0, 1, 3))
+    return (fine + FLOOR) / (local + FLOOR)

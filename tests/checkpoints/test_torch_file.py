@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onestep_sr.sr_models.checkpoints.header import read_header
 from onestep_sr.sr_models.checkpoints.pickle_scan import Foreign
 from onestep_sr.sr_models.checkpoints.torch_file import read_tensors_only, read_torch_file
 from onestep_sr.sr_models.checkpoints.weights_file import read_weights
@@ -124,8 +125,13 @@ def test_a_lightning_file_gives_its_tensors_and_its_classes_are_not_imported(tmp
     }
     assert torch.equal(found["state_dict.decoder.conv.weight"], weights["decoder.conv.weight"])
     assert "pytorch_lightning" not in sys.modules
-    with pytest.raises(UserError, match=r"contains a call of pytorch_lightning\.ModelCheckpoint, which could run code"):
+    with pytest.raises(
+        UserError, match=r"contains a call of pytorch_lightning\.ModelCheckpoint, which could run code"
+    ) as refused:
         read_weights(path)
+    header = read_header(path)
+    assert header.shapes == {"decoder.conv.weight": (4, 3), "decoder.conv.bias": (4,)}
+    assert header.refused == str(refused.value)
 
 
 def test_a_pickled_module_gives_its_weights_under_its_own_names(tmp_path: Path) -> None:

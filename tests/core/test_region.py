@@ -1,6 +1,7 @@
 """Regions: what the model sees, what it changes, and what is said of an empty mask."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from formula_model import Formula, formula_model, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onestep_sr.sr_models.canvas.resize import resize
+from onestep_sr.sr_models.core import region
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.region import CONTEXT, FADE, _spans, upscale_regions
 from onestep_sr.sr_models.core.upscale import upscale
@@ -121,6 +124,26 @@ def test_a_box_holds_the_mask_and_fits_the_results_pixels(length, factor, data):
     assert end - begin >= 8
     assert abs(begin * result / length - large_begin) <= 0.5 and abs(end * result / length - large_end) <= 0.5
     assert 0 <= large_begin < large_end <= result
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_box_of_the_mask_is_enlarged_as_the_whole_is(data):
+    """To the bit, also where the mask reaches the picture's border; only the box is at powers of two."""
+    sides = [data.draw(st.integers(8, 180)) for _ in range(2)]
+    factor = data.draw(st.sampled_from([1, 2, 4, 8, 0.5, 2.5, 3]))
+    spans = [sorted(data.draw(st.tuples(st.integers(0, side), st.integers(0, side)))) for side in sides]
+    mask, within = torch.zeros(1, 1, *sides), (..., slice(*spans[0]), slice(*spans[1]))
+    mask[within] = torch.rand(mask[within].shape, generator=torch.Generator().manual_seed(0))
+    size = (round(factor * sides[0]), round(factor * sides[1]))
+    for _, soft in region._marked(1, mask, (sides[0], sides[1])):
+        rows, columns = (_spans(*each) for each in zip(region._inside(soft), sides, size, strict=True))
+        with mock.patch.object(region, "resize", wraps=resize) as spied:
+            found = region._enlarged(soft, size, (rows[0], columns[0]), (rows[1], columns[1]))
+        whole = resize(soft[None], size).clamp(0, 1)
+        assert torch.equal(found, whole[0, :, slice(*rows[1]), slice(*columns[1])])
+        if factor in (2, 4, 8):
+            assert spied.call_args.args[0].shape[2:] == (rows[0][1] - rows[0][0], columns[0][1] - columns[0][0])
 
 
 def test_the_formula_is_not_the_enlargement():

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small_peft
 import small_sd3
 import small_unet
 import torch
 from diffusers import UNet2DConditionModel
 from onestep_sr.sr_models.diffusers_host import unet
+from onestep_sr.sr_models.diffusers_host.lora import open_lora
 from onestep_sr.sr_models.diffusers_host.unet_checkpoint import END, PADDING, START
 from onestep_sr.sr_models.diffusers_host.unet_files import is_unet
 from onestep_sr.sr_models.errors import UserError
 from onestep_sr.sr_models.families.bases import SD21
+from onestep_sr.sr_models.families.registry import read_lora
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -148,6 +152,22 @@ def test_another_text_needs_a_vocabulary(folder, file, monkeypatch) -> None:
     (file.parent / "tokenizer").symlink_to(folder / "tokenizer", target_is_directory=True)
     encoded = encode("a lake").prompt
     assert encoded.shape == (1, 77, WIDTH) and (encoded - encode("").prompt).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("texts", [{"tagger": Path("ram")}, {"captions": True}], ids=["tagger", "captions"])
+def test_texts_of_pictures_need_a_vocabulary_before_anything_is_read(
+    folder, file, monkeypatch, texts, tmp_path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, name: None)
+    alone = tmp_path / file.name
+    alone.symlink_to(file)
+    torch.save(small_peft.osediff(folder), tmp_path / "osediff.pkl")
+    lora = replace(read_lora(tmp_path / "osediff.pkl"), **texts)
+    monkeypatch.setattr(unet, "open_text_encoders", None)
+    monkeypatch.setattr(unet, "open_base", None)
+    words = "v2-1_512.safetensors has no vocabulary to read tags or captions with: copy the folder tokenizer"
+    with pytest.raises(UserError, match=words):
+        open_lora(alone, lora, dtype=torch.float32)
 
 
 BROKEN = {

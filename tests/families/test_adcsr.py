@@ -236,7 +236,7 @@ def published_sizes() -> tuple[dict[str, tuple[int, ...]], int]:
 
 def test_the_published_sizes() -> None:
     shapes, count = published_sizes()
-    assert round(count / 1e6) == 456
+    assert count == RECIPE.footprint.weights == 456_073_683
     assert shapes["conv_in.weight"] == (240, 12, 3, 3)
     assert shapes["down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj.weight"] == (1920, 240)
     assert not any("time" in name or "attn2" in name for name in shapes)
@@ -261,6 +261,21 @@ def test_the_half_decoder_must_be_there_and_be_one(file, tmp_path) -> None:
     with pytest.raises(UserError, match=r"^other\.ckpt is not AdcSR's half decoder: choose halfDecoder\.ckpt\.$"):
         load(alone, autoencoder=other)
     assert load(alone, autoencoder=file.with_name(HALF_DECODER)).family is FAMILY
+
+
+def test_files_that_were_exchanged_are_named(file) -> None:
+    half = file.with_name(HALF_DECODER)
+    for chosen in (file, None):
+        with pytest.raises(UserError) as error:
+            load(half, autoencoder=chosen)
+        assert str(error.value) == (
+            "halfDecoder.ckpt is AdcSR's half decoder: choose net_params_200.pkl, and this file as its autoencoder."
+        )
+    with pytest.raises(UserError) as error:
+        load(file, autoencoder=file)
+    assert str(error.value) == (
+        "net_params_200.pkl is AdcSR's network, not AdcSR's half decoder: choose halfDecoder.ckpt."
+    )
 
 
 def test_an_incomplete_file_is_refused(file, tmp_path) -> None:

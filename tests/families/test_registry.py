@@ -94,6 +94,8 @@ OTHERS = {
     "U-Net": (header("conv_in.weight", "conv_out.weight", "down_blocks.0.resnets.0.conv1.weight"), "as --base"),
     "VAE": (header("encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight"), "Load VAE"),
     "VQ": (of_shapes(VQ), "this file as its autoencoder"),
+    "AdcSR's half": (of_shapes({"decoder.conv_norm_out.weight": (64,)}), "is AdcSR's half decoder: choose"),
+    "VAE of diffusers": (of_shapes({"decoder.conv_norm_out.weight": (128,)}), "is not a supported model"),
     "VQ of faces": (of_shapes(VQ | {CODEBOOK: (4096, 8)}), "is the VQ-f8 autoencoder of models for faces: choose"),
     "VQ-GAN": (of_shapes(VQ | {CODEBOOK: (16384, 256)}), "is a VAE"),
     "inpainting": (of_shapes(FACES | {STACK: (16, 4, 3, 3)}), "is a ResShift model for inpainting, which is not an"),
@@ -218,6 +220,14 @@ def test_recipes_that_workflows_name_are_those_of_each_lora() -> None:
         assert {recipe.step for recipe in family.recipes.values()} == {OneStep(float(timestep))}
     with pytest.raises(UserError, match="'magic' is unknown for TSD-SR: choose one of tsd-sr, tsd-sr-mse"):
         tsd_sr.FAMILY.recipe("magic")
+
+
+def test_a_file_whose_values_are_not_read_is_named_if_it_is_of_another_kind() -> None:
+    reason = "x.ckpt contains a call of pytorch_lightning.Trainer, which could run code: get it as safetensors."
+    for known, said in ((OURS["resshift"], reason), (OTHERS["checkpoint"][0], "Load Checkpoint, or as --base")):
+        with pytest.raises(UserError) as error:
+            FAMILIES.identify(replace(known, refused=reason))
+        assert said in str(error.value)
 
 
 def test_the_catalogue_lists_recipes_and_files(tmp_path) -> None:

@@ -82,20 +82,26 @@ class Asked:
 
 def through_nodes(case, base_model, base_vae, conditioning):
     """Apply, Prompt, Model and Sampler as a graph runs them, with two pairs of strengths."""
-    nodes.ApplyLoRA.hidden, reads, read_file = SimpleNamespace(unique_id="1"), [], nodes.read_lora
-    nodes.read_lora = lambda *paths: reads.append(paths) or read_file(*paths)
-    inputs = {"model": base_model, "vae": base_vae, "lora": case["lora"], "vae_lora": "auto"}
-    inputs |= {"strength_model": 1.0, "strength_vae": 1.0}
+    files = {name: {"lora": case[name], "vae_lora": "auto"} for name in ("lora", "other")}
+    graph = {name: {"class_type": nodes.APPLY_ID, "inputs": chosen} for name, chosen in files.items()}
+    nodes.ApplyLoRA.hidden, reads, read_file = SimpleNamespace(unique_id="1", prompt=graph), [], nodes.read_lora
+    nodes.read_lora = lambda *paths: reads.append(Path(paths[0]).name) or read_file(*paths)
+    shared = {"model": base_model, "vae": base_vae, "strength_model": 1.0, "strength_vae": 1.0}
+    inputs, other = shared | files["lora"], shared | files["other"]
     found, clip = {}, Asked()
     for name, pixel, semantic in (("published", 1.0, 1.0), ("two runs", 2.0, 0.5)):
         model, vae = nodes.ApplyLoRA.execute(**inputs, strength_pixel=pixel, strength_semantic=semantic).args
         sr_model = nodes.Model.execute(model, vae, conditioning, "auto").args[0].model
         sr_model = replace(sr_model, recipe=replace(sr_model.recipe, shortest=0))
         found[name] = upscale(sr_model, case["image"], UpscaleOptions(1))
+        nodes.ApplyLoRA.execute(**other)
     nodes.Prompt.execute(["from LoRA"], ["not this one"], [clip], [model])
+    nodes.ApplyLoRA.hidden.prompt = {"other": graph["other"]}
+    for chosen in (other, inputs):
+        nodes.ApplyLoRA.execute(**chosen)
     nodes.read_lora = read_file
     sampler = nodes.Sampler.execute(0, 8, 1).args[0]
-    return found | {"reads": len(reads), "text": clip.text, "sampler": (sampler.tile, sampler.overlap)}
+    return found | {"reads": reads, "text": clip.text, "sampler": (sampler.tile, sampler.overlap)}
 
 
 class Known:

@@ -72,7 +72,7 @@ def sampled(model, vae, conditioning, images, *tiles):
 
 
 def results_of(case):
-    nodes.ApplyLoRA.hidden, clip = SimpleNamespace(unique_id="1"), Encoded(case["encoded"])
+    nodes.ApplyLoRA.hidden, clip = SimpleNamespace(unique_id="1", prompt={}), Encoded(case["encoded"])
     base_model, base_vae = opened(case), comfy.sd.VAE(sd=read(Path(case["folder"]) / "vae"))
     before = {name: tensor.clone() for name, tensor in base_model.model.state_dict().items()}
     model, vae = applied(case, base_model, base_vae)
@@ -94,6 +94,7 @@ def results_of(case):
         other = replace(other, recipe=replace(other.recipe, shortest=0))
         results[way] = upscale(other, case["images"], UpscaleOptions(1))
     results["first again"] = upscale(sr_model, case["images"], UpscaleOptions(1))
+    results["without CLIP"] = sentence(tagging.Tags.execute, image, model, None, "missing.pth", "")
     results["without tags"] = sentence(
         nodes.Model.execute, model, vae, [[next(iter(case["encoded"].values())), {}]], "auto"
     )

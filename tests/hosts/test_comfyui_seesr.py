@@ -122,6 +122,10 @@ def test_comfyui_makes_room_for_the_image_attentions(results) -> None:
 
 def test_what_cannot_work_is_refused(results) -> None:
     assert "TAD-SeeSR attends to the picture, but the connected CONDITIONING" in results["without tags"]
+    assert (
+        "UserError: One-Step SR Tags needs CLIP to encode the tags, but the connected checkpoint has no text"
+        in (results["without CLIP"])
+    )
     assert "The number of prompts (2) is not that of the images (4)" in results["another batch"]
     assert "TAD-SeeSR attends to the picture, but the connected CONDITIONING" in results["sampler without tags"]
     assert "is for 2 images, but the latent for 3" in results["sampler with another batch"]

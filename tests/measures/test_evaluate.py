@@ -52,7 +52,17 @@ def test_a_perfect_upscaler_gets_perfect_scores(folder: Path) -> None:
 
 
 def test_rows_cover_every_pair(folder: Path) -> None:
-    rows = evaluate.evaluate(evaluate.BASELINES, folder, evaluate.DEGRADATIONS)
+    asked, told = [], []
+
+    def distance(hr: Tensor) -> evaluate.FromHR:
+        asked.append(hr)
+        return lambda result: (result - hr).abs().mean()
+
+    rows = evaluate.evaluate(
+        evaluate.BASELINES, folder, evaluate.DEGRADATIONS, {"lpips": distance}, lambda *done: told.append(done)
+    )
+    assert len(asked) == 2 and told == [(done, 12) for done in range(1, 13)]
+    assert all(row.lpips is not None and 0 < row.lpips < 0.3 for row in rows)
     pairs = [(row.degradation, row.upscaler) for row in rows]
     assert pairs == [
         ("bicubic", "bicubic"),
@@ -67,7 +77,7 @@ def test_rows_cover_every_pair(folder: Path) -> None:
     assert evaluate.render(rows).row_count == 6
     assert [evaluate.Row(**fields) for fields in json.loads(evaluate.to_json(rows))] == rows
     again = evaluate.evaluate(evaluate.BASELINES, folder, evaluate.DEGRADATIONS)
-    assert [replace(row, seconds=0) for row in again] == [replace(row, seconds=0) for row in rows]
+    assert again == [replace(row, seconds=other.seconds, lpips=None) for row, other in zip(rows, again, strict=True)]
 
 
 def test_the_mixed_degradation_depends_on_the_index_only() -> None:

@@ -119,6 +119,14 @@ def test_dists_equals_its_formula(features: nn.Sequential, folder: Path) -> None
     assert loaded(ours, ours).abs().max() < 1e-5
 
 
+def test_several_pictures_against_one_are_compared_as_pairs(folder: Path) -> None:
+    first, second, truth = torch.rand(3, 1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    dists, lpips = Dists.load(folder), Lpips.load(folder, "vgg")
+    for pair, against in ((dists, dists.against(truth)), (lpips.of_unit_range, lpips.against(truth))):
+        for ours in (first, second, first):
+            assert float(against(ours)) == pytest.approx(float(pair(ours, truth)), rel=1e-5)
+
+
 def test_distances_are_those_whose_weights_exist(folder: Path, tmp_path: Path) -> None:
     assert find_distances(None) == {}
     with pytest.raises(UserError, match="does not contain torchvision's AlexNet"):

@@ -154,11 +154,12 @@ class _Widened(nn.Module):
 
 
 def store_in_fp8(network: nn.Module) -> None:
-    """Store a frozen network's linear layers in fp8 (e4m3), and compute in their original precision.
+    """Store a network's linear layers that do not learn in fp8 (e4m3), and compute in their original precision.
 
     Half the memory of bf16, with 3 bits of mantissa. Call it before adapters are added.
     """
-    for module in [each for each in network.modules() if isinstance(each, nn.Linear)]:
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    for module in [each for each in linear if not each.weight.requires_grad]:
         widened = _Widened(module.weight.dtype)
         module.weight = nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
         register_parametrization(module, "weight", widened, unsafe=True)

@@ -143,7 +143,7 @@ def train_tad(config: TrainConfig, run: SDRun, method: TADConfig) -> Path:
 
 
 def _is_seesr(start: Path) -> bool:
-    """Whether a start is SeeSR's folder, or the single file that `convert` writes of it."""
+    """Whether files are SeeSR's folder, or the single file that `convert` writes of it."""
     if start.is_file():
         return identify(start) is tad_seesr.FAMILY
     unet = start / tad_seesr.FILES[0]
@@ -151,19 +151,27 @@ def _is_seesr(start: Path) -> bool:
 
 
 def _train_seesr(config: TrainConfig, run: SDRun, start: Path, method: TADConfig) -> Path:
-    """Train TAD-SeeSR, with the files at `start` as its teacher. Raises UserError for options that it does not have."""
-    chosen = {"--teacher": run.teacher, "--rank-auxiliary": run.ranks.auxiliary, "--fp8": run.fp8, "--shard": run.shard}
-    unknown = [name for name, value in chosen.items() if value]
-    if unknown:
-        raise UserError(f"Training of TAD-SeeSR, whose teacher is {start.name}, does not use {unknown[0]}: remove it.")
+    """Train TAD-SeeSR, from a copy of its teacher at `start`, or from a student of `run.teacher`. Raises UserError for
+    options that it does not have, and for another teacher than SeeSR."""
+    if run.ranks.auxiliary:
+        raise UserError("Training of TAD-SeeSR does not use --rank-auxiliary: remove it.")
+    if run.teacher is not None and not _is_seesr(run.teacher):
+        raise UserError(f"The teacher of TAD-SeeSR is SeeSR, but --teacher is {run.teacher}: give SeeSR's folder.")
     if run.tagger is None:
         raise UserError(f"{start.name} needs RAM, whose embedding of the picture it attends to: give --tagger.")
     samples, opened = _samples_and_base(config, run)
-    base = SeeSRBase(opened, read_lora(start), read_tagger(run.tagger, opened.vae.dtype))
-    if run.gradient_checkpointing:
-        base.enable_gradient_checkpointing()
+    tagger, student = read_tagger(run.tagger, opened.vae.dtype), None if run.teacher is None else start
+    base = SeeSRBase(opened, read_lora(run.teacher or start), tagger, start=student, fp8=run.fp8)
+    _save_memory(base, run)
     torch.manual_seed(config.seed)
     return train(config, SeeSRObjective(base, *read_prompts(run.data), method), samples)
+
+
+def _save_memory(base: SharedBase, run: SDRun) -> None:
+    if run.gradient_checkpointing:
+        base.enable_gradient_checkpointing()
+    if run.shard:
+        shard(base.network, base.family.blocks(base.network))
 
 
 def _samples_and_base(config: TrainConfig, run: SDRun) -> tuple[ShardSamples, Base]:
@@ -179,10 +187,7 @@ def _opened(config: TrainConfig, run: SDRun) -> tuple[ShardSamples, SharedBase]:
         store_in_fp8(opened.network)
     torch.manual_seed(config.seed)
     base = SharedBase(opened, run.ranks, start=run.start, teacher=run.teacher)
-    if run.gradient_checkpointing:
-        base.enable_gradient_checkpointing()
-    if run.shard:
-        shard(base.network, base.family.blocks(base.network))
+    _save_memory(base, run)
     return samples, base
 
 

@@ -20,15 +20,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...checkpoints.image_attention import joined
+from ...checkpoints.weights_file import shortened
 from ...diffusers_host.image_attention import ControlledUNet, TextThenImage, add_image_attentions, open_control
 from ...diffusers_host.merge import replace_weights
+from ...errors import UserError
 from ...families.bases import unet_kind
 from ...families.family import OneStepLora
+from ...families.registry import read_lora
 from ...families.tad_seesr import FILES
 from ...families.tagger import Tagger
 from ...files.whole import write_whole
 from ..checkpoint import fingerprint
-from .bases import UNET, Base, Condition
+from .bases import UNET, Base, Condition, store_in_fp8
 from .shared_base import Ranks, SharedBase
 
 EMBEDDING = "controlnet_cond_embedding"
@@ -54,7 +57,7 @@ class Twin(nn.Module):
 
     def __init__(self, frozen: nn.Module):
         super().__init__()
-        self.frozen, self.learned, self.learns = frozen, copy.deepcopy(frozen).float(), False
+        self.frozen, self.learned, self.learns = frozen, copy.deepcopy(frozen).float().requires_grad_(True), False
 
     @property
     def config(self) -> Any:
@@ -81,11 +84,21 @@ def _learning(network: nn.Module) -> Iterator[None]:
             twin.learns = False
 
 
+def _add_twins(network: ControlledUNet) -> None:
+    for module in [each for each in network.modules() if isinstance(each, TextThenImage)]:
+        module.image = Twin(module.image)
+    setattr(network.control, EMBEDDING, Twin(getattr(network.control, EMBEDDING)))
+
+
 def _call(network: Any, z_t: Tensor, timesteps: Tensor, condition: Any) -> Tensor:
     return network(z_t, condition.picture, timesteps, condition.prompt)
 
 
-CONTROLLED = replace(UNET, call=_call)
+def _blocks(network: Any) -> list[nn.Module]:
+    return [*UNET.blocks(network.unet), *network.control.down_blocks, network.control.mid_block]
+
+
+CONTROLLED = replace(UNET, call=_call, blocks=_blocks)
 
 
 class SeeSRBase(SharedBase):
@@ -94,20 +107,28 @@ class SeeSRBase(SharedBase):
 
     network: ControlledUNet
 
-    def __init__(self, base: Base, seesr: OneStepLora, tagger: Tagger):
-        """`base` is Stable Diffusion 2. Raises UserError if SeeSR's files do not fit it."""
+    def __init__(self, base: Base, seesr: OneStepLora, tagger: Tagger, *, start: Path | None = None, fp8: bool = False):
+        """`base` is Stable Diffusion 2. `start`: a student of SeeSR to train further, as in `read_lora`, in place of a
+        copy; `fp8`: as in `store_in_fp8`, for what the student shares with SeeSR.
+
+        Raises UserError if SeeSR's files do not fit the base, or the student's do not fit SeeSR's.
+        """
         unet: Any = base.network
         seesr.require_base(unet_kind(unet.config.cross_attention_dim, base.process.prediction), "the base")
         replace_weights(unet, seesr.replaced, seesr.sentence, whole=True)
         add_image_attentions(unet, seesr.image_attentions, seesr.sentence)
         network = ControlledUNet(unet, open_control(unet, seesr))
-        super().__init__(replace(base, family=CONTROLLED, network=network), Ranks(0, 0, 0))
+        _add_twins(network)
+        if start is not None:
+            _load_student(network, read_lora(start), seesr)
+        if fp8:
+            store_in_fp8(network)
+        super().__init__(replace(base, family=CONTROLLED, network=network), Ranks(0, 0, 0), start=start)
+        self.shared = _published_tensors(seesr)
         self.tagger, self.ram = tagger, tagger.network.requires_grad_(False)
 
     def _add_student(self, ranks: Ranks, start: Path | None) -> None:
-        for module in [each for each in self.network.modules() if isinstance(each, TextThenImage)]:
-            module.image = Twin(module.image)
-        setattr(self.network.control, EMBEDDING, Twin(getattr(self.network.control, EMBEDDING)))
+        """The network already has the student's copies."""
 
     def enable_gradient_checkpointing(self) -> None:
         for network in (self.network.unet, self.network.control):
@@ -153,17 +174,49 @@ class SeeSRBase(SharedBase):
 
     def save(self, folder: Path) -> None:
         """Write both networks whole, in half precision, under the published names, with their settings."""
-        for file, network in zip(FILES, (self.network.unet, self.network.control), strict=True):
+        parts = (self.network.unet, self.network.control)
+        for file, network, shared in zip(FILES, parts, self.shared, strict=True):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             settings = json.dumps({**json.loads(network.to_json_string()), "use_image_cross_attention": True}, indent=2)
             config = (folder / file).with_name("config.json")
             write_whole(config, lambda temporary, text=settings: temporary.write_text(text))
             tensors = {
-                _published(name): tensor.detach().to("cpu", torch.float16).contiguous()
-                for name, tensor in network.state_dict().items()
-                if ".frozen." not in name
+                name: tensor.detach().to("cpu", torch.float16).contiguous()
+                for name, tensor in {**shared, **_learned(network)}.items()
             }
             write_whole(folder / file, lambda temporary, tensors=tensors: save_file(tensors, temporary))
+
+
+def _published_tensors(lora: OneStepLora) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of both published files. They stay on the disk as long as nothing reads them."""
+    return {**lora.replaced, **lora.image_attentions}, {**lora.control}
+
+
+def _learned(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The student's weights by their published names."""
+    return {_published(name): weight for name, weight in network.named_parameters() if ".learned." in name}
+
+
+def _load_student(network: ControlledUNet, student: OneStepLora, seesr: OneStepLora) -> None:
+    """Give the copies the weights of a student. Raises UserError if it differs from SeeSR in other weights."""
+    all_tensors = zip(_published_tensors(student), _published_tensors(seesr), strict=True)
+    for part, (own, shared) in zip((network.unet, network.control), all_tensors, strict=True):
+        learned = _learned(part)
+        different = sorted(own.keys() ^ shared.keys())
+        both = sorted(own.keys() & shared.keys())
+        different += [name for name in both if not _fits(own[name], shared[name], name in learned)]
+        if different:
+            raise UserError(
+                f"{student.name} is not a student of {seesr.name}, which has other weights where a student does not "
+                f"learn ({shortened(different)}): give its own teacher as --teacher."
+            )
+        for name, weight in learned.items():
+            weight.data.copy_(own[name])
+
+
+def _fits(own: Tensor, shared: Tensor, learned: bool) -> bool:
+    """Whether a student can have this weight; students are written in half precision."""
+    return own.shape == shared.shape if learned else torch.equal(own.half(), shared.half())
 
 
 def _published(name: str) -> str:

@@ -22,7 +22,7 @@ from onestep_sr.sr_models.families.tad_seesr import FILES
 from onestep_sr.sr_models.families.tagger import read_tagger
 from onestep_sr.sr_models.training.sd.bases import open_base
 from onestep_sr.sr_models.training.sd.seesr_base import SeeSRBase, Sight
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def opened(root: Path) -> SeeSRBase:
-    return SeeSRBase(open_base(root / "base", torch.float32), read_lora(root / "seesr"), read_tagger(root / "ram"))
+def opened(root: Path, **options: Any) -> SeeSRBase:
+    base, seesr = open_base(root / "base", torch.float32), read_lora(root / "seesr")
+    return SeeSRBase(base, seesr, read_tagger(root / "ram"), **options)
 
 
 def shaken(base: SeeSRBase) -> SeeSRBase:
@@ -140,6 +141,48 @@ def test_the_files_are_the_published_ones(root, base, tmp_path) -> None:
         published, saved = load_file(root / "seesr" / file), load_file(tmp_path / file)
         changed = {name for name in saved if not torch.equal(published[name].half(), saved[name])}
         assert changed == {name for name in saved if "image_attentions" in name or "cond_embedding" in name}
+
+
+def test_a_base_in_fp8_teaches_nearly_the_same_and_the_student_is_exact(root, base, inputs, tmp_path) -> None:
+    rough = opened(root, fp8=True)
+    for exact, weight in zip(shaken(base).student_parameters(), shaken(rough).student_parameters(), strict=True):
+        assert torch.equal(exact, weight) and weight.dtype == torch.float32
+    frozen = [weight.dtype for weight in rough.network.parameters() if not weight.requires_grad and weight.ndim == 2]
+    assert set(frozen) == {torch.float8_e4m3fn}
+    assert rough.settings()["frozen"] != base.settings()["frozen"]
+    z, index, sight = inputs
+    with torch.no_grad():
+        expected = base.teacher(z, index, sight)
+        assert 0 < (rough.teacher(z, index, sight) - expected).norm() / expected.norm() < 0.1
+    rough.enable_gradient_checkpointing()
+    rough.student(z, sight).square().mean().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in rough.student_parameters())
+    for made, folder in ((base, tmp_path / "exact"), (rough, tmp_path / "rough")):
+        made.save(folder)
+    for file in FILES:
+        first, second = load_file(tmp_path / "exact" / file), load_file(tmp_path / "rough" / file)
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_student_of_the_teacher_can_be_the_start(root, base, inputs, tmp_path) -> None:
+    shaken(base).save(tmp_path / "mine")
+    again = opened(root, start=tmp_path / "mine")
+    z, index, sight = inputs
+    with torch.no_grad():
+        assert torch.equal(again.teacher(z, index, sight), base.teacher(z, index, sight))
+        expected = base.student(z, sight)
+        assert (again.student(z, sight) - expected).abs().max() < 0.01 * expected.abs().max()
+    assert again.settings()["start"] == "mine" and again.settings()["frozen"] == base.settings()["frozen"]
+
+
+@pytest.mark.parametrize(("part", "name"), [(0, "conv_in.bias"), (1, "time_embedding.linear_1.bias")])
+def test_the_student_of_another_teacher_is_refused(root, base, tmp_path, part, name) -> None:
+    base.save(tmp_path / "mine")
+    tensors = load_file(tmp_path / "mine" / FILES[part])
+    save_file(tensors | {name: tensors[name] + 1}, tmp_path / "mine" / FILES[part])
+    words = rf"mine/unet.* is not a student of seesr/unet.*, which has other weights .* \({name}\): give its own"
+    with pytest.raises(UserError, match=words):
+        opened(root, start=tmp_path / "mine")
 
 
 def test_the_settings_are_those_of_the_networks(base, tmp_path) -> None:

@@ -35,7 +35,7 @@ from onestep_sr.sr_models.training.sd.seesr_objective import SeeSRObjective
 from onestep_sr.sr_models.training.sd.shared_base import Ranks
 from onestep_sr.sr_models.training.sd.tad_objective import TADConfig
 from safetensors.torch import load_file
-from small_training import CONFIG, batch, gradients, paired, run_config, scalars
+from small_training import CONFIG, batch, cli, gradients, paired, run_config, scalars
 from torch import Tensor
 
 METHOD = TADConfig(1e-3, 1e-3, weights=StudentWeights(0.2, 1.0, 0.2))
@@ -243,6 +243,37 @@ def test_a_resumed_run_gives_the_same_student_which_runs(root, tmp_path, monkeyp
         sd_runs.train_tad(config, run(root), replace(METHOD, weights=StudentWeights()))
 
 
+def test_a_student_trains_further_with_its_teacher_and_in_fp8(root, tmp_path) -> None:
+    made = objective(root).base
+    for weight in made.student_parameters():
+        weight.data += 0.01
+    made.save(tmp_path / "first")
+    further = replace(run(root), start=tmp_path / "first", teacher=root / "seesr", fp8=True)
+    result = sd_runs.train_tad(run_config(tmp_path / "second", steps=1, batch=1), further, METHOD)
+    for file in FILES:
+        seesr, first, second = (load_file(folder / file) for folder in (root / "seesr", tmp_path / "first", result))
+        learned = {name for name in seesr if "image_attentions" in name or "cond_embedding" in name}
+        assert all(torch.equal(second[name], seesr[name].half()) for name in seesr.keys() - learned)
+        moved = [float((second[name] - first[name]).abs().max()) for name in learned]
+        assert 0 < max(moved) < 0.005, "from the student on"
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_base(root, tmp_path) -> None:
+    """With the losses of two that do not, and the same files."""
+    options = ["--base", root / "base", "--start", root / "seesr", "--tagger", root / "ram", "--precision", "no"]
+    options += ["--steps", 2, "--workers", 0, "--warmup", 1, "--batch", 1, "--learning-rate", 1e-3]
+    for name, more in (("two", ()), ("spread", ("--shard",))):
+        ran = cli("train", "tad-sd", root / "data", *options, *more, "-o", tmp_path / name, launch=2)
+        assert ran.returncode == 0, ran.stderr
+    for name in LOSSES:
+        assert scalars(tmp_path / "spread", name) == pytest.approx(scalars(tmp_path / "two", name), rel=1e-5, abs=1e-6)
+    for file in FILES:
+        first, second = (load_file(tmp_path / name / file) for name in ("two", "spread"))
+        assert first.keys() == second.keys()
+        assert all((first[name] - second[name]).abs().max() < 1e-3 for name in first)
+
+
 def test_training_starts_from_the_converted_file(root, tmp_path, monkeypatch) -> None:
     convert(root / "seesr", tmp_path / "seesr.safetensors")
     started = []
@@ -260,11 +291,10 @@ def test_a_pipeline_is_not_taken_for_it(root, tmp_path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no tagger": ({"tagger": None}, "seesr needs RAM"),
-    "another teacher": ({"teacher": Path("teacher.safetensors")}, "does not use --teacher: remove it"),
+    "another teacher": ({"teacher": Path("lora.safetensors")}, "is SeeSR, but --teacher is lora.safetensors: give"),
     "an auxiliary": ({"ranks": Ranks(4, 4, 4)}, "does not use --rank-auxiliary"),
-    "fp8": ({"fp8": True}, "does not use --fp8"),
     "another start": ({"start": None}, "--tagger is for TAD-SeeSR, but --start is None"),
-    "shards": ({"shard": True}, "does not use --shard"),
+    "shards of one process": ({"shard": True}, "Sharing the base needs at least two processes"),
 }
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +41,9 @@ from small_training import (
     NARROW,
     RANKS,
     batch,
+    cli,
     gradients,
+    launched,
     objective,
     prepared,
     run_config,
@@ -349,23 +348,6 @@ def test_data_of_another_base_is_refused(small, data, tmp_path) -> None:
         sd_runs._require_match(
             samples | {"z_h": torch.zeros(4, 8, 8)}, open_base(small.folder, torch.float32), run(small, data)
         )
-
-
-def command(*words: object) -> list[str]:
-    return [str(word) for word in words]
-
-
-def launched(*words: object, processes: int = 0, kind: str = "--multi_gpu") -> subprocess.CompletedProcess:
-    start = [sys.executable]
-    if processes:
-        start += ["-m", "accelerate.commands.launch", kind, "--num_processes", str(processes), "--num_machines", "1"]
-        start += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command(*start, *words), capture_output=True, text=True, env=environment, check=False)
-
-
-def cli(*words: object, launch: int = 0, **options: str) -> subprocess.CompletedProcess:
-    return launched("-m", "onestep_sr", *words, processes=launch, **options)
 
 
 @pytest.mark.slow

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import small_sd3
 import torch
+from null_device import NULL, NullDevice
 from onestep_sr.sr_models.training import loop
+from onestep_sr.sr_models.training.draws import Draws
 from onestep_sr.sr_models.training.sd import prepare, shards
 from onestep_sr.sr_models.training.sd import runs as sd_runs
 from onestep_sr.sr_models.training.sd.bases import open_base
@@ -88,6 +90,15 @@ def batch(data: Path, numbers=(0, 1)) -> dict[str, torch.Tensor]:
 
 def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
+
+
+def mixed_devices(made: torch.nn.Module, pictures: dict[str, torch.Tensor]) -> list[str]:
+    """Operations of a training step on tensors of two devices; the objective loses its weights."""
+    made.to(NULL)
+    on_device = {name: tensor.to(NULL) for name, tensor in pictures.items()}
+    with NullDevice() as device:
+        made(on_device, Draws(0, range(len(pictures["hr"])), NULL), 0)["loss"].backward()
+    return device.mixed
 
 
 def run_config(output: Path, **changes) -> loop.TrainConfig:

@@ -35,7 +35,7 @@ from onestep_sr.sr_models.training.sd.seesr_objective import SeeSRObjective
 from onestep_sr.sr_models.training.sd.shared_base import Ranks
 from onestep_sr.sr_models.training.sd.tad_objective import TADConfig
 from safetensors.torch import load_file
-from small_training import CONFIG, batch, cli, gradients, paired, run_config, scalars
+from small_training import CONFIG, batch, cli, gradients, mixed_devices, paired, run_config, scalars
 from torch import Tensor
 
 METHOD = TADConfig(1e-3, 1e-3, weights=StudentWeights(0.2, 1.0, 0.2))
@@ -193,6 +193,10 @@ def test_each_part_learns_from_its_own_loss_only(root) -> None:
         moved = [key for key, gradient in gradients(made).items() if gradient.any()]
         assert moved and all((key.startswith("discriminator.")) == (name == "discriminator") for key in moved)
         assert all(".learned." in key or key.startswith("discriminator.") for key in moved)
+
+
+def test_a_step_runs_on_the_objectives_device(root) -> None:
+    assert mixed_devices(objective(root), batch(root / "data")) == []
 
 
 def test_validation_runs_the_student_from_the_noise_of_the_seed(root) -> None:

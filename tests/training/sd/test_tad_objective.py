@@ -16,7 +16,18 @@ from onestep_sr.sr_models.training.sd import runs as sd_runs
 from onestep_sr.sr_models.training.sd.bases import open_base
 from onestep_sr.sr_models.training.sd.runs import SDRun
 from onestep_sr.sr_models.training.sd.shared_base import Ranks, SharedBase
-from small_training import CONFIG, batch, gradients, paired, prepared, run_config, scalars, shaken, write_base
+from small_training import (
+    CONFIG,
+    batch,
+    gradients,
+    mixed_devices,
+    paired,
+    prepared,
+    run_config,
+    scalars,
+    shaken,
+    write_base,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +49,23 @@ def test_the_noise_seen_is_the_noise_that_was_added() -> None:
     assert torch.allclose(found, noise, rtol=1e-9)
 
 
+def tad_objective_of(small: small_sd3.SmallSD3, data: Path) -> tad_objective.TADObjective:
+    base = shaken(SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 0)))
+    return tad_objective.TADObjective(base, *shards.read_prompts(data), tad_objective.TADConfig())
+
+
+def test_a_step_of_tad_runs_on_the_objectives_device(small, data) -> None:
+    assert mixed_devices(tad_objective_of(small, data), batch(data)) == []
+
+
 def test_each_part_of_tad_learns_from_its_own_loss_only(small, data) -> None:
     torch.manual_seed(0)
-    base = shaken(SharedBase(open_base(small.folder, torch.float32), Ranks(4, 4, 0)))
-    made = tad_objective.TADObjective(base, *shards.read_prompts(data), tad_objective.TADConfig())
+    made = tad_objective_of(small, data)
     for head in made.discriminator.heads:
         torch.nn.init.normal_(head.mix.weight, std=0.1)
-    maps = base.features(torch.randn(2, 16, 8, 6), torch.tensor([100, 900]), shards.read_prompts(data)[0].expand(2))
+    maps = made.base.features(
+        torch.randn(2, 16, 8, 6), torch.tensor([100, 900]), shards.read_prompts(data)[0].expand(2)
+    )
     assert [tuple(each.shape) for each in maps] == [(2, 128, 4, 3)] * 2
     losses = made(batch(data), Draws(0, [0, 1]), 0)
     assert all(torch.isfinite(value) for value in losses.values())

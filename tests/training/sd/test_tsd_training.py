@@ -44,6 +44,7 @@ from small_training import (
     cli,
     gradients,
     launched,
+    mixed_devices,
     objective,
     prepared,
     run_config,
@@ -105,6 +106,10 @@ def test_student_and_auxiliary_learn_from_their_own_losses_only(small, data, mon
     moved = {name for name, gradient in gradients(made.base).items() if gradient.any()}
     assert all(f".{STUDENT}." in name for name in moved)
     assert any(name.startswith("vae.encoder") for name in moved) and any(name.startswith("network") for name in moved)
+
+
+def test_a_step_of_tsd_runs_on_the_objectives_device(small, data) -> None:
+    assert mixed_devices(objective(shaken(shared(small)), data), batch(data)) == []
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -27,6 +27,7 @@ from .records import settings_of
 from .release import release
 
 SEGMENT = 32  # frames between two keyframes, and at most lost by an interruption
+NOTICED = 0.5  # seconds that a last frame without a duration may be shown longer
 
 
 def run_video_job(
@@ -52,6 +53,9 @@ def run_video_job(
                 pictures = before_after(video.first, _enlarged(run, video.first))
                 write_picture(job.comparison, pictures, ready=partial(ready, job.comparison))
             times = _fill(segments, run, video, encoding)
+            missing = video.length - times[-1] * video.time_base
+            if missing > NOTICED:
+                run.notice(f"The last {float(missing):.1f} s of the video hold no frames: the file may be truncated.")
             parts = [segments[number] for number in range(ceil((len(times) - 1) / SEGMENT))]
             film = Film(parts, times, encoding, _texts(run, video, options))
             write_whole(job.target, lambda path: write_video(path, video, film), partial(ready, job.target))

@@ -20,7 +20,7 @@ from ..core.rows import Run, result_rows, result_size
 from ..errors import UserError
 from ..files.picture import Picture
 from ..files.row_files import RowPicture, write_rows
-from ..files.spool import Spool, SpoolSize
+from ..files.spool import Spool, SpoolSize, spool_of
 from ..files.whole import Ready, remove_temporaries, unwritable, write_whole
 from ..files.write import depth_of, has_room_for_alpha, require_writable
 from .job import FileOptions, Job
@@ -37,6 +37,12 @@ def is_too_large(model: SRModel, picture: Picture, options: FileOptions) -> bool
     size = options.upscale.size(*image)
     limit = available(torch.device("cpu")) // SHARE if options.memory is None else options.memory * 2**20
     return model.codec.is_local and memory_of(model.recipe, size, image) > limit
+
+
+def is_begun(model: SRModel, job: Job, options: FileOptions) -> bool:
+    """Whether an interrupted run has left rows of the result, which would otherwise stay beside it for ever: how much
+    memory is free, and so `is_too_large`, may differ from one run to the next."""
+    return model.codec.is_local and not options.compare and spool_of(job.target).exists()
 
 
 def as_batch(picture: Picture) -> Tensor:

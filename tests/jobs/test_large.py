@@ -115,6 +115,16 @@ def test_a_cut_run_goes_on_where_it_stopped(model, job, tmp_path):
     assert job.target.read_bytes() == resumed
 
 
+def test_a_cut_run_goes_on_where_more_memory_is_free(model, job, tmp_path):
+    """The usual way would do all of it again, and leave the rows beside the result."""
+    with pytest.raises(Cut):
+        run_job(model, job, BANDED, cut_after(24))
+    seen = []
+    run_job(model, job, FileOptions(), lambda done, total, preview: seen.append(done))
+    assert seen[0] > 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
+
+
 @pytest.mark.parametrize("change", ["seed", "source", "broken record", "spool cut short"])
 def test_rows_of_another_run_are_not_used(change, model, job, tmp_path):
     with pytest.raises(Cut):

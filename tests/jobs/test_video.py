@@ -100,6 +100,18 @@ def test_a_video_whose_end_is_missing_is_named(tmp_path, suffix) -> None:
     assert run(cut.with_stem("whole"), f"whole-out.{suffix}").notices == ()
 
 
+def test_frames_before_a_broken_one_are_not_left_beside_the_result(tmp_path) -> None:
+    source = write_clip(tmp_path / "a.mp4", scenes(80))
+    begin = cut_after(source, packets_kept=50).stat().st_size
+    cut = cut_after(source, packets_kept=80)
+    content = bytearray(cut.read_bytes())
+    content[begin : begin + 4] = b"\xff" * 4  # the length of a unit
+    cut.write_bytes(content)
+    outcome = run(cut, "out.mp4")
+    assert outcome.status == "failed" and "cut.mp4 is broken" in str(outcome.reason)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "whole.mp4", "cut.mp4"}
+
+
 def test_nothing_is_said_of_the_source_or_the_run_where_metadata_is_stripped(tmp_path) -> None:
     source = write_clip(tmp_path / "a.mkv", scenes(2))
     assert run(source, "out.mkv", replace(FINE, strip=True)).status == "done"

@@ -19,8 +19,11 @@ def resize(image: Tensor, size: tuple[int, int], mode: Enlarging = "bicubic") ->
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Pad right and bottom to the next multiple: mirrored, or repeating the last pixels if the picture is too small."""
+    """Pad right and bottom to the next multiple: mirrored, or repeating the last pixels if the picture is too small.
+    Returns the picture itself if it needs none and is contiguous (networks may round differently on other strides)."""
     height, width = image.shape[-2:]
     down, right = -height % multiple, -width % multiple
+    if down == right == 0 and image.is_contiguous():
+        return image
     mirrors = down < height and right < width
     return F.pad(image, (0, right, 0, down), mode="reflect" if mirrors else "replicate")

@@ -173,7 +173,7 @@ def size_for(target: Target, height: int, width: int) -> Size:
         raise UserError(f"The picture is {width} x {height} px: it needs at least {MIN_SIDE} px a side.")
     if factor > MAX_SCALE:
         raise UserError(
-            f"For {target}, the picture of {width} x {height} px must become {factor:.3g} times as large, but at most "
-            f"{MAX_SCALE:g} times is possible: choose a smaller size."
+            f"For {target}, the picture of {width} x {height} px must become {math.ceil(factor * 10) / 10:.9g} times "
+            f"as large, but at most {MAX_SCALE:g} times is possible: choose a smaller size."
         )
     return max(1, round(factor * height)), max(1, round(factor * width))

@@ -90,7 +90,7 @@ def main() -> None:
         warn(f"{NAME}: {system_sentence(error)}")
         sys.exit(1)
     except KeyboardInterrupt as stopped:
-        warn("Stopped: finished files are kept, and no partial files are left.")
+        warn("Stopped: finished files are kept, and none is partial.")
         sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
 
 

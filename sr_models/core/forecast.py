@@ -17,6 +17,7 @@ from .recipe import Recipe
 from .tile_policy import TilePolicy
 
 BYTES_PER_PIXEL = 64  # per pixel of the network's result, in all of `upscale`; measured with the bundled model
+COPIES = 6  # of a row of tiles in float32, where a result goes through a file; measured with the bundled model
 HELD_PER_PIXEL = 16  # of a finished result, which waits for the rest of its batch: four channels in float32
 GIGABYTE = 1e9
 MAIN, GPU = "main memory", "GPU memory"
@@ -73,13 +74,13 @@ class Need:
         return "tight" if self.needed - self.movable <= self.free else "too little"
 
     def __str__(self) -> str:
-        words = f"{_size(self.needed)} of {self.kind}"
+        words = f"{amount_of(self.needed)} of {self.kind}"
         if self.level == "fits":
             return words
         advice = "close other programs" if self.level == "tight" else ADVICE[self.kind]
         if self.level == "tight" and self.needed > self.free:
             advice = "a part will be in main memory, which is slower"
-        return f"{words}, of which {_size(self.free)} are free: {advice}"
+        return f"{words}, of which {amount_of(self.free)} are free: {advice}"
 
 
 def needs(
@@ -103,8 +104,9 @@ def needs(
     return [Need(MAIN, pictures + outside, free(cpu)), Need(GPU, weights + work, left, movable=weights)]
 
 
-def _size(amount: int) -> str:
-    return f"{amount / 1e6:.0f} MB" if amount < GIGABYTE else f"{amount / GIGABYTE:.1f} GB"
+def amount_of(memory: int) -> str:
+    """Bytes in words."""
+    return f"{memory / 1e6:.0f} MB" if memory < GIGABYTE else f"{memory / GIGABYTE:.1f} GB"
 
 
 def forecast(recipe: Recipe, factor: int, image: Size, options: UpscaleOptions) -> Forecast:
@@ -139,6 +141,21 @@ def memory_of(recipe: Recipe, result: Size, image: Size) -> int:
         return image[0] * image[1] * BYTES_PER_PIXEL
     enlarged = max(1.0, recipe.scale * image[0] / result[0]) ** 2
     return round(result[0] * result[1] * enlarged * BYTES_PER_PIXEL)
+
+
+def memory_by_rows(model: SRModel, image: Size, options: UpscaleOptions) -> int:
+    """Peak bytes of main memory for a picture of size `image` whose result goes through a file by rows of tiles.
+
+    Raises UserError for the same sizes and options as `upscale`.
+    """
+    recipe, factor = model.recipe, model.codec.factor
+    if options.only_shrinks(*image):
+        return memory_of(recipe, options.size(*image), image)
+    continued, options = options.continued(*image)
+    way = geometry(recipe, factor, continued.whole, continued.whole_result)
+    tile, _ = TilePolicy().side_and_overlap(way.latent, recipe, factor, options)
+    row = min(tile, way.latent[0]) * way.latent[1] * factor**2
+    return (way.padded[0] * way.padded[1] + COPIES * row) * 3 * torch.float32.itemsize
 
 
 def workspace(model: SRModel, image: Size, options: UpscaleOptions) -> int:

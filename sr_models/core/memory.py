@@ -39,7 +39,7 @@ def available(device: torch.device) -> int:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
     if device.type == "cpu":
-        return min(_system_memory(), container_memory())
+        return min(_system_memory(), container_memory(), _address_space())
     return UNKNOWN
 
 
@@ -54,6 +54,18 @@ def _system_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, OSError, ValueError):
         return UNKNOWN
+
+
+def _address_space() -> int:
+    """What `ulimit -v` leaves to this process, in bytes; very large where there is no such limit."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, ValueError):
+        return sys.maxsize
+    return sys.maxsize if limit == resource.RLIM_INFINITY else max(0, limit - used)
 
 
 def container_memory(own: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> int:

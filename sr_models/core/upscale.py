@@ -6,14 +6,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..canvas.resample_rows import rows_of
-from .finish import finished_rows, visible
+from ..canvas.resample_rows import Rows, rows_of
+from .finish import BAND, finished_rows, visible
 from .memory import out_of_memory_as_user_error
 from .model import SRModel, Stage
 from .options import DEFAULTS, UpscaleOptions
 from .report import Notice, Progress, ignored
 from .rows import Run, result_rows, result_size
 from .tile_policy import TilePolicy
+
+FINISHED = 2**19  # pixels whose colours, detail and alpha are computed at once
 
 
 def upscale(
@@ -68,8 +70,17 @@ def upscale(
             run = Run(model, options, policy, _for_picture(progress, index, len(image)), notice, stage)
             [rows] = result_rows(run, picture[:, :3], index=index)
             finished = finished_rows(rows_of(rows), picture, way.whole_result, method, options.strength)
-            result[index] = way.closed(finished)(0, size[0])
+            _fill(result[index], way.closed(finished))
     return result
+
+
+def _fill(result: Tensor, rows: Rows) -> None:
+    """Compute the rows of a result (C, H, W), a part at a time where they are many: each takes several copies."""
+    height, width = result.shape[-2:]
+    count = max(BAND, FINISHED // width)
+    for top in range(0, height, count):
+        bottom = min(top + count, height)
+        result[:, top:bottom] = rows(top, bottom)
 
 
 def _for_picture(progress: Progress | None, index: int, count: int) -> Progress | None:

@@ -33,6 +33,11 @@ class SpoolSize:
         return self.width * self.channels * 2
 
 
+def spool_of(target: Path) -> Path:
+    """The file that holds a target's finished rows until it is written."""
+    return target.with_name(f".{shortened(target.name)}.part")
+
+
 class Spool:
     """Rows of a picture (C, H, W) in [0, 1], 16 bits per value, in a hidden file next to the target.
 
@@ -43,7 +48,7 @@ class Spool:
 
     def __init__(self, target: Path, size: SpoolSize, settings: dict[str, object]):
         self.size, self.target = size, target
-        self.path = target.with_name(f".{shortened(target.name)}.part")
+        self.path = spool_of(target)
         self.record = target.with_name(f".{shortened(target.name)}.part.json")
         self.settings = json.loads(json.dumps(settings | {"size": [size.height, size.width, size.channels]}))
         self.file = locked(self.path, target)

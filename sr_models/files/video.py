@@ -5,6 +5,7 @@ Sources: ITU-T H.273 for the numbers of colours, FFmpeg's documentation of displ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ NO_FRAMES = "has no frames: choose another file."
 RGB, BT709, UNKNOWN, PAL, NTSC = 0, 1, 2, 5, 6  # numbers of H.273 for matrices and primaries
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # those of luma and chroma, and the numbers that swscale has for them
 LIMITED, FULL = 1, 2
+CLOCK = re.compile(r"(\d{1,9}):(\d\d):(\d\d(?:\.\d{1,9})?)", re.ASCII)
 DYNAMIC = ("MASTERING_DISPLAY_METADATA", "DYNAMIC_HDR_PLUS", "DOVI_METADATA")  # PyAV's names of side data
 # EXIF's orientation for the signs of a display matrix (a, b, c, d), with which x' = ax + cy and y' = bx + dy.
 ORIENTATIONS = {
@@ -58,7 +60,8 @@ class Video:
     """A video file.
 
     first: its first frame. count: frames as the file says, or about as many; 0 if unknown. rate: frames a second, on
-    average. time_base: the unit of `Frame.time` in seconds. aspect: width over height of an upright pixel.
+    average. time_base: the unit of `Frame.time` in seconds. length: when the last frame ends, in seconds, as the file
+    says; 0 if unknown. aspect: width over height of an upright pixel.
     """
 
     path: Path
@@ -66,6 +69,7 @@ class Video:
     count: int
     rate: Fraction
     time_base: Fraction
+    length: Fraction
     colors: Colors
     aspect: Fraction
     notices: tuple[str, ...]
@@ -106,6 +110,7 @@ def read_video(path: Path) -> Video:
             count,
             rate.limit_denominator(1001) or rate,
             stream.time_base or 1 / rate,
+            _length(container, stream),
             colors,
             1 / aspect if is_on_its_side else aspect,
             tuple(_notices(content)),
@@ -157,6 +162,16 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise UnreadableError(
             f"is broken, or of a kind that is not supported ({error.strerror}): {COPY_AGAIN}"
         ) from error
+
+
+def _length(container: InputContainer, stream: VideoStream) -> Fraction:
+    """What the headers of MP4, QuickTime and Matroska say; of other files FFmpeg only knows what it finds in them."""
+    if "mp4" in container.format.name and stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
+    text = next((text for key, text in stream.metadata.items() if key.startswith("DURATION")), "")
+    found = CLOCK.match(text)
+    hours, minutes, seconds = map(Fraction, found.groups()) if found else (0, 0, 0)
+    return Fraction(3600 * hours + 60 * minutes + seconds)
 
 
 def _depth(frame: av.VideoFrame) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..canvas.resample_rows import Rows
 from ..core.finish import finished_rows, visible
-from ..core.forecast import memory_of
+from ..core.forecast import amount_of, memory_by_rows, memory_of
 from ..core.geometry import Size
 from ..core.memory import available, out_of_memory_as_user_error
 from ..core.model import SRModel
@@ -20,7 +20,7 @@ from ..core.rows import Run, result_rows, result_size
 from ..errors import UserError
 from ..files.picture import Picture
 from ..files.row_files import RowPicture, write_rows
-from ..files.spool import Spool, SpoolSize
+from ..files.spool import Spool, SpoolSize, spool_of
 from ..files.whole import Ready, remove_temporaries, unwritable, write_whole
 from ..files.write import depth_of, has_room_for_alpha, require_writable
 from .job import FileOptions, Job
@@ -39,6 +39,12 @@ def is_too_large(model: SRModel, picture: Picture, options: FileOptions) -> bool
     return model.codec.is_local and memory_of(model.recipe, size, image) > limit
 
 
+def is_begun(model: SRModel, job: Job, options: FileOptions) -> bool:
+    """Whether an interrupted run has left rows of the result, which would otherwise stay beside it for ever: how much
+    memory is free, and so `is_too_large`, may differ from one run to the next."""
+    return model.codec.is_local and not options.compare and spool_of(job.target).exists()
+
+
 def as_batch(picture: Picture) -> Tensor:
     """(1, 3 or 4, H, W): the pixels, and alpha where there is any."""
     return torch.cat([picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha])[None]
@@ -48,7 +54,7 @@ def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions, re
     """Upscale the picture by bands into a spool beside the target, then write the target from it.
 
     The spool stays when the run is interrupted, and the same call resumes with it. Raises UserError as `upscale` and
-    `write_picture` do.
+    `write_picture` do, and before it starts if a row of tiles does not fit in memory.
     """
     batch = as_batch(picture)
     size = result_size(batch, run.options)
@@ -57,6 +63,7 @@ def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions, re
     if options.compare:
         raise UserError(f"A comparison of {size[1]} x {size[0]} px does not fit in memory: leave out --compare.")
     require_writable(job.target, *size)
+    _require_memory(run, size, (batch.shape[-2], batch.shape[-1]))
     if picture.excess is not None:
         run.notice("Values outside 0 to 1 are not kept: the result is written row by row.")
     described = replace(picture, metadata=options.described(picture, run.model))
@@ -76,6 +83,16 @@ def run_large_job(run: Run, job: Job, picture: Picture, options: FileOptions, re
             spool.discard()
     except OSError as error:
         raise unwritable(job.target, error) from error
+
+
+def _require_memory(run: Run, size: Size, image: Size) -> None:
+    """Raises UserError if one row of tiles is too much, as systems end a process that takes more than there is."""
+    needed, free = memory_by_rows(run.model, image, run.options), available(torch.device("cpu"))
+    if needed > free:
+        raise UserError(
+            f"A result of {size[1]} x {size[0]} px takes about {amount_of(needed)} of memory even row by row, and "
+            f"{amount_of(free)} are free: choose a smaller tile or a smaller size."
+        )
 
 
 def _write(picture: Picture, rows: Rows, size: Size, quality: int, path: Path) -> None:

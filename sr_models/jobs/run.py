@@ -28,7 +28,7 @@ from ..files.write import metadata_left_out, profile_left_out, require_room, wri
 from . import records
 from .enlarge import before_after, enlarge
 from .job import FileOptions, Job, Outcome
-from .large import is_too_large, run_large_job
+from .large import is_begun, is_too_large, run_large_job
 
 Finishing = Callable[[Path, Path], AbstractContextManager[object]]
 DECODING = 48  # bytes a pixel at most, from the file's samples to a batch of four channels, measured
@@ -118,7 +118,7 @@ def run_job(
         return
     [picture] = pictures
     _tell(picture, job, options, notice)
-    if is_too_large(model, picture, options):
+    if is_too_large(model, picture, options) or is_begun(model, job, options):
         run_large_job(run, job, picture, options, partial(ready, job.target))
         return
     large = _finished(run, options, picture)

@@ -16,6 +16,7 @@ import av
 from ..core.rows import Run
 from ..errors import UserError
 from ..files.picture import Picture
+from ..files.profiles import UnreadableError
 from ..files.segments import Segments
 from ..files.video import Frame, Video, read_frames, read_video
 from ..files.video_write import Encoding, Film, encode, encoding_for, left_out, texts_of, write_video
@@ -27,6 +28,7 @@ from .records import settings_of
 from .release import release
 
 SEGMENT = 32  # frames between two keyframes, and at most lost by an interruption
+NOTICED = 0.5  # seconds that a last frame without a duration may be shown longer
 
 
 def run_video_job(
@@ -52,6 +54,9 @@ def run_video_job(
                 pictures = before_after(video.first, _enlarged(run, video.first))
                 write_picture(job.comparison, pictures, ready=partial(ready, job.comparison))
             times = _fill(segments, run, video, encoding)
+            missing = video.length - times[-1] * video.time_base
+            if missing > NOTICED:
+                run.notice(f"The last {float(missing):.1f} s of the video hold no frames: the file may be truncated.")
             parts = [segments[number] for number in range(ceil((len(times) - 1) / SEGMENT))]
             film = Film(parts, times, encoding, _texts(run, video, options))
             write_whole(job.target, lambda path: write_video(path, video, film), partial(ready, job.target))
@@ -78,13 +83,24 @@ def _enlarged(run: Run, picture: Picture) -> Picture:
 def _fill(segments: Segments, run: Run, video: Video, encoding: Encoding) -> array[int]:
     """Upscale the frames that no segment has yet; returns the times of all, and the end of the last."""
     times = array("q")
-    for number, group in groupby(enumerate(read_frames(video)), lambda pair: pair[0] // SEGMENT):
+    for number, group in groupby(enumerate(_read(video, segments)), lambda pair: pair[0] // SEGMENT):
         frames = _timed(group, times)
         if segments[number].exists():
             deque(frames, maxlen=0)
         else:
             segments.add(number, partial(encode, pictures=_upscaled(frames, run, video), encoding=encoding))
     return times
+
+
+def _read(video: Video, segments: Segments) -> Iterator[Frame]:
+    """The frames; where the file turns out to be broken, no later run can use the segments, as a mended file is another
+    source."""
+    try:
+        yield from read_frames(video)
+    except UserError as error:
+        if isinstance(error.__cause__, UnreadableError):
+            segments.discard()
+        raise
 
 
 def _timed(frames: Iterable[tuple[int, Frame]], times: array[int]) -> Iterator[tuple[int, Frame]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from functools import partial
 from math import inf, nan
@@ -102,3 +103,9 @@ def test_small_pictures_and_scales_out_of_bounds_are_refused() -> None:
 def test_targets_are_told_in_words() -> None:
     targets = Factor(2.5), Side("longest", 9), Side("width", 9), Megapixels(1.5), Box(4, 3)
     assert [str(t) for t in targets] == ["2.5", "longest side 9 px", "width 9 px", "1.5 megapixels", "fit 4 x 3 px"]
+
+
+@pytest.mark.parametrize(("width", "said"), [(321, "8.1"), (1000, "25"), (100_000, "2500")])
+def test_a_factor_that_is_too_large_is_said_in_plain_figures(width: int, said: str) -> None:
+    with pytest.raises(UserError, match=f"must become {re.escape(said)} times as large"):
+        size_for(Side("width", width), 28, 40)

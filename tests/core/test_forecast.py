@@ -293,7 +293,7 @@ torch.set_num_threads(1)
 from onestep_sr import UpscaleOptions, load, upscale
 from onestep_sr.sr_models.core.forecast import forecast
 
-model, options = load().model, UpscaleOptions(float(sys.argv[1]))
+model, options = load().model, UpscaleOptions(float(sys.argv[1]), strength=float(sys.argv[4]))
 upscale(model, torch.rand(1, 3, 32, 32))  # libraries and their threads
 side = int(sys.argv[2])
 image = torch.rand(1, 3, side, side)
@@ -305,12 +305,12 @@ print(tuple(upscale(model, image, options).shape))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can limit a process's memory")
-@pytest.mark.parametrize("scale", [4, 2.5], ids=["x4", "x2.5"])
-def test_a_run_fits_into_the_memory_that_was_told(scale: float) -> None:
+@pytest.mark.parametrize(("scale", "strength"), [(4, 1), (2.5, 1), (4, 0.5)], ids=["x4", "x2.5", "x4 weaker"])
+def test_a_run_fits_into_the_memory_that_was_told(scale: float, strength: float) -> None:
     """A process that cannot allocate more than the estimate finishes; with a fifth of it, it does not."""
 
     def run(share: float) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", LIMITED, str(scale), "384", str(share)]
+        command = [sys.executable, "-c", LIMITED, str(scale), "384", str(share), str(strength)]
         return subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
 
     finished = run(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,3 +74,20 @@ def test_free_memory_is_at_most_the_containers(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(memory, "container_memory", lambda: 123)
     assert available(torch.device("cpu")) == 123
     assert memory.free_budget(torch.device("cpu")) == memory.SMALLEST_BUDGET
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can limit a process's memory")
+def test_the_limit_of_the_address_space_counts() -> None:
+    """In a process of its own, under `ulimit -v`: what is free is what it can then allocate, within a tenth."""
+    program = (
+        "import resource, torch\n"
+        "from onestep_sr.sr_models.core.memory import available\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)\n"
+        "free = available(torch.device('cpu'))\n"
+        "bytearray(int(free * 0.9))\n"
+        "try: bytearray(int(free * 1.1))\n"
+        "except MemoryError: print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert done.stdout == "refused\n", done.stderr

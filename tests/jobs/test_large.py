@@ -18,6 +18,7 @@ from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.files.picture import Picture
 from onestep_sr.sr_models.files.read import read_picture
 from onestep_sr.sr_models.files.write import write_picture
+from onestep_sr.sr_models.jobs import large
 from onestep_sr.sr_models.jobs.job import FileOptions
 from onestep_sr.sr_models.jobs.plan import plan_jobs
 from onestep_sr.sr_models.jobs.run import run_job, run_jobs
@@ -60,6 +61,22 @@ def test_bands_close_a_wrapped_picture_and_weigh_its_detail(model, tmp_path):
     assert (read_picture(job.target).pixels - expected).abs().max() < 1e-3
 
 
+def test_a_row_of_tiles_that_does_not_fit_is_refused_before_the_run(model, tmp_path, monkeypatch):
+    """280 rows of 3000 px in six copies and the network's input, twice as large as the picture, are 63 MB."""
+    Image.new("RGB", (375, 35)).save(tmp_path / "in.png")
+    monkeypatch.setattr(large, "available", lambda device: 10_000_000)
+    [job] = plan_jobs([str(tmp_path / "in.png")], tmp_path / "out.png")
+    options = replace(BANDED, upscale=UpscaleOptions(8, tile=512))
+    [outcome] = run_jobs(model, [job], options)
+    assert outcome.reason == (
+        f"{job.source}: A result of 3000 x 280 px takes about 63 MB of memory even row by row, and 10 MB are free: "
+        "choose a smaller tile or a smaller size."
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+    [outcome] = run_jobs(model, [job], replace(options, upscale=UpscaleOptions(8, tile=16)))
+    assert outcome.status == "done"
+
+
 # Cut runs
 
 
@@ -96,6 +113,16 @@ def test_a_cut_run_goes_on_where_it_stopped(model, job, tmp_path):
     job.target.unlink()
     run_job(model, job, BANDED)
     assert job.target.read_bytes() == resumed
+
+
+def test_a_cut_run_goes_on_where_more_memory_is_free(model, job, tmp_path):
+    """The usual way would do all of it again, and leave the rows beside the result."""
+    with pytest.raises(Cut):
+        run_job(model, job, BANDED, cut_after(24))
+    seen = []
+    run_job(model, job, FileOptions(), lambda done, total, preview: seen.append(done))
+    assert seen[0] > 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
 
 
 @pytest.mark.parametrize("change", ["seed", "source", "broken record", "spool cut short"])

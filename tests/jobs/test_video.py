@@ -10,6 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import onestep_sr
 import pytest
@@ -71,6 +72,44 @@ def test_sound_subtitles_times_and_texts_are_kept(tmp_path, suffix) -> None:
     for small, large in zip(before.frames, after.frames, strict=True):
         assert noise(large, enlarged(small)) < 3
     assert {path.name for path in tmp_path.iterdir()} == {source.name, f"out.{suffix}", ".onestep-sr"}
+
+
+def cut_after(source: Path, packets_kept: int) -> Path:
+    """A copy with its index at the start, which ends with one of its packets."""
+    whole, cut = source.with_stem("whole"), source.with_stem("cut")
+    with av.open(str(source)) as file, av.open(str(whole), "w", options={"movflags": "faststart"}) as copy:
+        stream = copy.add_stream_from_template(file.streams.video[0])
+        for packet in file.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                copy.mux(packet)
+    with av.open(str(whole)) as file:
+        ends = [packet.pos + packet.size for packet in file.demux(video=0) if packet.size]
+    cut.write_bytes(whole.read_bytes()[: ends[packets_kept - 1]])
+    return cut
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_video_whose_end_is_missing_is_named(tmp_path, suffix) -> None:
+    cut = cut_after(write_clip(tmp_path / f"a.{suffix}", scenes(40)), packets_kept=20)
+    outcome = run(cut, f"out.{suffix}")
+    assert outcome.status == "done"
+    [notice] = outcome.notices
+    missing = 40 * 0.04 - float(read_clip(tmp_path / f"out.{suffix}").times[-1]) - 0.04
+    assert notice == f"The last {missing:.1f} s of the video hold no frames: the file may be truncated."
+    assert run(cut.with_stem("whole"), f"whole-out.{suffix}").notices == ()
+
+
+def test_frames_before_a_broken_one_are_not_left_beside_the_result(tmp_path) -> None:
+    source = write_clip(tmp_path / "a.mp4", scenes(80))
+    begin = cut_after(source, packets_kept=50).stat().st_size
+    cut = cut_after(source, packets_kept=80)
+    content = bytearray(cut.read_bytes())
+    content[begin : begin + 4] = b"\xff" * 4  # the length of a unit
+    cut.write_bytes(content)
+    outcome = run(cut, "out.mp4")
+    assert outcome.status == "failed" and "cut.mp4 is broken" in str(outcome.reason)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "whole.mp4", "cut.mp4"}
 
 
 def test_nothing_is_said_of_the_source_or_the_run_where_metadata_is_stripped(tmp_path) -> None:

@@ -40,6 +40,8 @@ Maps = list[FeatureMap]
 # CPU allocators reuse blocks of memory up to 32 MB. Larger blocks get new pages every time, which makes elementwise
 # operations several times slower. A band is at most six such blocks.
 FAST_BAND_ON_CPU = 6 * 20 * 2**20
+# Larger bands keep a GPU no busier, and would take all memory that is free.
+FAST_BAND = 2 * 2**30
 # With maps in pinned memory, a band's input is loaded and its result stored beside the work on the next band, which
 # takes a third more memory. The first load and the last store of a pass wait for nothing, so bands are not too few.
 FEWEST_BANDS = 12
@@ -116,9 +118,9 @@ class BandedForward:
         row = self.stage.elements_per_row * self.store.dtype.itemsize
         around = 2 * self.stage.halo
         rows = max(1, self.store.workspace // row - around)
-        if self.store.device.type == "cpu":
-            rows = min(rows, max(COMFORTABLE_ROWS, FAST_BAND_ON_CPU // row))
-        elif self.store.transfers is not None:
+        fast = FAST_BAND_ON_CPU if self.store.device.type == "cpu" else FAST_BAND
+        rows = min(rows, max(COMFORTABLE_ROWS, fast // row))
+        if self.store.transfers is not None:
             rows = max(1, min(rows * 3 // 4, max(COMFORTABLE_ROWS, height // FEWEST_BANDS)))
         for top, bottom in even_bands(height, rows, step):
             self.store.prepare((bottom - top + around) * row)

@@ -71,14 +71,24 @@ def _sum_over_frames(
     """
     if frames[0].dtype != torch.float32 and len(frames) > 1:  # sums would round
         weight = weight.transpose(1, 2).flatten(1, 2)  # frames take the place of channels
-        return F.conv2d(torch.cat(list(frames), 1), weight, bias, stride, padding)
+        return _conv2d(torch.cat(list(frames), 1), weight, bias, stride, padding)
     pairs = zip(frames, weight.unbind(2), strict=True)
     groups = [tuple(zip(*group, strict=True)) for _, group in groupby(pairs, lambda pair: id(pair[0]))]
     terms = (
-        F.conv2d(same[0], reduce(torch.add, weights), None if index else bias, stride, padding)
+        _conv2d(same[0], reduce(torch.add, weights), None if index else bias, stride, padding)
         for index, (same, weights) in enumerate(groups)
     )
     return reduce(Tensor.add_, terms)
+
+
+def _conv2d(
+    band: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """On a CPU, weights are copied into the band's layout. A small band takes theirs instead."""
+    pixels = band.shape[2] * band.shape[3]
+    if band.device.type == "cpu" and 2 * pixels * sum(weight.shape[:2]) < weight.numel():
+        band = band.contiguous()
+    return F.conv2d(band, weight, bias, stride, padding)
 
 
 def _called(conv: nn.Module, band: Tensor, before: Sequence[Tensor]) -> Tensor:

@@ -41,6 +41,15 @@ def test_a_band_and_a_band_twice_as_large(band, how):
         assert torch.allclose(enlarged(conv, part, above, below), expected, atol=1e-5)
 
 
+def test_a_small_band_of_many_channels_keeps_its_layout():
+    """Its convolution uses that of the weights; statistics of its rows need the map's."""
+    conv, whole = nn.Conv2d(64, 96, 3, padding=1), torch.randn(1, 9, 6, 64).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        found, expected = convolved(conv, whole[:, :, :6], 0, 1), conv(whole)[:, :, :5]
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("how", UNKNOWN)
 def test_only_modules_that_do_nothing_else_are_replaced_by_their_weights(how):
     band = torch.randn(1, 5, 4, 6, dtype=torch.float16 if how == "half" else torch.float32)

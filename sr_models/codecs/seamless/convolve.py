@@ -84,10 +84,11 @@ def _sum_over_frames(
 def _conv2d(
     band: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """On a CPU, weights are copied into the band's layout. A small band takes theirs instead."""
+    """On a CPU, weights are copied into the band's layout; a small band takes theirs instead, and then its own."""
     pixels = band.shape[2] * band.shape[3]
     if band.device.type == "cpu" and 2 * pixels * sum(weight.shape[:2]) < weight.numel():
-        band = band.contiguous()
+        result = F.conv2d(band.contiguous(), weight, bias, stride, padding)
+        return result.contiguous(memory_format=torch.channels_last)
     return F.conv2d(band, weight, bias, stride, padding)
 
 

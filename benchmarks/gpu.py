@@ -145,12 +145,13 @@ def family(cases: Sequence[str], options: argparse.Namespace) -> Iterator[Figure
 
 def vae(cases: Sequence[str], options: argparse.Namespace) -> Iterator[Figures]:
     """A picture of 2048 px, whose maps fit into the device's memory or not at all."""
-    import seamless_vae
+    import seamless_kinds
     from onestep_sr.sr_models.codecs import seamless
 
     cuda = options.device == "cuda"
-    autoencoder = seamless_vae.diffusers_vae(torch.float16 if cuda else torch.float32).to(options.device)
-    latent = seamless_vae.canvas_of("decode", 64 if options.small else 2048).to(options.device)
+    autoencoder = seamless_kinds.diffusers_vae(torch.float16 if cuda else torch.float32).to(options.device)
+    side = 64 if options.small else 2048
+    latent = seamless_kinds.canvas_of("decode", (side, side)).to(options.device)
     for case in cases:
         budget = 16 * 2**30 if case == "on the device" else 2**30
         yield timed(lambda budget=budget: seamless.decode(autoencoder, latent, budget=budget), options.device)

@@ -2,7 +2,7 @@
 
     python benchmarks/seamless_pictures.py ~/comfy/ComfyUI
 
-The VAE is that of `seamless_vae.py`: Stable Diffusion 3's architecture with random weights, here on 256 px in float32.
+The VAE has Stable Diffusion 3's architecture with random weights, as in `seamless_vae.py`, here on 256 px in float32.
 """
 
 import argparse
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from seamless_vae import FULL_WIDTH, ROOT, difference, in_own_process, save_original_names
+from seamless_vae import FULL_WIDTH, ROOT, difference, in_own_process
 from torch import Tensor, nn
 
 METHODS = ("ComfyUI untiled", "ComfyUI tiled", "ComfyUI seamless")
 NODES = {"decode": "OneStepSRVAEDecode", "encode": "OneStepSRVAEEncode"}
-SIDE, TILE = 256, 16  # in pixels, in latent pixels
+SIDE, TILE = 256, 128  # in pixels
 SHOWN_SIDE, GAP = 360, 8
 
 
@@ -37,7 +37,6 @@ def options(comfyui: Path) -> argparse.Namespace:
 
 def results(comfyui: Path, direction: str) -> list[Tensor]:
     with tempfile.TemporaryDirectory() as name:
-        save_original_names(Path(name) / "vae.pt")
         return [in_own_process(options(comfyui), method, direction, SIDE, Path(name))[1] for method in METHODS]
 
 

@@ -6,7 +6,8 @@ Where a module only computes with its own weights, some are replaced by smaller 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from functools import reduce
+from itertools import groupby, product
 from typing import Any
 
 import torch
@@ -29,34 +30,66 @@ def convolved(conv: nn.Module, band: Tensor, above: int, below: int, before: Seq
     if own is None:
         return without_halo(_called(conv, band, before), above, below)
     weight, bias = own
-    band = torch.cat([*before, band], 1) if before else band
-    if is_causal(conv):
-        weight = weight[:, :, -1 - len(before) :].transpose(1, 2).flatten(1, 2)  # frames take the place of channels
-    height, width = weight.shape[2] // 2, weight.shape[3] // 2
-    if above and below:  # nothing is padded or computed for the rows around the band
-        return F.conv2d(band, weight, bias, padding=(0, width))
-    return without_halo(F.conv2d(band, weight, bias, padding=(height, width)), above, below)
+    weight = weight[:, :, -1 - len(before) :] if is_causal(conv) else weight.unsqueeze(2)
+    height, width = (side // 2 for side in weight.shape[3:])
+    inside = above and below  # nothing is padded or computed for the rows around the band
+    result = _sum_over_frames([*before, band], weight, bias, (1, 1), (0 if inside else height, width))
+    return result if inside else without_halo(result, above, below)
 
 
-def convolved_frames(conv: nn.Module, frames: list[Tensor], padding: str) -> Tensor:
-    """The convolution of three frames' bands with all borders padded: (1, C, h, W) each -> (1, D, h, W).
+def convolved_frames(conv: nn.Module, frames: list[Tensor], padding: str, above: int = 0, below: int = 0) -> Tensor:
+    """The convolution of three frames' bands, padded at the borders: (1, C, rows, W) each -> (1, D, h, W).
 
-    A few filters at a time, because their weights are copied into another order.
+    above, below: the rows of the result, 0 or 1, that the bands only surround. Some of the frames may be one tensor.
+    A few filters at a time, because their weights are copied.
     """
     own = own_weights(conv, frames[0])
     if own is None:
         stack = torch.stack(frames, 2)
-        return conv(F.pad(stack, (1, 1, 1, 1, 0, 0), mode=padding) if padding == "replicate" else stack)[:, :, 0]
+        outside = F.pad(stack, (1, 1, 1, 1, 0, 0), mode=padding) if padding == "replicate" else stack
+        return without_halo(conv(outside)[:, :, 0], above, below)
     weight, bias = own
-    mode = "constant" if padding == "zeros" else padding
-    band, plain = F.pad(torch.cat(frames, 1), (1, 1, 1, 1), mode=mode), unwrapped(conv)
-    at_once = max(1, WEIGHTS_AT_ONCE // weight[0].numel())
+    rows = 0 if above and below else 1
+    if padding != "zeros":
+        outside = {id(frame): F.pad(frame, (1, 1, rows, rows), mode=padding) for frame in frames}
+        frames = [outside[id(frame)] for frame in frames]
+    options = unwrapped(conv).stride[1:], (rows, 1) if padding == "zeros" else (0, 0)
+    at_once = max(1, WEIGHTS_AT_ONCE // weight[0, :, 0].numel())
     biases = [None] * len(weight) if bias is None else bias.split(at_once)
-    parts = [
-        F.conv2d(band, part.transpose(1, 2).flatten(1, 2), shift, plain.stride[1:])
-        for part, shift in zip(weight.split(at_once), biases, strict=False)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    pairs = zip(weight.split(at_once), biases, strict=False)
+    parts = [_sum_over_frames(frames, part, shift, *options) for part, shift in pairs]
+    result = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return without_halo(result, above, below) if rows else result
+
+
+def _sum_over_frames(
+    frames: Sequence[Tensor], weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """The convolution over frames (1, C, h, W) with weight (D, C, frames, 3, 3), quicker than one in three dimensions.
+
+    The weights of neighbours that are one tensor are added.
+    """
+    if frames[0].dtype != torch.float32 and len(frames) > 1:  # sums would round
+        weight = weight.transpose(1, 2).flatten(1, 2)  # frames take the place of channels
+        return _conv2d(torch.cat(list(frames), 1), weight, bias, stride, padding)
+    pairs = zip(frames, weight.unbind(2), strict=True)
+    groups = [tuple(zip(*group, strict=True)) for _, group in groupby(pairs, lambda pair: id(pair[0]))]
+    terms = (
+        _conv2d(same[0], reduce(torch.add, weights), None if index else bias, stride, padding)
+        for index, (same, weights) in enumerate(groups)
+    )
+    return reduce(Tensor.add_, terms)
+
+
+def _conv2d(
+    band: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """On a CPU, weights are copied into the band's layout; a small band takes theirs instead, and then its own."""
+    pixels = band.shape[2] * band.shape[3]
+    if band.device.type == "cpu" and 2 * pixels * sum(weight.shape[:2]) < weight.numel():
+        result = F.conv2d(band.contiguous(), weight, bias, stride, padding)
+        return result.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(band, weight, bias, stride, padding)
 
 
 def _called(conv: nn.Module, band: Tensor, before: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .convolve import convolved_frames, without_halo
+from .convolve import convolved_frames
 from .layers import (
     Attention,
     Fork,
@@ -118,8 +118,9 @@ class FramesForward(BandedForward):
         for top, bottom in self._bands(target.height):
             above, below = min(1, top), min(1, target.height - bottom) if stride == 1 else 0
             rows = (stride * (top - above), min(stride * (bottom + below), window[0].height))
-            band = convolved_frames(layer.conv, [frame.read(*rows) for frame in window], layer.padding)
-            self._write(target, top, without_halo(band, above, below), self.next_norm)
+            bands = {id(frame): frame.read(*rows) for frame in window}
+            seen = [bands[id(frame)] for frame in window]
+            self._write(target, top, convolved_frames(layer.conv, seen, layer.padding, above, below), self.next_norm)
         return target
 
     def _video_norm(self, layer: VideoNorm, source: FeatureMap) -> list[FeatureMap]:

@@ -22,6 +22,8 @@ from ...errors import UserError
 from ...files.temporary import spill_folder
 from .pinned import PinnedMap, Transfers
 
+WITH_STREAMS = ("cuda",)
+
 
 class FeatureMap(Protocol):
     """What layers read and write. Bands are (1, C, rows, W) on the compute device, in the precision of the work."""
@@ -168,7 +170,7 @@ class Store:
         here = height * width * channels * self.dtype.itemsize + self.reserve <= self.workspace
         if not here and self.device.type == "cpu":
             made = FileMap(height, width, channels, self.dtype, spill_folder(self.spill))
-        elif not here and self.device.type == "cuda":
+        elif not here and self.device.type in WITH_STREAMS:
             self.transfers = self.transfers or Transfers(self.device)
             made = PinnedMap(height, width, channels, self.dtype, self.transfers)
         else:

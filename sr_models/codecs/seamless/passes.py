@@ -43,7 +43,7 @@ FAST_BAND_ON_CPU = 6 * 20 * 2**20
 # Larger bands keep a GPU no busier, and would take all memory that is free.
 FAST_BAND = 2 * 2**30
 # With maps in pinned memory, a band's input is loaded and its result stored beside the work on the next band, which
-# takes a third more memory. The first load and the last store of a pass wait for nothing, so bands are not too few.
+# takes up to half more memory. The first load and the last store of a pass wait for nothing, so bands are not too few.
 FEWEST_BANDS = 12
 SCORE_BYTES = 12  # per query and key if attention is not fused: the score, its exponential, and a copy
 
@@ -121,7 +121,7 @@ class BandedForward:
         fast = FAST_BAND_ON_CPU if self.store.device.type == "cpu" else FAST_BAND
         rows = min(rows, max(COMFORTABLE_ROWS, fast // row))
         if self.store.transfers is not None:
-            rows = max(1, min(rows * 3 // 4, max(COMFORTABLE_ROWS, height // FEWEST_BANDS)))
+            rows = max(1, min(rows * 2 // 3, max(COMFORTABLE_ROWS, height // FEWEST_BANDS)))
         for top, bottom in even_bands(height, rows, step):
             self.store.prepare((bottom - top + around) * row)
             yield top, bottom

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,9 +18,12 @@ from .options import AtLeastZero, ModelOptions, OpeningOptions, Output, Place, S
 from .terminal import FileAndTileBars, say, warn
 
 if TYPE_CHECKING:
+    from ..core.model import SRModel
     from ..core.upscale import Progress
     from ..jobs.job import FileOptions, Job, Outcome
     from ..measures.evaluate import Upscaler
+
+Details = Annotated[list[float], Parameter(show_default=False, validator=Number(gte=0, lte=1))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +122,8 @@ class Upscale:
 
         opened = open_model(choice, lambda sentence: warn(f"Warning: {sentence}"))
         # Bad values are refused here once, not for every file.
-        if self.detail is not None and opened.model.detail is None:
-            raise UserError(f"{opened.model.recipe.title} has no --detail: leave it out.")
+        if self.detail is not None:
+            require_detail(opened.model)
         latent_tile(opened.model.recipe, opened.model.codec.factor, options.upscale.tile, options.upscale.overlap)
         say(opened.family.licence_notice)
         if choice.tagger is not None:
@@ -153,6 +158,12 @@ class Upscale:
         return 1 if counts["failed"] else 0
 
 
+def require_detail(model: SRModel) -> None:
+    """Raises UserError for a model without a position between faithful and detailed."""
+    if model.detail is None:
+        raise UserError(f"{model.recipe.title} has no --detail: leave it out.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Compare models with bicubic and Lanczos: distances to HR, fine detail, artifacts, seconds per image."""
@@ -161,6 +172,8 @@ class Evaluate:
     "HR pictures, sides multiples of 4."
     model: Annotated[list[str], Parameter(show_default="bundled")] = field(default_factory=lambda: ["bundled"])
     "`bundled` or a file; may be given several times."
+    detail: Details = field(default_factory=list)
+    "From 0 (faithful) to 1 (detailed), for models with both; by default their own. May be given several times."
     opening: OpeningOptions = field(default_factory=OpeningOptions)
     perceptual: Path | None = None
     "Folder with the weights of LPIPS (alex.pth, vgg.pth, torchvision's AlexNet and VGG16) and DISTS."
@@ -173,7 +186,7 @@ class Evaluate:
 
         from ..measures import evaluate
 
-        upscalers = {**evaluate.BASELINES, **{name: self._upscaler(name) for name in self.model}}
+        upscalers = {**evaluate.BASELINES, **dict(chain.from_iterable(map(self._upscalers, self.model)))}
         distances = evaluate.find_distances(self.perceptual)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("results", total=None)
@@ -185,7 +198,9 @@ class Evaluate:
         if self.json_file is not None:
             self.json_file.write_text(evaluate.to_json(rows))
 
-    def _upscaler(self, model: str) -> Upscaler:
+    def _upscalers(self, model: str) -> Iterator[tuple[str, Upscaler]]:
+        """One for each detail, with its name. Raises UserError for a detail of a model without it."""
+        from ..core.options import UpscaleOptions
         from ..core.tile_policy import TilePolicy
         from ..core.upscale import upscale
         from ..jobs.model_choice import ModelChoice, open_model
@@ -193,4 +208,9 @@ class Evaluate:
         opening = self.opening
         choice = ModelChoice(model, opening.autoencoder, device=opening.device, dtype=opening.dtype)
         opened, policy = open_model(choice), TilePolicy()
-        return lambda image: upscale(opened.model, image, policy=policy)
+        if self.detail:
+            require_detail(opened.model)
+        for detail in self.detail or [None]:
+            options = UpscaleOptions(detail=detail)
+            name = model if detail is None else f"{model}, detail {detail:g}"
+            yield name, partial(upscale, opened.model, options=options, policy=policy)

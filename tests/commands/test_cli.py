@@ -17,7 +17,12 @@ import small_students
 import small_unet
 import torch
 from limits import HANGING_SECONDS
+from onestep_sr.sr_models.commands.upscale import Evaluate
+from onestep_sr.sr_models.core.devices import default_dtype
+from onestep_sr.sr_models.core.options import UpscaleOptions
+from onestep_sr.sr_models.core.upscale import upscale
 from onestep_sr.sr_models.families import bundled, conv_sr
+from onestep_sr.sr_models.families.loading import load
 from onestep_sr.sr_models.networks.conv_sr import ConvSR, ConvSRConfig
 from PIL import Image
 from places import PHOTOS, ROOT
@@ -323,3 +328,12 @@ def test_a_full_disk_ends_in_one_sentence(tmp_path: Path) -> None:
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_evaluate_compares_a_model_at_several_details(tmp_path) -> None:
+    picture = torch.rand(1, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+    found = dict(Evaluate(folder=tmp_path, detail=[0.0, 0.5])._upscalers("bundled"))
+    assert list(found) == ["bundled, detail 0", "bundled, detail 0.5"]
+    for detail, upscaler in zip((0.0, 0.5), found.values(), strict=True):
+        expected = upscale(load(dtype=default_dtype(torch.device("cpu"))).model, picture, UpscaleOptions(detail=detail))
+        assert torch.equal(upscaler(picture), expected)

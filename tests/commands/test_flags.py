@@ -33,7 +33,7 @@ FLAGS = {
     "models": "--folder",
     "download": "--name --to --sha256 --hash=True --no-hash",
     "convert": "--lora! --output! -o --embeddings",
-    "evaluate": "--folder! --model=bundled --autoencoder --device=auto --dtype=auto --perceptual --json",
+    "evaluate": "--folder! --model=bundled --detail --autoencoder --device=auto --dtype=auto --perceptual --json",
     "prepare": """--folder! --output! -o --base! --crop=512 --crops=4 --shard=64 --seed=0 --captions=True --no-captions
         --embeddings --null-embeddings --lr --targets --device=auto --precision=no --workers=2""",
     "train faithful": f"""--data! {TRAINING.replace("=30000", "=24000")} --warmup=200 --best=psnr --lpips --musiq

@@ -63,14 +63,6 @@ class Case:
     tagger: bool = False
 
 
-def saved(content: Callable[[Path], Any]) -> Callable[[Path, Path], Path]:
-    def write(base: Path, folder: Path) -> Path:
-        torch.save(content(base), folder / "lora.pkl")
-        return folder / "lora.pkl"
-
-    return write
-
-
 def write_seesr(base: Path, folder: Path) -> Path:
     import small_seesr
 
@@ -92,16 +84,12 @@ def predictor(base: Path) -> dict[str, Tensor]:
 def cases() -> dict[str, Case]:
     import small_peft
 
-    pisa_sr = saved(small_peft.pisa_sr)
+    pisa_sr, *others = small_peft.WRITERS
     return {
-        EQUAL: Case(pisa_sr),
-        FREE: Case(pisa_sr, STRENGTHS),
-        "OSEDiff": Case(saved(small_peft.osediff)),
-        "HYPIR": Case(saved(small_peft.hypir)),
-        "OMGSR-S": Case(lambda base, folder: small_peft.write_omgsr(folder, small_peft.omgsr(base))),
-        "S3Diff": Case(lambda base, folder: small_peft.write_s3diff(folder, *small_peft.s3diff(base))),
-        "InvSR": Case(saved(predictor)),
-        "GDPO-SR": Case(small_peft.write_gdpo),
+        EQUAL: Case(small_peft.WRITERS[pisa_sr]),
+        FREE: Case(small_peft.WRITERS[pisa_sr], STRENGTHS),
+        **{name: Case(small_peft.WRITERS[name]) for name in others},
+        "InvSR": Case(small_peft.saved(predictor)),
         "TAD-SeeSR": Case(write_seesr, tagger=True),
     }
 

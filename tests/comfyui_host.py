@@ -40,6 +40,12 @@ def installed_hosts() -> list[Path]:
     return [folder for folder in folders if (folder / "main.py").is_file() and interpreter(folder)]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def interpreter(folder: Path) -> str | None:
     if "COMFYUI_PYTHON" in os.environ:
         return os.environ["COMFYUI_PYTHON"]
@@ -114,9 +120,7 @@ def start(folder: Path, base: Path, device: Sequence[str] = ("--cpu",)) -> Host:
     if not (base / PACK).exists():
         (base / PACK).symlink_to(ROOT, target_is_directory=True)
     (base / "paths.yaml").write_text(f"elsewhere:\n  base_path: {base}/elsewhere\n  onestep_sr: models\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = [*device, "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch", "--disable-api-nodes"]
     if "COMFYUI_FRONT_END" in os.environ:
         options += ["--front-end-root", os.environ["COMFYUI_FRONT_END"]]

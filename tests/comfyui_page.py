@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,17 @@ RECTANGLES = {
         return { type: node.type, x, y, width, height }
     })""",
 }
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """Chromium without a window. A test that needs one is skipped if there is none."""
+    if CHROMIUM is None:
+        pytest.skip("no browser: install Chromium, or name one with CHROMIUM_PATH")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield running
+        running.close()
 
 
 def open_page(page: Page, host: Host) -> None:

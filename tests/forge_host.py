@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from comfyui_host import free_port
 from limits import HANGING_SECONDS
 from places import HOST_SCRIPTS
 
@@ -77,9 +77,7 @@ class WebUI:
     @contextmanager
     def page(self, data: Path) -> Iterator[str]:
         """A running server with its own data folder; gives the page's address."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         # gradio serves files below real paths only, and Forge Neo's page needs those of its own folder.
         folder = self.folder.resolve()
         command = [self.interpreter, "launch.py", "--skip-prepare-environment", "--skip-install", *OPTIONS]

@@ -348,3 +348,24 @@ def merged(base: Path, content: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
     """OSEDiff's second layout: both networks, with the LoRA merged in float64."""
     unet, vae = osediff_networks(base, content)
     return {"vae": vae.float().state_dict(), "unet": unet.float().state_dict()}
+
+
+def saved(content: Callable[[Path], Any]) -> Callable[[Path, Path], Path]:
+    """Writes the content for a base into a folder, as one file."""
+
+    def write(base: Path, folder: Path) -> Path:
+        torch.save(content(base), folder / "lora.pkl")
+        return folder / "lora.pkl"
+
+    return write
+
+
+# By family: the base's folder and a new one for the files -> the file or folder to open.
+WRITERS: dict[str, Callable[[Path, Path], Path]] = {
+    "PiSA-SR": saved(pisa_sr),
+    "OSEDiff": saved(osediff),
+    "HYPIR": saved(hypir),
+    "OMGSR-S": lambda base, folder: write_omgsr(folder, omgsr(base)),
+    "S3Diff": lambda base, folder: write_s3diff(folder, *s3diff(base)),
+    "GDPO-SR": write_gdpo,
+}

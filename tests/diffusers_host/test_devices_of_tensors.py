@@ -26,22 +26,9 @@ MOST_COPIES = 20  # of one picture in one tile; each would cost a GPU some of it
 PER_PICTURE = {"S3Diff": 2 * 285}  # halves of its LoRA, which is merged for every picture
 
 
-def saved(content: Callable[[Path], Any]) -> Callable[[Path, Path], Path]:
-    def write(base: Path, folder: Path) -> Path:
-        torch.save(content(base), folder / "lora.pkl")
-        return folder / "lora.pkl"
-
-    return write
-
-
 FAMILIES: dict[str, Callable[[Path, Path], Path]] = {
-    "PiSA-SR": saved(small_peft.pisa_sr),
-    "OSEDiff": saved(small_peft.osediff),
-    "HYPIR": saved(small_peft.hypir),
-    "OMGSR-S": lambda base, folder: small_peft.write_omgsr(folder, small_peft.omgsr(base)),
-    "S3Diff": lambda base, folder: small_peft.write_s3diff(folder, *small_peft.s3diff(base)),
-    "InvSR": saved(lambda base: small_invsr.predictor().state_dict()),
-    "GDPO-SR": small_peft.write_gdpo,
+    **small_peft.WRITERS,
+    "InvSR": small_peft.saved(lambda base: small_invsr.predictor().state_dict()),
     "TAD-SeeSR": small_seesr.write_networks,
 }
 

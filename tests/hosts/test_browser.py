@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from comfyui_host import HOW_TO_GET_ONE, Host, installed_hosts, start, stop
 from comfyui_page import (
-    CHROMIUM,
     CLASSIC,
     LOOKS,
     NODES_2,
@@ -30,6 +29,7 @@ from comfyui_page import (
     open_template,
     playwright,
     press_run,
+    running_browser,
     set_widget,
     settled,
     settled_box,
@@ -41,7 +41,6 @@ from places import PHOTOS, ROOT, template
 from publisher import CONTENT, Publisher, serve
 
 HOSTS = installed_hosts()
-HOW_TO_GET_A_BROWSER = "no browser: install Chromium, or name one with CHROMIUM_PATH"
 expect = playwright.expect
 expect.set_options(timeout=WAIT)
 OURS = "/extensions/onestep_sr/"
@@ -80,12 +79,8 @@ def host(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip(HOW_TO_GET_A_BROWSER)
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with running_browser() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from comfyui_page import CHROMIUM, WAIT, Browser, Page, playwright
+from comfyui_page import WAIT, Browser, Page, running_browser
 from forge_host import HOSTS
 from onestep_sr.sr_models.core.options import UpscaleOptions
 from onestep_sr.sr_models.core.upscale import upscale
@@ -26,12 +26,8 @@ pytestmark = pytest.mark.host
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no browser: install Chromium, or name one with CHROMIUM_PATH")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with running_browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="module", params=HOSTS)
